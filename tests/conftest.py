@@ -1,0 +1,102 @@
+"""Fixtures that several test folders share."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and the real small model (UPO_SHARED, by default ../shared)."""
+    folder = (ROOT / os.environ.get("UPO_SHARED", "../shared")).resolve()
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real data at {folder}; set UPO_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared: Path) -> str:
+    """Folder of the pre-trained 260k-parameter Llama."""
+    folder = shared / "models" / "stories260k"
+    if not folder.is_dir():
+        pytest.skip(f"no model at {folder}")
+    return str(folder)
+
+
+# Ranks come out of a fork server that has imported everything and has never run a thread pool: forking out of pytest
+# itself can deadlock, starting an interpreter costs seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["upo.cli", "transformers.models.llama.modeling_llama"])
+
+
+def _enter(args: Sequence[str], folder: str, log: str, env: dict[str, str]) -> None:
+    os.environ.update(env)
+    os.chdir(folder)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.argv[0] = "upo.fit"
+    import torch
+
+    from upo.cli import main
+
+    torch.set_num_threads(1)
+    main(args)
+
+
+class Finished:
+    """How a command ended: `code` of rank 0 and what all ranks printed."""
+
+    def __init__(self, code: int | None, text: str):
+        self.code, self.text = code, text
+
+
+@pytest.fixture
+def upo_fit(tmp_path: Path) -> Callable[..., Finished]:
+    """`upo_fit(*args, ranks=1, kill_when=None)`: runs `python -m upo.fit` in its own processes, in `tmp_path`.
+
+    `kill_when`: a function without arguments; all ranks get `signal_` as soon as it returns true.
+    """
+
+    def run(
+        *args: str, ranks: int = 1, kill_when: Callable[[], bool] | None = None, signal_: int = signal.SIGKILL
+    ) -> Finished:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        log = tmp_path / f"log{len(list(tmp_path.glob('log*')))}.txt"
+        processes = []
+        for rank in range(ranks):
+            env = {"UPO_SHARED": str((ROOT / os.environ.get("UPO_SHARED", "../shared")).resolve())}
+            if ranks > 1:
+                env |= {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "GROUP_RANK": "0",
+                    "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                    "TORCHELASTIC_RUN_ID": "test",
+                }  # fmt: skip
+            processes.append(_server.Process(target=_enter, args=(list(map(str, args)), str(tmp_path), str(log), env)))
+            processes[-1].start()
+        deadline = time.monotonic() + 240
+        while any(p.is_alive() for p in processes) and time.monotonic() < deadline:
+            if kill_when is not None and kill_when():
+                kill_when = None
+                for p in processes:
+                    os.kill(p.pid, signal_)
+            time.sleep(0.02)
+        for p in processes:
+            p.join(1)
+            if p.is_alive():
+                p.kill()
+        return Finished(processes[0].exitcode, log.read_text() if log.exists() else "")
+
+    return run

@@ -1,0 +1,39 @@
+"""Attention by segments against its eager twin: scaled dot-product attention under the dense mask."""
+
+import pytest
+import torch
+from tiny import arrange, units
+from torch.nn.functional import scaled_dot_product_attention
+
+from upo.ops.prefix_attention import prefix_attention, segments
+
+WORK = units([(5, (3, 1)), (1, (4,)), (30, (2, 2, 6)), (3, (1,)), (40, (9, 9))])  # two rows of 64, one with padding
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_equals_the_dense_mask_in_value_and_gradient(heads: int) -> None:
+    responses = arrange(WORK)
+    rows, width = responses.input_ids.shape
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(rows, h, width, 8, dtype=torch.float64) for h in (4, heads, heads, 4))
+    for x in (q, k, v):
+        x.requires_grad_()
+    real = (responses.prompt_of >= 0)[:, None, :, None]
+    plan = segments(responses)
+    got = prefix_attention(None, q, k, v, None, segments=plan, scaling=0.3)[0].transpose(1, 2)
+    expected = scaled_dot_product_attention(
+        q, k, v, attn_mask=responses.attention_mask, scale=0.3, enable_gqa=heads < 4
+    )
+    torch.testing.assert_close(got * real, expected * real, rtol=1e-12, atol=1e-12)
+    mine = torch.autograd.grad((got * real * grad).sum(), (q, k, v), retain_graph=True)
+    theirs = torch.autograd.grad((expected * real * grad).sum(), (q, k, v))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert plan.calls == 1
+
+
+def test_every_input_token_belongs_to_one_piece() -> None:
+    responses = arrange(WORK)
+    plan = segments(responses)
+    assert sum(plan.sizes) == responses.input_ids.numel()
+    assert sum(m is not None for m in plan.masks) == sum(n > 1 for n in responses.lengths.tolist())

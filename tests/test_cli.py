@@ -1,0 +1,214 @@
+"""The command line: what a run leaves behind, what it refuses, and how it says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+import yaml
+
+from upo.cli import main
+
+CONFIG = """
+model:
+  class_path: DPO
+  init_args:
+    policy: {path: "${oc.env:UPO_SHARED}/models/stories260k"}
+    reference: FrozenReference
+data:
+  sources:
+    - {name: hh, path: Anthropic/hh-rlhf, local: "${oc.env:UPO_SHARED}/data/hh", limit: 40}
+  validation: 8
+  max_length: 200
+  overlong: [truncate_prompt_left, truncate_response]
+  pairs_per_step: 8
+trainer: {max_steps: 3, accelerator: cpu, enable_progress_bar: false}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("UPO_SHARED", str(shared))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_dpo.yaml").write_text(CONFIG)
+    return "tiny_dpo.yaml"
+
+
+def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
+    """What a wrong command prints: at most three lines, exit code 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(args)
+    assert exit_.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert text.startswith("error: ") and len(text.splitlines()) <= 3, text
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (["--model.betta", "3"], "did you mean `beta`?"),
+        (["--model.beta", "-3"], "model.beta"),
+        (["--model.beta", "high"], "model.beta"),
+        (["--model", "DPOO"], "did you mean `DPO`?"),
+        (["--model.policy.pathh", "x"], "did you mean `path`?"),
+        (["--model.reference", "null"], "set `model.reference: FrozenReference`"),
+        (["--trainer.max_stepz", "3"], "did you mean `max_steps`?"),
+        (["--data.max_lenght=3"], "did you mean `max_length`?"),
+        (["--data.max_length", "9999"], "beyond the model's context of 512 tokens"),
+        (["--model.policy.path", "no/such/folder"], "no tokenizer at `no/such/folder`"),
+        (["--trainer.accumulate_grad_batches", "4"], "data.pairs_per_step"),
+        (["--ckpt_path", "last"], "no checkpoint in"),
+        (["--ckpt_path", "nowhere.ckpt"], "no such file nowhere.ckpt"),
+        (["--after", "[nowhere.yaml]"], "no such file nowhere.yaml"),
+        (["--model", "UPO", "--model.reward_weights", "{politeness: 1}"], "politeness"),
+    ],
+)
+def test_mistakes_get_a_sentence(override: list[str], expected: str, config: str, capsys) -> None:
+    assert expected in refused(capsys, "--config", config, *override)
+
+
+def test_missing_config(capsys, tmp_path: Path) -> None:
+    assert "nope.yaml" in refused(capsys, "--config", str(tmp_path / "nope.yaml"))
+
+
+def test_source_that_does_not_fit_the_method(config: str, capsys, tmp_path: Path) -> None:
+    """Responses that are all undesirable hold no pair."""
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b", "label": false}\n' * 3)
+    source = "[{name: trl, path: bad.jsonl}]"
+    text = refused(capsys, "--config", config, "--data.sources", source, "--data.validation", "0")
+    assert "pair of responses of different preference" in text
+
+
+def test_a_malformed_line_is_named(config: str, capsys, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", \n')
+    text = refused(capsys, "--config", config, "--data.sources", "[{name: trl, path: bad.jsonl}]")
+    assert "bad.jsonl:2" in text
+
+
+def test_a_run_leaves_a_folder(config: str, capsys, tmp_path: Path) -> None:
+    main(["--config", config])
+    folder = tmp_path / "runs" / "tiny_dpo"
+    files = {p.name for p in folder.iterdir()}
+    expected = {"config.yaml", "metrics.csv", "data_report.json", "environment.json", "curves.png", "summary.json"}
+    assert expected | {"checkpoints"} <= files
+    columns = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert columns[0] == "step"
+    for name in ("train/loss", "train/rewards/accuracies", "train/logps/chosen", "train/grad_norm", "val/loss"):
+        assert name in columns
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {"val/loss", "val/rewards/accuracies", "val/rewards/margins"} <= set(summary)
+    report = json.loads((folder / "data_report.json").read_text())
+    kept, dropped = report["hh"]["kept"], report["hh"]["dropped"]
+    assert kept["examples"] == 40 == kept["train pairs"] + kept["validation pairs"] + dropped["too long"]
+
+    checkpoint = torch.load(next((folder / "checkpoints").glob("*.ckpt")), weights_only=True)
+    assert not [k for k in checkpoint["state_dict"] if "reference" in k]
+    assert json.loads(json.dumps(checkpoint["config"])) == checkpoint["config"], "plain types"
+    assert checkpoint["config"]["model"]["init_args"]["beta"] == 0.1
+    assert checkpoint["PreferenceData"] == {"epoch": 0, "position": 3, "seed": 0}
+
+    # a finished run is not lost by accident, and its config.yaml is the run
+    assert "finished run" in refused(capsys, "--config", config)
+    first = (folder / "metrics.csv").read_text()
+    main(["--config", str(folder / "config.yaml"), "--overwrite", "true"])
+    assert (folder / "metrics.csv").read_text() == first
+
+
+def test_unfinished_and_foreign_folders(config: str, capsys, tmp_path: Path) -> None:
+    main(["--config", config])
+    (tmp_path / "runs" / "tiny_dpo" / "summary.json").unlink()
+    assert "--ckpt_path last" in refused(capsys, "--config", config)
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter1.txt").write_text("...")
+    args = ("--config", config, "--overwrite", "true", "--trainer.default_root_dir", str(foreign))
+    assert "does not look like a run folder" in refused(capsys, *args)
+    assert (foreign / "chapter1.txt").exists()
+
+
+def test_seed_everything_changes_the_order_and_not_the_split(config: str, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        main(["--config", config, "--seed_everything", str(seed), "--trainer.default_root_dir", f"seed{seed}"])
+    reports = [json.loads((tmp_path / f"seed{s}" / "data_report.json").read_text()) for s in (0, 1)]
+    assert reports[0] == reports[1]
+    rows = [(tmp_path / f"seed{s}" / "metrics.csv").read_text().splitlines()[2] for s in (0, 1)]
+    assert rows[0] != rows[1]
+
+
+def test_help_holds_our_docstrings(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--model.help", "UPO"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("weight of the auxiliary term", "tau is [C]", "risk aversion", "the model to train"):
+        assert " ".join(words.split()) in " ".join(text.split()), words
+
+
+def test_wandb_offline_keeps_its_run_id(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
+    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "test", "save_dir": "."}}
+    raw = yaml.safe_load(CONFIG)
+    raw["trainer"]["logger"] = logger
+    Path(config).write_text(yaml.safe_dump(raw))
+    main(["--config", config])
+    wandb.finish()
+    folder = tmp_path / "runs" / "tiny_dpo"
+    run_id = (folder / "wandb_id.txt").read_text()
+    (folder / "summary.json").unlink()
+    main(["--config", config, "--ckpt_path", "last", "--trainer.max_steps", "4"])
+    wandb.finish()
+    assert (folder / "wandb_id.txt").read_text() == run_id
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}"))) == 2
+    assert (folder / "metrics.csv").exists(), "the CSV is always there"
+
+
+STAGES = {
+    "first.yaml": """
+model:
+  class_path: SFT
+  init_args:
+    policy:
+      config: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+               num_key_value_heads: 2, max_position_embeddings: 128}
+      tokenizer: upo.data.sources.world.tokenizer
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
+data: {sources: [{name: world, options: {n: 64}}], validation: 16, max_length: 96, pairs_per_step: 16}
+trainer: {default_root_dir: runs/first, accelerator: cpu, enable_progress_bar: false}
+""",
+    "second.yaml": """
+after: [first.yaml]
+model:
+  class_path: DPO
+  init_args: {policy: {path: runs/first/export}, reference: FrozenReference}
+data: {sources: [{name: world, options: {n: 64}}], validation: 16, max_length: 96, pairs_per_step: 16}
+trainer: {default_root_dir: runs/second, accelerator: cpu, enable_progress_bar: false}
+evaluation:
+  prompts: 8
+  max_new_tokens: 8
+  judge: {class_path: Function, init_args: {path: "upo.data.sources.world:preference"}}
+""",
+}
+
+
+def test_stages_chain_and_end_with_an_evaluation(upo_fit, tmp_path: Path) -> None:
+    """No shared folder is needed: the synthetic world, a model from scratch, its export, DPO from there."""
+    for name, text in STAGES.items():
+        (tmp_path / name).write_text(text)
+    done = upo_fit("--config", "second.yaml")
+    assert done.code == 0, done.text
+    assert (tmp_path / "runs/first/summary.json").exists()
+    assert (tmp_path / "runs/first/export/model.safetensors").exists()
+    summary = json.loads((tmp_path / "runs/second/summary.json").read_text())
+    for name in ("val/loss", "policy/kl", "policy/win_rate_vs_reference", "policy/win_rate_vs_reference_low"):
+        assert name in summary
+    assert "policy/win_rate_vs_chosen_n" in summary and summary["policy/win_rate_vs_chosen_n"] == 8
+    first = (tmp_path / "runs/first/metrics.csv").stat().st_mtime_ns
+    again = upo_fit("--config", "second.yaml", "--overwrite", "true")
+    assert again.code == 0, again.text
+    assert (tmp_path / "runs/first/metrics.csv").stat().st_mtime_ns == first, "a finished stage is not trained again"

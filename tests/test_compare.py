@@ -1,0 +1,164 @@
+"""Comparison of run folders: grouping, pairing, errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from upo.compare import compare, main
+from upo.comparison import grouped, read_run
+
+SETTINGS = {"judge": "Sentiment 1", "max_new_tokens": 16, "seed": 0}
+
+
+def run_folder(
+    folder: Path, method: str, seed: int, shift: float, beta: float = 0.1, reference: float = 0.4, **settings
+) -> Path:
+    """A finished run whose objective lies `shift` above hard and easy prompts; prompts are its seed's own."""
+    config = {
+        "seed_everything": seed,
+        "model": {"class_path": f"upo.methods.{method}", "init_args": {"beta": beta}},
+        "data": {"sources": [{"name": "hh"}], "seed": seed},
+        "trainer": {"max_epochs": 1, "default_root_dir": str(folder)},
+        "evaluation": {"samples": seed},
+    }
+    rng = np.random.default_rng(seed)
+    ease = rng.normal(size=60)  # the same for all methods
+    rows = [
+        {
+            "prompt": f"{seed}: {i}",
+            "policy": {
+                "objective": x + shift + 0.05 * y,
+                "rewards/plain": x,
+                "win_rate_vs_reference": float(y > -shift),
+                "kl": 3 * shift + 0.1 * y,
+                "tokens": 20.0,
+            },
+            "reference": {"objective": x + reference, "tokens": 20.0},
+        }
+        for i, (x, y) in enumerate(zip(ease, rng.normal(size=60), strict=True))
+    ]
+    pairs = [{"prompt": f"{seed}: {i}", "rewards/accuracies": float(i % 3 > 0)} for i in range(60)]
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / "summary.json").write_text("{}")
+    content = {
+        "settings": SETTINGS | settings,
+        "prompts": rows,
+        "pairs": pairs,
+        "metrics": {"policy/distinct_2": 0.4},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    shifts = {"UPO": 0.5, "KTO": 0.3}
+    return [
+        run_folder(tmp_path / f"x_{method.lower()}_seed{seed}", method, seed, shift + 0.01 * seed)
+        for method, shift in shifts.items()
+        for seed in range(3)
+    ]
+
+
+def test_runs_that_differ_in_their_seed_are_one_row(runs: list[Path], tmp_path: Path) -> None:
+    other = run_folder(tmp_path / "other", "UPO", 0, 0.5, beta=0.2)
+    groups = grouped([read_run(run) for run in [*runs, other]])
+    assert [(g.name, g.method, g.seeds) for g in groups] == [
+        ("x_upo", "UPO", [0, 1, 2]),
+        ("x_kto", "KTO", [0, 1, 2]),
+        ("other", "UPO", [0]),
+    ]
+
+
+def test_differences_are_paired_by_prompt_and_seed(runs: list[Path], tmp_path: Path) -> None:
+    content = compare(runs)
+    assert content["baseline"] == "x_upo"
+    found = content["minus_baseline"]["x_kto"]["objective"]
+    assert found["mean"] == pytest.approx(-0.2)
+    assert found["low"] == pytest.approx(found["high"])  # prompt by prompt and seed by seed it is the same
+    row = content["rows"][1]["figures"]["objective"]
+    assert row["high"] - row["low"] > 0.2  # though prompts differ much
+    own = content["minus_reference"]["x_upo"]["objective"]
+    assert 0.05 < own["low"] < own["mean"] < own["high"] < 0.2
+    assert content["rows"][0]["name"] == "reference" and "kl" not in content["rows"][0]["figures"]
+    accuracy = content["rows"][1]["figures"]["val/rewards/accuracies"]
+    assert accuracy["mean"] == pytest.approx(2 / 3) and accuracy["n"] == 180
+    assert json.loads((tmp_path / "comparison.json").read_text()) == content
+    assert (tmp_path / "comparison.png").stat().st_size > 5000
+
+
+def test_without_a_common_seed_prompts_still_pair(tmp_path: Path) -> None:
+    first, second = (run_folder(tmp_path / name, "DPO", 1, 0.5, beta=b) for name, b in (("a", 0.1), ("b", 0.2)))
+    config = json.loads((second / "config.yaml").read_text()) | {"seed_everything": 7}
+    (second / "config.yaml").write_text(json.dumps(config))
+    found = compare([first, second])["minus_baseline"]["b"]["objective"]
+    assert (found["mean"], found["n"]) == (0, 60)
+
+
+def test_the_table_shows_the_trade_side_by_side(runs: list[Path], tmp_path: Path, capsys) -> None:
+    main([*map(str, runs), "--baseline", str(runs[3]), "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    traded = ("win vs reference", "objective", "KL, nats")
+    places = [next(i for i, x in enumerate(lines) if name in x) for name in traded]
+    assert places == list(range(places[0], places[0] + 3))
+    assert any("minus x_kto" in line for line in lines)
+    assert "0.200 ±0.000*" in [x for x in lines if "objective" in x][-1]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"comparison.json", "comparison.png"}
+    main([str(p) for p in sorted((tmp_path / "out").iterdir())] + [*map(str, runs), "--out", str(tmp_path / "out")])
+
+
+def test_unlike_evaluations_are_pointed_out(runs: list[Path], tmp_path: Path, capsys) -> None:
+    compare([*runs, run_folder(tmp_path / "y", "DPO", 0, 0.1, max_new_tokens=99)])
+    assert "evaluated with different max_new_tokens" in capsys.readouterr().err
+
+
+def test_errors_say_what_to_do(runs: list[Path], tmp_path: Path, capsys) -> None:
+    def error(*args) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in args])
+        assert end.value.code == 2
+        text = capsys.readouterr().err
+        assert text.startswith("error: ") and len(text.splitlines()) <= 3
+        return text
+
+    assert "is no run folder" in error(tmp_path)
+    assert "the same run with the same seed" in error(runs[0], runs[0])
+    assert "is none of the runs" in error(runs[0], "--baseline", runs[3])
+    assert "no such experiment" in error("none.yaml")
+    (runs[1] / "evaluation.json").unlink()
+    assert f"python -m upo.evaluate {runs[1]}" in error(runs[1])
+    (runs[1] / "summary.json").unlink()
+    assert "--ckpt_path last" in error(runs[1])
+    assert "runs" in error()
+
+
+def test_experiments_are_trained_where_missing(tmp_path: Path, monkeypatch) -> None:
+    """Each seed once; a started run is continued, a finished one left alone."""
+    (tmp_path / "x.yaml").write_text("trainer: {default_root_dir: runs/x}\n")
+    monkeypatch.chdir(tmp_path)
+    run_folder(Path("runs/x_seed0"), "UPO", 0, 0.5)
+    Path("runs/x_seed2/checkpoints").mkdir(parents=True)
+    Path("runs/x_seed2/checkpoints/step=1.ckpt").write_text("")
+    calls = []
+
+    def fit(command, **_):
+        calls.append(command[3:])
+        seed = int(command[command.index("--seed_everything") + 1])
+        folder = Path(command[command.index("--trainer.default_root_dir") + 1])
+        run_folder(Path("made") / folder.name, "UPO", seed, 0.5)
+        folder.mkdir(exist_ok=True)
+        for file in (Path("made") / folder.name).iterdir():
+            file.rename(folder / file.name)
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("upo.compare.subprocess.run", fit)
+    content = compare([Path("x.yaml")], seeds=3)
+    base = ["--config", "x.yaml", "--seed_everything"]
+    assert calls == [
+        [*base, "1", "--trainer.default_root_dir", "runs/x_seed1"],
+        [*base, "2", "--trainer.default_root_dir", "runs/x_seed2", "--ckpt_path", "last"],
+    ]
+    assert content["rows"][1]["seeds"] == [0, 1, 2]

@@ -1,0 +1,237 @@
+"""Evaluation: figures against their definitions, and the same ones again from a checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from upo.data.module import PreferenceData
+from upo.data.source import Source
+from upo.evaluate import Evaluation, main
+from upo.measure import distinct_prompts, held_out_examples
+from upo.methods import DPO, SFT
+from upo.policy import Policy
+from upo.reference import FrozenReference
+from upo.rewards import Sentiment, Words
+from upo.sampling import sample
+
+WORDS = ("happy", "sad", "big", "little", "bad", "good", "lost", "kind", "dark", "red", "old", "new")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Story pairs in TRL's format; every fourth prompt has two pairs."""
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = []
+    for i, (a, b) in enumerate((a, b) for a in WORDS for b in WORDS):
+        prompt = f"Once upon a time, there was a {a} {b} dog."
+        rows += [
+            {"prompt": prompt, "chosen": f" He was {word}.", "rejected": " He cried, he was lost and sad."}
+            for word in ("very happy", "kind")[: 1 + (i % 4 == 0)]
+        ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def data(pairs: Path, **options) -> PreferenceData:
+    source = Source(name="trl", path=str(pairs))
+    return PreferenceData((source,), validation=40, rewards={"length": Words(), "mood": Sentiment()}, **options)
+
+
+def method(kind: type, model: str, noise: float = 0.0, **options):
+    made = kind(Policy(path=model), **options)
+    made.configure_model()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in made.policy.parameters():
+            p += noise * p.std() * torch.randn(p.shape, generator=generator)
+    return made
+
+
+SETTINGS = {"prompts": 24, "max_new_tokens": 16, "judge": Sentiment(), "samples": 1}
+
+
+@pytest.fixture(scope="module")
+def noisy(stories260k: str, pairs: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("noisy")
+    dpo = method(DPO, stories260k, noise=0.1, reference=FrozenReference())
+    figures = Evaluation(**SETTINGS, objective={"length": 0.1, "mood": 2.0}).run(dpo, data(pairs), folder)
+    return dpo, figures, folder
+
+
+def test_figures_are_means_of_what_is_written_by_prompt(noisy) -> None:
+    _, figures, folder = noisy
+    content = json.loads((folder / "evaluation.json").read_text())
+    assert content["metrics"] == figures
+    rows = content["prompts"]
+    assert len({row["prompt"] for row in rows}) == len(rows) == 24
+
+    def mean(writer: str, name: str) -> float:
+        return sum(row[writer][name] for row in rows) / 24
+
+    for writer in ("policy", "reference", "chosen"):
+        for name in ("rewards/length", "rewards/mood", "rewards/judge", "objective", "tokens", "words"):
+            assert figures[f"{writer}/{name}"] == pytest.approx(mean(writer, name)), (writer, name)
+    for row in rows:
+        own, other, best = row["policy"], row["reference"], row["chosen"]
+        assert own["objective"] == pytest.approx(0.1 * own["rewards/length"] + 2 * own["rewards/mood"])
+        for a, b, name in ((own, best, "chosen"), (other, best, "chosen"), (own, other, "reference")):
+            x, y = a["rewards/judge"], b["rewards/judge"]
+            assert a[f"win_rate_vs_{name}"] == (0.5 if x == y else float(x > y))
+    for name in (
+        "policy/win_rate_vs_chosen",
+        "policy/win_rate_vs_reference",
+        "policy/kl",
+        "val/rewards/accuracies",
+    ):
+        assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
+    texts = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    moods = Sentiment()([t["prompt"] for t in texts], [t["policy"] for t in texts])
+    assert moods == [row["policy"]["rewards/mood"] for row in rows]
+
+
+def test_kl_is_the_mean_log_ratio_of_the_policys_samples(noisy, pairs: Path) -> None:
+    dpo, figures, _ = noisy
+    asked = distinct_prompts(held_out_examples(data(pairs)), 24, 0)
+    groups = sample(dpo.policy.model, dpo.policy.tokenizer, [e.prompt for e in asked], max_new_tokens=16, seed=0)
+    ratios = []
+    for (s,) in groups:
+        with torch.no_grad():
+            ours, theirs = (tiny.plain_logps(p, s.prompt_ids, s.ids) for p in (dpo.policy, dpo.reference.model))
+        ratios.append((ours - theirs).sum())
+    assert figures["policy/kl"] == pytest.approx(torch.stack(ratios).mean().item(), abs=1e-3)
+    assert figures["policy/kl"] > 0.1
+
+
+def test_accuracies_count_pairs(noisy, pairs: Path) -> None:
+    dpo, figures, folder = noisy
+    tokenizer = dpo.policy.tokenizer
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    held_out = {e.prompt for e in held_out_examples(data(pairs))}
+    rows = [row for row in rows if row["prompt"] in held_out]
+    assert len(rows) > len(held_out) == 40
+    wins = {"val/ranking/accuracies": [], "val/ranking/accuracies_mean": [], "val/rewards/accuracies": []}
+
+    def ids(text: str) -> list[int]:  # behind a line break, whose tokens are dropped, the space survives
+        anchor = tokenizer("\n", add_special_tokens=False).input_ids
+        return tokenizer("\n" + text, add_special_tokens=False).input_ids[len(anchor) :]
+
+    for row in rows:
+        prompt = tokenizer(row["prompt"]).input_ids
+        sums, means, ratios = [], [], []
+        for text in (row["chosen"], row["rejected"]):
+            response = [*ids(text), tokenizer.eos_token_id]
+            with torch.no_grad():
+                ours, theirs = (tiny.plain_logps(p, prompt, response) for p in (dpo.policy, dpo.reference.model))
+            sums.append(ours.sum())
+            means.append(ours.mean())
+            ratios.append(ours.sum() - theirs.sum())
+        for own, x in zip(wins.values(), (sums, means, ratios), strict=True):
+            own.append(float(x[0] > x[1]))
+    for name, own in wins.items():
+        assert figures[name] == pytest.approx(sum(own) / len(own)), name
+        assert figures[f"{name}_n"] == len(rows)
+    assert len(json.loads((folder / "evaluation.json").read_text())["pairs"]) == len(rows)
+
+
+def test_a_policy_like_its_reference_ties_with_it(stories260k: str, pairs: Path, tmp_path: Path) -> None:
+    dpo, own = method(DPO, stories260k, reference=FrozenReference()), data(pairs)
+    dpo.policy.train()
+    state, before = torch.get_rng_state(), {k: v.clone() for k, v in dpo.policy.state_dict().items()}
+    figures = Evaluation(**SETTINGS).run(dpo, own, tmp_path)
+    assert figures["policy/kl"] == 0
+    assert figures["policy/win_rate_vs_reference"] == figures["val/rewards/accuracies"] == 0.5
+    assert figures["policy/distinct_2"] == figures["reference/distinct_2"]
+    assert "policy/objective" not in figures
+    # and nothing else was touched
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in dpo.policy.state_dict().items())
+    assert dpo.policy.training and not dpo.reference.model.training
+    assert not own.report.to_dict()
+
+
+def test_without_a_reference_its_figures_are_left_out(stories260k: str, pairs: Path, tmp_path: Path) -> None:
+    sft = method(SFT, stories260k)
+    figures = Evaluation(**SETTINGS).run(sft, data(pairs), tmp_path)
+    assert not [n for n in figures if n.startswith("reference/") or "vs_reference" in n or "kl" in n]
+    assert {"val/ranking/accuracies", "policy/win_rate_vs_chosen", "policy/rewards/mood"} <= figures.keys()
+    assert "val/rewards/accuracies" not in figures
+    named = Evaluation(**SETTINGS).run(sft, data(pairs), tmp_path, sft.policy.frozen_copy())
+    assert named["policy/kl"] == 0 and named["val/rewards/accuracies"] == 0.5
+    assert named["policy/rewards/mood"] == figures["policy/rewards/mood"]
+
+
+def test_without_chosen_responses_their_figures_are_left_out(stories260k: str, tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    rows = [{"prompt": f"A {a} {b} dog.", "completion": " He ran.", "label": True} for a in WORDS for b in WORDS]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = Evaluation(**SETTINGS).run(method(SFT, stories260k), data(file), tmp_path)
+    assert not [n for n in figures if "chosen" in n or n.startswith("val/")]
+    assert "policy/rewards/mood" in figures
+
+
+def test_prompts_are_chosen_by_seed_whatever_their_order(pairs: Path) -> None:
+    examples = held_out_examples(data(pairs))
+    some = distinct_prompts(examples, 10, 0)
+    assert [e.prompt for e in some] == [e.prompt for e in distinct_prompts(examples[::-1], 10, 0)]
+    assert [e.prompt for e in some] != [e.prompt for e in distinct_prompts(examples, 10, 1)]
+
+
+YAML = """\
+model:
+  class_path: UPO
+  init_args:
+    policy: {{path: {model}}}
+    reference: FrozenReference
+    reward_weights: {{mood: 1.0}}
+    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 1.0e-3}}}}
+data:
+  sources: [{{name: trl, path: {pairs}}}]
+  validation: 40
+  rewards: {{mood: Sentiment}}
+  rewards_cache: cache
+  max_length: 200
+trainer: {{default_root_dir: run, max_steps: 3, accelerator: cpu, enable_progress_bar: false}}
+evaluation: {{prompts: 20, max_new_tokens: 12, judge: Sentiment, samples: 1}}
+"""
+
+
+def test_a_run_evaluates_itself_and_again_from_its_folder(
+    stories260k: str, pairs: Path, tmp_path: Path, upo_fit, monkeypatch
+) -> None:
+    (tmp_path / "x.yaml").write_text(YAML.format(model=stories260k, pairs=pairs))
+    done = upo_fit("--config", "x.yaml", "--seed_everything", "5")
+    assert done.code == 0, done.text
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    first = (run / "evaluation.json").read_text()
+    assert summary["policy/objective"] == summary["policy/rewards/mood"]
+    assert summary["policy/kl"] != 0
+    monkeypatch.chdir(tmp_path)
+    main(["run"])
+    assert (run / "evaluation.json").read_text() == first
+    assert json.loads((run / "summary.json").read_text()) == summary
+
+    main([stories260k, "--config", "run/config.yaml", "--out", "start"])  # the model that the run started from
+    start = json.loads(Path("start/evaluation.json").read_text())["metrics"]
+    assert start["policy/kl"] == 0 and start["policy/win_rate_vs_reference"] == 0.5
+    assert start["reference/rewards/mood"] == summary["reference/rewards/mood"]
+
+
+MISTAKES = {
+    "nowhere": "has no config.yaml",
+    "nowhere --config none.yaml": "is no configuration",
+    "nowhere --prompts 0": "prompts",
+    "nowhere --judge Sentimentt": "Sentimentt",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_give_one_error(line: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(line.split())
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and MISTAKES[line] in error and len(error.splitlines()) <= 3

@@ -1,0 +1,319 @@
+"""What holds for every method: it learns eight pairs, trains the policy alone, leaves a checkpoint without a reference.
+
+A new method is tested here as soon as `upo.methods.__all__` names it; `EXPECTED` says which metrics it logs.
+"""
+
+import copy
+import gzip
+import inspect
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny import PAIRS, plain_logps
+
+import upo.methods
+from upo.checkpoint import model_from
+from upo.data.layout import Tokens
+from upo.data.module import PreferenceData
+from upo.data.source import Source
+from upo.errors import UserError
+from upo.methods.base import Method
+from upo.methods.upo import AuxiliaryRewards
+from upo.policy import Policy
+from upo.reference import FrozenReference
+from upo.rewards.length import Words
+
+STEPS = 40
+PREFERENCE = {
+    *(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins", "ties")),
+    "logps/chosen",
+    "logps/rejected",
+}
+AUXILIARY = {
+    *(f"loss/{name}" for name in ("preference", "auxiliary", "value")),
+    *(f"objective/{name}" for name in ("chosen", "rejected")),
+    *(f"weights/{name}" for name in ("mean", "max", "p99", "ess")),
+    *(f"value/{name}" for name in ("mean", "explained_variance")),
+}
+EXPECTED = {
+    "SFT": {"nll_per_token", "logps/chosen", "lengths/chosen"},
+    "DPO": PREFERENCE,
+    "KTO": PREFERENCE | {"kl"},
+    "UPO": PREFERENCE | AUXILIARY | {"kl"},
+    "UPODPO": PREFERENCE | AUXILIARY,
+}
+METHODS = [pytest.param(getattr(upo.methods, name), id=name) for name in upo.methods.__all__]
+
+
+@pytest.fixture(scope="session")
+def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of eight short pairs of HH, or of pairs like them where the real ones are missing."""
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    try:
+        real = request.getfixturevalue("shared") / "data/hh/helpful-base.test.jsonl.gz"
+        rows = [json.loads(line) for line in gzip.decompress(real.read_bytes()).decode().split("\n") if line]
+        turns = [r for r in rows if r["chosen"].count("Human:") == 1]
+        rows = sorted(turns, key=lambda r: len(r["chosen"]) + len(r["rejected"]))[10:18]
+    except pytest.skip.Exception:
+        head = "\n\nHuman: {}\n\nAssistant: {}"
+        rows = [{"chosen": head.format(p, c), "rejected": head.format(p, r)} for p, c, r in PAIRS]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+class Watch(pl.Callback):
+    """Metrics of each step, and which parameters had a gradient."""
+
+    def __init__(self):
+        self.rows: list[dict[str, float]] = []
+        self.with_gradient: set[str] = set()
+        self.moved: set[str] = set()
+
+    def on_fit_start(self, trainer, pl_module):
+        self.before = copy.deepcopy(pl_module.state_dict())
+        self.reference = reference_state(pl_module)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.with_gradient |= {n for n, p in pl_module.named_parameters() if p.grad is not None and p.grad.any()}
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.rows.append({name: float(x) for name, x in trainer.callback_metrics.items()})
+
+    def on_train_end(self, trainer, pl_module):
+        after = pl_module.state_dict()
+        self.moved = {name for name, x in self.before.items() if not torch.equal(x, after[name])}
+
+
+def reference_state(method: Method) -> dict[str, torch.Tensor]:
+    if method.reference is None:
+        return {}
+    return copy.deepcopy(method.reference.model.state_dict())
+
+
+def make(kind: type[Method], lr: float = 1e-2) -> Method:
+    config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config |= {"intermediate_size": 48, "max_position_embeddings": 256}
+    options = {"reference": FrozenReference()} if kind.needs_reference else {}
+    if issubclass(kind, AuxiliaryRewards):
+        options |= {"reward_weights": {"length": 0.02}, "value_warmup_steps": 3, "value_dropout": 0.0}
+    torch.manual_seed(0)
+    return kind(
+        Policy(config=config, tokenizer="tiny.tokenizer"),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=lr),
+        scheduler=lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=5),
+        **options,
+    )
+
+
+def fit(
+    kind: type[Method],
+    pairs: str,
+    folder: Path,
+    steps: int = STEPS,
+    lr: float = 1e-2,
+    precision: str = "32-true",
+    **data: object,
+) -> SimpleNamespace:
+    """One step is all eight pairs, in several micro-batches."""
+    method, watch = make(kind, lr), Watch()
+    module = PreferenceData(
+        (Source("hh", path=pairs),),
+        rewards={"length": Words()},
+        rewards_cache=str(folder / "cache"),
+        **{"validation": 0, "max_length": 256, "pairs_per_step": 8, "tokens_per_microbatch": 300} | data,
+    )
+    trainer = pl.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", gradient_clip_val=1.0, logger=False, callbacks=[watch],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, precision=precision,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    trainer.fit(method, datamodule=module)
+    file = folder / "last.ckpt"
+    trainer.save_checkpoint(file)
+    return SimpleNamespace(method=method, data=module, watch=watch, rows=watch.rows, file=file, trainer=trainer)
+
+
+@pytest.fixture(scope="module")
+def run(pairs: str, tmp_path_factory: pytest.TempPathFactory):
+    """A finished run by method, trained once."""
+    done: dict[type, SimpleNamespace] = {}
+
+    def get(kind: type[Method]) -> SimpleNamespace:
+        if kind not in done:
+            done[kind] = fit(kind, pairs, tmp_path_factory.mktemp(kind.__name__))
+        return done[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_learns_eight_pairs(kind, run):
+    rows = run(kind).rows
+    assert len(rows) == STEPS
+    assert all(value == value for row in rows for value in row.values()), "no NaN"
+    first, last = rows[0], rows[-1]
+    if "train/rewards/accuracies" in last:
+        name = "train/loss/preference" if "train/loss/preference" in last else "train/loss"
+        assert last[name] < 0.7 * first[name]
+        assert last["train/rewards/accuracies"] == 1.0
+        assert last["train/rewards/margins"] > 0.5
+    else:
+        assert last["train/loss"] < 0.5 * first["train/loss"]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_several_micro_batches_make_a_step(kind, run):
+    done = run(kind)
+    (step,) = done.data.train_dataloader()
+    assert len(step.micro_batches) > 1 and step.counts["prompts"] == 8
+    assert done.trainer.global_step == STEPS
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_loss_before_the_first_update(kind, run):
+    first = run(kind).rows[0]
+    if kind.initial_loss is not None:
+        name = "train/loss/preference" if issubclass(kind, AuxiliaryRewards) else "train/loss"
+        assert first[name] == pytest.approx(kind.initial_loss, abs=1e-5)
+        assert first["train/rewards/margins"] == pytest.approx(0, abs=1e-5)
+    if "train/kl" in first:
+        assert first["train/kl"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_only_policy_and_heads_learn_and_the_reference_stays(kind, run):
+    done = run(kind)
+    heads = ("policy.", "value_head.") if issubclass(kind, AuxiliaryRewards) else ("policy.",)
+    everything = {name for name, _ in done.method.named_parameters()}
+    assert {name.split(".")[0] + "." for name in everything} == set(heads)
+    assert done.watch.with_gradient == everything
+    assert done.watch.moved == everything
+    for name, tensor in reference_state(done.method).items():
+        assert torch.equal(tensor, done.watch.reference[name])
+        assert torch.equal(tensor, done.watch.before["policy." + name]), "a copy of the policy as it began"
+    if done.method.reference is not None:
+        assert all(p.grad is None and not p.requires_grad for p in done.method.reference.model.parameters())
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_metrics_have_their_names(kind, run):
+    assert kind.__name__ in EXPECTED, "add the metrics of the new method"
+    names = {f"train/{name}" for name in EXPECTED[kind.__name__] | {"loss", "grad_norm", "lr"}}
+    assert set(run(kind).rows[-1]) == names
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_checkpoint_is_plain_and_holds_no_reference(kind, run):
+    done = run(kind)
+    content = torch.load(done.file, weights_only=True)
+    assert not [name for name in content["state_dict"] if "reference" in name]
+    trained = sum(p.numel() * p.element_size() for p in done.method.parameters())
+    texts = sum(map(len, content["policy_files"].values()))
+    assert done.file.stat().st_size < 3.2 * trained + texts + 50_000, "parameters, AdamW's two moments, the tokenizer"
+    model, tokenizer = model_from(content, done.file)
+    for name, tensor in done.method.policy.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert tokenizer("hello there").input_ids == done.method.policy.tokenizer("hello there").input_ids
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_layouts_give_the_same_losses(kind, pairs, tmp_path):
+    """At a rate at which rounding does not grow; micro-batches differ as well."""
+    packed, padded = (fit(kind, pairs, tmp_path, 4, 1e-3, layout=layout).rows for layout in ("packed", "padded"))
+    for a, b in zip(packed, padded, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+        assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=1e-3)
+    assert packed[0]["train/loss"] != packed[-1]["train/loss"]
+
+
+def test_updates_are_those_of_a_plain_loop(pairs, tmp_path):
+    """DPO with SGD: an epoch of four steps in Lightning, two micro-batches each, against the same written out."""
+    done = fit(upo.methods.DPO, pairs, tmp_path, 0, pairs_per_step=2, tokens_per_microbatch=1)
+    method = done.method
+    order = [[done.data.train.units[i] for i in plan.units] for plan in done.data.train_dataloader().sampler]
+    assert list(map(len, order)) == [2, 2, 2, 2]
+    policy, reference = method.policy, copy.deepcopy(method.policy)
+    start = copy.deepcopy(policy.state_dict())
+    expected = []
+    for units in order:
+        chosen, rejected = (
+            torch.stack([sum_of(policy, u, k) - sum_of(reference, u, k).detach() for u in units]) for k in (0, 1)
+        )
+        loss = -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
+        policy.zero_grad()
+        loss.backward()
+        expected.append(loss.item())
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter -= 0.05 * parameter.grad
+    end = copy.deepcopy(policy.state_dict())
+    policy.load_state_dict(start)
+    method.make_optimizer = lambda p: torch.optim.SGD(p, lr=0.05)
+    method.make_scheduler = lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0)
+    watch, quiet = Watch(), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[watch], **quiet)
+    trainer.fit(method, datamodule=done.data)
+    assert max(expected) - min(expected) > 1e-3
+    assert [row["train/loss"] for row in watch.rows] == pytest.approx(expected, abs=1e-5)
+    for name, tensor in policy.state_dict().items():
+        torch.testing.assert_close(tensor, end[name], atol=1e-5, rtol=1e-4)
+    assert max((end[name] - start[name]).abs().max() for name in end) > 1e-3
+
+
+def sum_of(policy: Policy, unit: Tokens, k: int) -> torch.Tensor:
+    return plain_logps(policy, unit.prompt, unit.responses[k]).sum()
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_validation_is_the_mean_over_everything_however_it_is_cut(kind, run):
+    """Eight pairs in one step and in steps of three, three and two, whose responses differ in length."""
+    done = run(kind)
+    done.data.val, options = done.data.train, {"enable_checkpointing": False, "enable_progress_bar": False}
+    values = []
+    for done.data.pairs_per_step in (8, 3):
+        trainer = pl.Trainer(accelerator="cpu", logger=False, **options)
+        values += trainer.validate(done.method, done.data, verbose=False)
+    done.data.pairs_per_step = 8
+    whole, cut = values
+    assert set(whole) == {f"val/{name}" for name in EXPECTED[kind.__name__] | {"loss"}}
+    of_steps = ("val/loss", "val/loss/preference", "val/kl") if "val/kl" in whole else ()  # z0 belongs to a step
+    for name in set(whole) - set(of_steps):
+        assert whole[name] == pytest.approx(cut[name], rel=1e-4), name
+    if "val/rewards/accuracies" in whole:
+        assert whole["val/rewards/accuracies"] == 1.0
+    else:
+        assert whole["val/loss"] == pytest.approx(whole["val/nll_per_token"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_argument_is_documented(kind):
+    for base in kind.__mro__:
+        if issubclass(base, Method) and "__init__" in vars(base):
+            text = inspect.getdoc(base.__init__) or ""
+            for name, parameter in inspect.signature(base.__init__).parameters.items():
+                if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                    assert f"\n    {name}: " in text, f"{base.__name__}.__init__: `{name}` is not explained"
+    assert kind.__doc__ and inspect.getmodule(kind).__doc__
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_reference_is_asked_for_or_refused(kind):
+    with pytest.raises(UserError, match="reference"):
+        kind(Policy(path="somewhere"), *([] if kind.needs_reference else [FrozenReference()]))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_mixed_precision_starts_where_full_precision_does(kind, pairs, run, tmp_path):
+    mixed, full = fit(kind, pairs, tmp_path, 1, precision="bf16-mixed").rows[0], run(kind).rows[0]
+    assert mixed["train/loss"] == pytest.approx(full["train/loss"], rel=2e-2)
+    assert mixed["train/grad_norm"] == pytest.approx(full["train/grad_norm"], rel=5e-2)
+
+
+def test_a_precision_that_the_reference_would_not_share_is_refused(pairs, tmp_path):
+    with pytest.raises(UserError, match=r"policy\.dtype"):
+        fit(upo.methods.DPO, pairs, tmp_path, 1, precision="bf16-true")

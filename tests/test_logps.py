@@ -1,0 +1,37 @@
+"""What a loss may look at."""
+
+import pytest
+import torch
+
+from upo.errors import UserError
+from upo.logps import ResponseLogps
+
+LOGPS = ResponseLogps(
+    torch.tensor([-6.0, -2.0, -9.0, -4.0]),
+    torch.tensor([3, 1, 9, 2]),
+    torch.tensor([0, 0, 1, 1]),
+    torch.tensor([-5.0, -3.0, -9.0, -1.0]),
+    torch.arange(8.0).view(4, 2),
+    {"prompt_hidden": torch.randn(2, 5)},
+)
+
+
+def test_mean_and_logratio():
+    assert LOGPS.mean.tolist() == [-2.0, -2.0, -1.0, -2.0]
+    assert LOGPS.logratio.tolist() == [-1.0, 1.0, 0.0, -3.0]
+
+
+@pytest.mark.parametrize("rows", [slice(1, None, 2), torch.tensor([1, 3]), torch.tensor([False, True, False, True])])
+def test_some_of_the_rows(rows):
+    some = LOGPS[rows]
+    assert some.logps.tolist() == [-2.0, -4.0] and some.lengths.tolist() == [1, 2]
+    assert some.prompt_index.tolist() == [0, 1] and some.logratio.tolist() == [1.0, -3.0]
+    assert some.rewards.tolist() == [[2.0, 3.0], [6.0, 7.0]]
+    assert some.extras["prompt_hidden"].shape == (2, 5), "by prompt, to which prompt_index points"
+
+
+def test_without_reference():
+    bare = ResponseLogps(*(getattr(LOGPS, name) for name in ("logps", "lengths", "prompt_index")))
+    assert bare[:2].reference_logps is None and bare[:2].rewards is None
+    with pytest.raises(UserError, match=r"model\.reference"):
+        _ = bare[:2].logratio

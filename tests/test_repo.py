@@ -1,0 +1,111 @@
+"""Hygiene of the repository: who may import whom, sizes, complete experiments, README's commands."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import upo.methods
+from upo.cli import CLI, main
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "upo").rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return found
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_imports(path: Path) -> None:
+    if path.name != "__main__.py":
+        importlib.import_module(name_of(path))
+
+
+def test_the_pure_parts_know_neither_lightning_nor_methods() -> None:
+    pure = ["functional", "ops", "metrics", "logps.py", "data/batch.py", "data/layout.py", "data/example.py"]
+    for part in pure:
+        path = ROOT / "upo" / part
+        for file in path.rglob("*.py") if path.is_dir() else [path]:
+            bad = [i for i in imports(file) if i.startswith(("lightning", "upo.methods"))]
+            assert not bad, f"{file}: {bad}"
+
+
+def test_nobody_outside_methods_imports_a_method() -> None:
+    concrete = {getattr(upo.methods, name).__module__ for name in upo.methods.__all__}
+    for file in MODULES:
+        if "methods" not in file.parts:
+            bad = [i for i in imports(file) if any(i == c or i.startswith(c + ".") for c in concrete)]
+            assert not bad, f"{file}: {bad}"
+
+
+def test_files_stay_readable() -> None:
+    long = {name_of(p): n for p in MODULES if (n := len(p.read_text().splitlines())) > 250}
+    assert not long, f"beyond 250 lines: {long}"
+
+
+def test_no_method_is_chosen_by_a_string() -> None:
+    for file in MODULES:
+        assert not re.search(r"(loss_type|loss_name|method) *== *['\"]", file.read_text()), file
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiments_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Four comment lines, and a config that the parser accepts as it stands."""
+    monkeypatch.chdir(ROOT)
+    lines = path.read_text().splitlines()
+    for line, word in zip(lines, ("Question:", "Paper:", "Command:", "Expected:"), strict=False):
+        assert line.startswith(f"# {word}"), line
+    assert f"--config {path.relative_to(ROOT)}" in lines[2]
+    with pytest.raises(SystemExit) as exit_:
+        CLI(["--config", str(path), "--print_config"])
+    assert exit_.value.code == 0
+    assert "default_root_dir: runs/" in capsys.readouterr().out
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text() + (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ")
+    lines = (line.split("#")[0].strip() for block in blocks.splitlines() for line in block.split("&&"))
+    return sorted({line for line in lines if re.search(r"python3? -m upo\.", line)})
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """`upo.fit` resolves the config; other entries know every option that is shown."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    entry, args = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+    if entry == "upo.fit":
+        with pytest.raises(SystemExit) as exit_:
+            main(args if any("help" in a for a in args) else [*args, "--print_config"])
+        assert exit_.value.code == 0
+        return
+    module = importlib.import_module(entry)
+    options = [a.partition("=")[0] for a in args if a.startswith("--")]
+    source = "".join(Path(m.__file__ or "").read_text() for m in (module, upo.evaluate))
+    for option in options:
+        assert re.search(rf"\b{option[2:].split('.')[0]}\b", source), f"{entry} has no {option}"
+
+
+def test_readme_maps_the_house() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in MODULES:
+        if path.parent == ROOT / "upo" and path.stem != "__init__":
+            assert path.stem in text, f"README's file map lacks {path.name}"
+        elif path.name == "__init__.py" and path.parent != ROOT / "upo":
+            assert f"{path.parent.name}/" in text, f"README's file map lacks {path.parent.name}/"

@@ -1,0 +1,111 @@
+"""Small tokenizers, models and units that many tests share; everything is made here, nothing is downloaded."""
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from upo.data.example import Example, Response
+from upo.data.layout import Responses, Tokens, lay_out
+from upo.policy import Policy
+
+CORPUS = (
+    "\n\nHuman: How do I bake bread?\n\nAssistant: Mix flour, water, salt and yeast, then wait for an hour.",
+    "\n\nHuman: Why is the sky blue?\n\nAssistant: Air scatters the blue part of the light more than the red part.",
+    "user says hello and the assistant answers that it is happy to help with whatever there is to do today",
+)
+
+PAIRS = (
+    ("How do I bake bread?", "Mix flour, water and yeast.", "I do not know."),
+    ("Why is the sky blue?", "Air scatters blue light more than red light.", "Because it is."),
+    ("Name a colour.", "Green.", "Seven."),
+    ("What is two and two?", "Four.", "Two and two are five, as everybody knows."),
+    ("Say hello.", "Hello there!", "No."),
+    ("Who wrote Hamlet?", "William Shakespeare wrote it.", "A monkey."),
+    ("Where is Paris?", "In France, on the Seine.", "It is on the Moon, next to Rome."),
+    ("Can cats swim?", "They can, but few of them like it.", "Cats are fish."),
+)
+"""Prompt, chosen, rejected."""
+
+SHAPES = {
+    "llama": {"num_key_value_heads": 2, "intermediate_size": 48},
+    "qwen2": {"num_key_value_heads": 2, "intermediate_size": 48},
+    "mistral": {"num_key_value_heads": 2, "intermediate_size": 48, "sliding_window": None, "head_dim": 8},
+    "gpt_neox": {"intermediate_size": 48},
+    "gpt2": {},
+    "phi": {"intermediate_size": 48},
+}
+"""What each architecture's config needs beyond the common part; phi has a bias in its head."""
+
+
+def tokenizer(
+    chat_template: str | None = None, bos: bool = False, prefix_space: bool = False, pad: str = "<|pad|>"
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the spot; `bos` makes it put BOS before every text."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|bos|>", "<|end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=special)
+    )
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        pad_token=pad,
+        chat_template=chat_template,
+    )
+
+
+def policy(kind: str = "llama", dtype: str = "float32", seed: int = 0, **config) -> Policy:
+    """A random model; its weights are large enough that positions, masks and prompts matter."""
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+    }
+    fields = {"model_type": kind, "initializer_range": 0.2, **shape, **SHAPES.get(kind, {}), **config}
+    made = Policy(config=fields, tokenizer="tiny.tokenizer", dtype=dtype)
+    torch.manual_seed(seed)
+    made.build()
+    for name, parameter in made.model.named_parameters():
+        if name.endswith("bias"):  # initialised with 0, which would hide a forgotten one
+            torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def unit(prompt: Sequence[int], *responses: Sequence[int], **fields) -> Tokens:
+    """A unit of made-up token ids; the responses' texts and annotations do not matter."""
+    example = Example(" ".join(map(str, prompt)), tuple(Response(str(r), **fields) for r in responses), source="made")
+    return Tokens(list(prompt), tuple(list(r) for r in responses), example)
+
+
+def units(lengths: Sequence[tuple[int, Sequence[int]]], seed: int = 0, vocabulary: int = 300) -> list[Tokens]:
+    """Units of random ids from (length of the prompt, lengths of the responses)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> list[int]:
+        return torch.randint(3, vocabulary, (n,), generator=generator).tolist()
+
+    return [unit(draw(p), *(draw(r) for r in responses)) for p, responses in lengths]
+
+
+def arrange(units: Sequence[Tokens], layout: str = "packed", rewards: Sequence[str] = ()) -> Responses:
+    return lay_out(units, layout, row_tokens=64, pad_id=0, rewards=rewards)
+
+
+def plain_logps(policy: Policy, prompt: list[int], response: list[int]) -> Tensor:
+    """Log-probs of a response's tokens, one sequence alone, through Hugging Face's own logits."""
+    logits = policy.model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0]
+    at = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide[at].log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]

@@ -1,0 +1,1 @@
+"""Unified preference optimization of language models with PyTorch Lightning."""

@@ -1,0 +1,103 @@
+"""One metrics.csv for the whole run: a row a step, columns named as the metrics, continued on resume."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """Writes `metrics.csv`; Lightning's own CSV logger would delete the old file on resume."""
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.columns: list[str] = ["step"]
+        self.row: dict[str, float] = {}
+        self.written: dict[str, float] = {}
+
+    name = "metrics.csv"
+    version = ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml stands beside."""
+
+    @rank_zero_only
+    def continue_from(self, step: int, last: dict[str, float] | None) -> None:
+        """Keeps the rows before `step` of an earlier part of the run; later ones will be computed again.
+
+        Args:
+            last: the row of `step` - 1, which a killed run may not have written any more.
+        """
+        rows = [r for r in (read_metrics(self.path) if self.path.exists() else []) if r["step"] < step]
+        if last is not None and (not rows or rows[-1]["step"] < last["step"]):
+            rows.append(last)
+        self._rewrite(rows)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self.row and self.row["step"] != step:
+            self.flush()
+        elif self.written.get("step") == step:  # more about a step whose row was flushed early: take it back
+            self.row = self.written
+            self._rewrite(read_metrics(self.path)[:-1])
+        self.row |= {"step": float(step or 0)} | {k: float(v) for k, v in metrics.items() if k != "step"}
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Nothing: a row is written when the next one begins."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.flush()
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Writes the row that is being collected."""
+        row, self.row = self.row, {}
+        if not row:
+            return
+        if new := [name for name in row if name not in self.columns]:
+            rows = read_metrics(self.path) if self.path.exists() else []
+            self.columns += new
+            self._rewrite(rows)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(_plain(row))
+        self.written = row
+
+    def _rewrite(self, rows: list[dict[str, float]]) -> None:
+        self.written = {}
+        self.columns += [name for row in rows for name in row if name not in self.columns]
+        self.columns = list(dict.fromkeys(self.columns))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_suffix(".tmp")
+        with fresh.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(map(_plain, rows))
+        os.replace(fresh, self.path)
+
+
+def _plain(row: dict[str, float]) -> dict[str, float]:
+    return row | {"step": int(row["step"])}
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv as {metric: value}, empty cells left out, a half-written last line too."""
+    rows = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                values = {name: float(x) for name, x in row.items() if x not in ("", None)}
+            except (TypeError, ValueError):
+                continue
+            if "step" in values:
+                rows.append(values)
+    return rows

@@ -1,0 +1,104 @@
+"""Everything that a run leaves in its folder besides metrics and checkpoints."""
+
+import json
+import platform
+import subprocess
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import rich
+from lightning.pytorch.cli import SaveConfigCallback
+
+from upo.callbacks.curves import draw_curves
+from upo.callbacks.metrics_csv import MetricsCSV
+
+PACKAGES = ("upo", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics")
+
+
+class RunFolder(SaveConfigCallback):
+    """Writes config.yaml, environment.json, data_report.json when a run starts; curves.png, summary.json at its end."""
+
+    _last_row: dict[str, float] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing: the data report is not there yet."""
+
+    @cached_property
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved config in plain types."""
+        return json.loads(self.parser.dump(self.config, format="json", skip_none=False))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        write_json(folder / "environment.json", environment())
+        report = trainer.datamodule.report  # type: ignore[attr-defined]
+        write_json(folder / "data_report.json", report.to_dict())
+        rich.print(report.table())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.plain_config)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.continue_from(trainer.global_step, self._last_row)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps the step's metrics, which reach the loggers only after the save, and repairs Lightning's progress."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.flush()
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        checkpoint["config"] = self.plain_config
+        checkpoint["metrics_row"] = {"step": float(trainer.global_step - 1)} | metrics
+        loop = checkpoint["loops"]["fit_loop"]
+        if loop["epoch_loop.batch_progress"]["current"]["processed"] < trainer.num_training_batches:
+            # A run that max_steps ends within an epoch counts that epoch as processed; a resume would skip its rest.
+            for counts in loop["epoch_progress"].values():
+                counts["processed"] = min(counts["processed"], counts["ready"] - 1)
+                counts["completed"] = min(counts["completed"], counts["ready"] - 1)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._last_row = checkpoint["metrics_row"]
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        for logger in trainer.loggers:
+            logger.finalize("success")
+        draw_curves(Path(trainer.default_root_dir))
+
+
+def summarize(folder: Path, values: dict[str, float]) -> None:
+    """Writes summary.json, flat names to numbers: its presence says that the run is complete."""
+    write_json(folder / "summary.json", {k: float(v) for k, v in sorted(values.items())})
+
+
+def write_json(path: Path, values: Any) -> None:
+    fresh = path.with_name(f".{path.name}.partial")
+    fresh.write_text(json.dumps(values, indent=2) + "\n")
+    fresh.replace(path)
+
+
+def environment() -> dict[str, str]:
+    """Versions and the commit that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return found | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})

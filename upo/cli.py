@@ -1,0 +1,239 @@
+"""The command line of `upo.fit`: LightningCLI with short errors, one folder a run, stages and a final evaluation."""
+
+import logging
+import netrc
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import upo.methods  # noqa: F401  makes short class names known
+from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest
+from upo.callbacks.graceful_stop import GracefulStop
+from upo.callbacks.metrics_csv import MetricsCSV
+from upo.callbacks.random_state import RandomState
+from upo.callbacks.run_folder import RunFolder, summarize
+from upo.data.module import PreferenceData
+from upo.errors import UserError, short_errors
+from upo.evaluate import Evaluation
+from upo.methods.base import Method
+from upo.parser import ShortErrors
+
+QUIET = (
+    ".*does not have many workers.*",
+    ".*litlogger.*",
+    ".*in eval mode at the start.*",
+    ".*LeafSpec.*",
+    ".*Checkpoint directory.*",
+    ".*your dataloader is not resumable.*",
+)
+"""Warnings that tell a user nothing to do."""
+
+
+class CLI(LightningCLI):
+    """Method and data from YAML files and dotted overrides."""
+
+    def __init__(self, args: Sequence[str] | None = None):
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        for noise in QUIET:
+            warnings.filterwarnings("ignore", noise)
+        args = sys.argv[1:] if args is None else list(args)
+        self.files = _config_files(args)
+        sys.argv[1:] = []  # Lightning warns where both are given
+        super().__init__(
+            model_class=Method,
+            datamodule_class=PreferenceData,
+            subclass_mode_model=True,
+            save_config_callback=RunFolder,
+            parser_class=ShortErrors,
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m upo.fit", "description": main.__doc__},
+            trainer_defaults={
+                "default_root_dir": f"runs/{self.files[-1].stem if self.files else 'unnamed'}",
+                "max_epochs": 1,
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "log_every_n_steps": 1,
+            },
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            run=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="resume from this checkpoint; `last` is the newest one of the run folder",
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="delete what the run folder holds, then start"
+        )
+        parser.add_argument(
+            "--after",
+            type=list[str],
+            default=[],
+            help="YAMLs of earlier stages, relative to this one; those without a finished run are trained first, and "
+            "each leaves its model in <its run folder>/export",
+        )
+        parser.add_argument("--evaluation", type=Evaluation | None, default=None, help="evaluate at the end")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "{step}",
+                "checkpoint.every_n_train_steps": 500,
+                "checkpoint.save_last": "link",
+                "checkpoint.auto_insert_metric_name": True,
+            }
+        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=lambda x: f"{x}/checkpoints")
+
+    def before_instantiate_classes(self) -> None:
+        self.folder = Path(self.config.trainer.default_root_dir)
+        self.checkpoint = _prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
+        _run_earlier_stages([_beside(path, self.files) for path in self.config.after])
+
+    def instantiate_trainer(self, **kwargs: Any):
+        trainer, given = self.config_init.trainer, self.config_init.trainer.logger
+        given = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+        loggers = [MetricsCSV(str(self.folder)), *given]
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                _keep_wandb_id(logger, self.folder)
+        callbacks = [*(trainer.callbacks or []), RandomState(), GracefulStop()]
+        plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
+        return super().instantiate_trainer(**kwargs, logger=loggers, plugins=plugins, callbacks=callbacks)
+
+    def fit(self) -> None:
+        """Trains, evaluates, and closes the run folder with summary.json."""
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
+        if self.trainer.interrupted:
+            sys.exit(130)
+        if len(self.datamodule.val) and "val/loss" not in self.trainer.callback_metrics:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+        values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        if self.trainer.is_global_zero:
+            if self.config.evaluation is not None:
+                values |= self.config_init.evaluation.run(self.model, self.datamodule, self.folder)
+            summarize(self.folder, values)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Aligns a language model with preferences and designers' objectives.
+
+    A run is one YAML (see experiments/) plus dotted overrides; --print_config shows everything it means.
+    """
+    with short_errors():
+        CLI(args).fit()
+
+
+# ---- run folders and stages ----------------------------------------------------------------------------------------
+
+
+def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
+    """Refuses to mix runs; returns the checkpoint to resume from."""
+    if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
+        return str(latest(folder)) if ckpt_path == "last" else ckpt_path
+    if overwrite:
+        if ckpt_path is not None:
+            raise UserError("--overwrite deletes the checkpoint that --ckpt_path asks for; give one of them")
+        if folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
+            raise UserError(
+                f"--overwrite: {folder} does not look like a run folder (no config.yaml); delete it yourself"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    if (folder / "summary.json").exists():
+        raise UserError(
+            f"{folder} holds a finished run; add --overwrite to replace it or give another --trainer.default_root_dir"
+        )
+    newest = latest(folder)
+    if ckpt_path == "last":
+        if newest is None:
+            raise UserError(f"--ckpt_path last: no checkpoint in {folder}/checkpoints; leave it out to start the run")
+        return str(newest)
+    if ckpt_path is not None:
+        if not Path(ckpt_path).exists():
+            raise UserError(f"--ckpt_path: no such file {ckpt_path}")
+        return ckpt_path
+    if newest is not None:
+        raise UserError(f"{folder} holds an unfinished run; continue it with --ckpt_path last or add --overwrite")
+    return None
+
+
+def _beside(path: str, configs: Sequence[Path]) -> Path:
+    """A path of the config, relative to the YAML that names it or to the working directory."""
+    folders = [config.parent for config in configs]
+    return next((f / path for f in reversed(folders) if (f / path).exists()), Path(path))
+
+
+def _config_files(args: Sequence[str]) -> list[Path]:
+    """The --config files of a command line, in order."""
+    given = [b for a, b in pairwise(args) if a == "--config"]
+    return [Path(x) for x in given + [a.partition("=")[2] for a in args if a.startswith("--config=")]]
+
+
+def _keep_wandb_id(logger: WandbLogger, folder: Path) -> None:
+    """The same W&B run before and after a resume; offline where there is no account."""
+    if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or _logged_in_to_wandb()):
+        logger._offline = True
+        logger._wandb_init["mode"] = "offline"
+    file = folder / "wandb_id.txt"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:8])
+    logger._id = logger._wandb_init["id"] = file.read_text()
+    logger._wandb_init["resume"] = "allow"
+
+
+def _logged_in_to_wandb() -> bool:
+    """Whether `wandb login` has left a key."""
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def run_folder(config: Path) -> Path:
+    """Where a YAML's run goes: its trainer.default_root_dir, by default runs/<name of the file>."""
+    trainer = (yaml.safe_load(config.read_text()) or {}).get("trainer") or {}
+    return Path(trainer.get("default_root_dir") or f"runs/{config.stem}")
+
+
+def _run_earlier_stages(configs: list[Path]) -> None:
+    """Trains each stage that has no finished run, in a process of its own, and exports its model."""
+    for config in configs:
+        if not config.exists():
+            raise UserError(f"after: no such file {config}")
+        folder = run_folder(config)
+        if rank_zero_only.rank != 0:
+            while not (folder / "export").exists():
+                time.sleep(1)
+            continue
+        if not (folder / "summary.json").exists():
+            print(f"first the earlier stage {config}", flush=True)
+            resume = ["--ckpt_path", "last"] if latest(folder) else []
+            done = subprocess.run([sys.executable, "-m", "upo.fit", "--config", str(config), *resume])
+            if done.returncode:
+                raise UserError(f"the earlier stage {config} failed (exit code {done.returncode})")
+        if not (folder / "export").exists():
+            from upo.export import export
+
+            export(folder, folder / "export")

@@ -1,0 +1,149 @@
+"""Runs compared: `python -m upo.compare runs/quickstart runs/quickstart_kto`.
+
+Runs that differ in their seed alone are one row. Intervals are 95 % ones over prompts and seeds
+(upo.metrics.intervals.crossed); differences are taken between the same prompt and the same seed first, so that what
+makes a prompt easy or hard drops out. What a method gains is never shown without what it costs: preference, objective
+and KL stand side by side.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse.typing import PositiveInt
+
+from upo.errors import UserError
+
+if TYPE_CHECKING:
+    from upo.comparison import Group
+    from upo.metrics.intervals import Interval
+
+ACCURACY = "val/rewards/accuracies"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Compares finished runs: a table, paired differences, comparison.json and comparison.png.
+
+    Runs that differ in their seed alone are averaged. YAMLs of experiments may stand for runs: what is not trained yet
+    is trained first, one run folder a seed, called <run folder>_seed<k>.
+    """
+    from upo.command import ShortErrors
+
+    parser = ShortErrors(prog="python -m upo.compare", description=main.__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or YAMLs of experiments")
+    parser.add_argument("--baseline", type=Path | None, help="which of them the others are compared with (the first)")
+    parser.add_argument("--seeds", type=PositiveInt, default=1, help="train seeds 0, 1, ... of each YAML: how many")
+    parser.add_argument("--out", type=Path | None, help="folder for the files (default: where the first run lies)")
+    given = parser.parse_args(args).as_dict()
+    try:
+        compare(**given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def compare(runs: Sequence[Path], baseline: Path | None = None, seeds: int = 1, out: Path | None = None) -> dict:
+    """What `python -m upo.compare` does; returns the content of comparison.json."""
+    from upo.callbacks.run_folder import write_json
+    from upo.comparison import figures, grouped, read_run, unlike
+
+    named = [run for run in runs if not run.name.startswith("comparison.")]  # `runs/*` catches earlier results too
+    folders = [folder for run in named for folder in finished(run, seeds)]
+    read = [read_run(folder) for folder in folders]
+    groups = grouped(read)
+    start = read_run(finished(baseline, seeds)[0]).key if baseline is not None else groups[0].runs[0].key
+    base = next((group for group in groups if group.runs[0].key == start), None)
+    if base is None:
+        raise UserError(f"--baseline {baseline} is none of the runs; name it among them too")
+    if names := unlike(read):
+        print(
+            f"note: the runs were evaluated with different {', '.join(names)}: evaluate them alike",
+            file=sys.stderr,
+        )
+    out = out or folders[0].parent
+    content = table_of(groups, base, figures(read))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "comparison.json", content)
+    from upo.comparison_view import draw, print_comparison
+
+    print_comparison(content)
+    if draw(groups, out / "comparison.png"):
+        print(f"{out / 'comparison.png'}, {out / 'comparison.json'}")
+    return content
+
+
+def table_of(groups: "Sequence[Group]", base: "Group", names: Sequence[str]) -> dict[str, Any]:
+    """Means by row and figure, then differences: from each run's own reference, and from the baseline."""
+    from upo.comparison import difference
+
+    def means(group: "Group", writer: str) -> dict[str, Any]:
+        found = _plain({name: group.mean(f"{writer}/{name}") for name in names})
+        distinct = group.plain(f"{writer}/distinct_2")
+        return found | ({} if distinct is None else {"distinct_2": {"mean": distinct}})
+
+    reference = means(base, "reference")
+    rows = [{"name": "reference", "method": "", "seeds": [], "figures": reference}] if reference else []
+    for group in groups:
+        figures = means(group, "policy") | _plain({ACCURACY: group.mean(ACCURACY)})
+        folders = [str(run.folder) for run in group.runs]
+        rows.append(
+            {
+                "name": group.name,
+                "method": group.method,
+                "seeds": group.seeds,
+                "runs": folders,
+                "figures": figures,
+            }
+        )
+    own = {g.name: {n: difference(g, f"policy/{n}", g, f"reference/{n}") for n in names} for g in groups}
+    against = {
+        g.name: {n: difference(g, f"policy/{n}", base, f"policy/{n}") for n in names}
+        | {ACCURACY: difference(g, ACCURACY, base, ACCURACY)}
+        for g in groups
+        if g is not base
+    }
+    return {
+        "figures": [*names, "distinct_2", ACCURACY],
+        "rows": rows,
+        "minus_reference": {name: plain for name, values in own.items() if (plain := _plain(values))},
+        "baseline": base.name,
+        "minus_baseline": {name: _plain(values) for name, values in against.items()},
+    }
+
+
+def _plain(intervals: "dict[str, Interval | None]") -> dict[str, dict[str, float]]:
+    """Intervals as JSON, without those that were not measured."""
+    return {
+        name: {"mean": x.mean, "low": x.low, "high": x.high, "n": x.n} for name, x in intervals.items() if x is not None
+    }
+
+
+def finished(run: Path, seeds: int) -> list[Path]:
+    """Folders of the runs that an argument means; an experiment's seeds are trained where they are missing."""
+    if run.suffix not in (".yaml", ".yml"):
+        return [run]
+    if not run.is_file():
+        raise UserError(f"no such experiment: {run}")
+    from upo.callbacks.checkpoint_io import latest
+    from upo.cli import run_folder
+
+    folders = []
+    for seed in range(seeds):
+        folder = run_folder(run)
+        folder = folder.with_name(f"{folder.name}_seed{seed}")
+        folders.append(folder)
+        if (folder / "summary.json").exists():
+            continue
+        print(f"first {run} with seed {seed}, into {folder}", flush=True)
+        resume = ["--ckpt_path", "last"] if latest(folder) else []
+        options = ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder), *resume]
+        done = subprocess.run([sys.executable, "-m", "upo.fit", "--config", str(run), *options])
+        if done.returncode:
+            raise UserError(f"{run} with seed {seed} failed (exit code {done.returncode})")
+    return folders
+
+
+if __name__ == "__main__":
+    main()

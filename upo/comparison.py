@@ -1,0 +1,152 @@
+"""Runs side by side: reading run folders, grouping them by everything but the seed, means and paired differences."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from upo.errors import UserError
+from upo.metrics.intervals import Interval, crossed
+
+ALIKE = ("judge", "objective", "max_new_tokens", "temperature", "top_p", "seed")
+"""Settings of an evaluation that change its figures."""
+HEALTH = ("tokens", "words", "ended", "repetition")
+"""What tells whether generated text is still whole, prompt by prompt; `distinct_2` joins it, over all prompts."""
+
+
+@frozen
+class Run:
+    """One finished run folder."""
+
+    folder: Path
+    method: str
+    """Class name."""
+    seed: int
+    key: str
+    """Everything of the configuration that makes a result, without the seed."""
+    evaluation: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name without its seed."""
+        return re.sub(r"_seed\d+$", "", self.folder.resolve().name)
+
+    def values(self, figure: str) -> list[tuple[str, float]]:
+        """(prompt, value) of a figure such as `policy/kl` or `val/rewards/accuracies`; empty where not measured."""
+        writer, _, name = figure.partition("/")
+        if writer == "val":
+            return [(row["prompt"], row[name]) for row in self.evaluation["pairs"] if name in row]
+        rows = self.evaluation["prompts"]
+        return [(row["prompt"], row[writer][name]) for row in rows if name in row.get(writer, {})]
+
+
+@define
+class Group:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    runs: list[Run] = field(factory=list)
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    def mean(self, figure: str) -> Interval | None:
+        """Mean over prompts and seeds; None where no run has the figure."""
+        rows = [(prompt, run.seed, x) for run in self.runs for prompt, x in run.values(figure)]
+        return _interval(rows)
+
+    def plain(self, figure: str) -> float | None:
+        """Mean over the runs of a figure that is none of single prompts, such as `policy/distinct_2`."""
+        found = [run.evaluation["metrics"].get(figure) for run in self.runs]
+        known = [x for x in found if x is not None]
+        return sum(known) / len(known) if known else None
+
+    def cells(self, figure: str, by_seed: bool = True) -> dict[tuple[str, int | None], float]:
+        """Mean by prompt and seed, or by prompt alone."""
+        found: dict[tuple[str, int | None], list[float]] = {}
+        for run in self.runs:
+            for prompt, x in run.values(figure):
+                found.setdefault((prompt, run.seed if by_seed else None), []).append(x)
+        return {cell: sum(xs) / len(xs) for cell, xs in found.items()}
+
+
+def difference(group: Group, figure: str, other: Group, other_figure: str) -> Interval | None:
+    """Mean of `figure` minus `other_figure` over what both measured: the same prompt AND the same seed.
+
+    Groups without a common seed are averaged over their seeds first, prompt by prompt. None where nothing is common.
+    """
+    by_seed = bool(set(group.seeds) & set(other.seeds))
+    mine, theirs = group.cells(figure, by_seed), other.cells(other_figure, by_seed)
+    return _interval([(prompt, seed, x - theirs[prompt, seed]) for (prompt, seed), x in mine.items()
+                      if (prompt, seed) in theirs])  # fmt: skip
+
+
+def _interval(rows: Sequence[tuple[str, int | None, float]]) -> Interval | None:
+    if not rows:
+        return None
+    prompts, seeds, values = zip(*rows, strict=True)
+    return crossed(values, prompts, seeds)
+
+
+def read_run(folder: Path) -> Run:
+    """A finished and evaluated run.
+
+    Raises:
+        UserError: no run folder, unfinished, or not evaluated; says which command helps.
+    """
+    import yaml
+
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    if not (folder / "summary.json").is_file():
+        raise UserError(
+            f"{folder} is unfinished; finish it with: python -m upo.fit --config {folder}/config.yaml --ckpt_path last"
+        )
+    if not (folder / "evaluation.json").is_file():
+        raise UserError(f"{folder} is not evaluated yet; run: python -m upo.evaluate {folder} --judge REWARD")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    method = str(config["model"]["class_path"]).rpartition(".")[2]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    return Run(folder, method, int(config.get("seed_everything") or 0), _key(config), evaluation)
+
+
+def _key(config: dict[str, Any]) -> str:
+    trainer = {k: config["trainer"].get(k) for k in ("max_epochs", "max_steps", "gradient_clip_val", "precision")}
+    data = {k: v for k, v in config["data"].items() if k not in ("seed", "workers", "rewards_cache")}
+    return json.dumps([config["model"], data, trainer], sort_keys=True, default=str)
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """Runs by everything but their seed, in the order in which they came.
+
+    Raises:
+        UserError: two runs are the same, seed included.
+    """
+    groups: dict[str, Group] = {}
+    for run in runs:
+        group = groups.setdefault(run.key, Group(run.name))
+        if run.seed in group.seeds:
+            twin = group.runs[group.seeds.index(run.seed)]
+            raise UserError(f"{twin.folder} and {run.folder} are the same run with the same seed; name one of them")
+        group.runs.append(run)
+    return list(groups.values())
+
+
+def unlike(runs: Sequence[Run]) -> list[str]:
+    """Evaluation settings in which the runs differ, so that their figures cannot be compared."""
+    return [name for name in ALIKE if len({json.dumps(run.evaluation["settings"].get(name)) for run in runs}) > 1]
+
+
+def figures(runs: Sequence[Run]) -> list[str]:
+    """What is compared, without the writer: what is traded against each other first, then rewards and length."""
+    measured = {name for run in runs for row in run.evaluation["prompts"][:1] for name in row.get("policy", {})}
+    rewards = sorted(name for name in measured if name.startswith("rewards/"))
+    return ["win_rate_vs_chosen", "win_rate_vs_reference", "objective", "kl", *rewards, *HEALTH]

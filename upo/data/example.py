@@ -1,0 +1,56 @@
+"""The record of the project: one prompt with K annotated responses.
+
+Every source yields `Example`s; pairs, labels and lists are views of them (`upo.data.batch`).
+Absent annotations are None or missing keys, never a made-up value.
+"""
+
+from typing import TypeAlias
+
+from attrs import evolve, field, frozen
+
+Message: TypeAlias = dict[str, str]
+"""One turn of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
+
+Prompt: TypeAlias = str | tuple[Message, ...]
+"""Either text that the response continues as it is, or a conversation that a chat template renders."""
+
+
+@frozen
+class Response:
+    """One response with whatever is known about it."""
+
+    text: str
+    rank: float | None = None
+    """Place in the preference order of its prompt, 0 is best; equal ranks are a tie."""
+    desirable: bool | None = None
+    """Unpaired label: thumbs up (True) or down (False)."""
+    score: float | None = None
+    """Overall quality, any scale, higher is better."""
+    attributes: dict[str, float] = field(factory=dict)
+    """Named human or model ratings that came with the data, e.g. {"coherence": 3.7}."""
+    rewards: dict[str, float] = field(factory=dict)
+    """Named auxiliary rewards, measured once by `upo.rewards` before training, e.g. {"safety": 0.98}."""
+
+
+@frozen
+class Example:
+    """One prompt with K responses (K >= 1)."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    soft_label: float | None = None
+    """Probability in [0, 1] that responses[0] is preferred to responses[1] (votes); pairs only."""
+    user: str | None = None
+    """Who gave the preference, where the data says so."""
+    source: str = ""
+    """Name of the data source, for counts and per-source metrics."""
+
+    def with_responses(self, responses: tuple[Response, ...]) -> "Example":
+        return evolve(self, responses=responses)
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A string that is equal for equal prompts: what "the same prompt" means for splits and partners."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in prompt)

@@ -1,0 +1,189 @@
+"""Batches: N responses grouped under B prompts, in the packed layout or its padded twin.
+
+Packed: every prompt is stored once and all of its responses follow it,
+`[prompt][response 1]...[response K]`, many prompts to a row. Padded: one row a response.
+Both describe the same responses by the same flat lists, so nothing behind `Policy` knows which one ran:
+
+    policy's hidden states, flattened  --[predict]-->  one state a response token  --[targets]-->  its log-prob
+
+A response's last token (EOS) is a target and never an input: nothing is predicted from it.
+
+Batches are `attrs` classes: Lightning's precision plugins walk into dataclasses and would cast float columns.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
+
+import torch
+from attrs import evolve, fields, frozen
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from upo.data.example import Example
+
+Layout = Literal["packed", "padded"]
+
+
+@frozen
+class Tokens:
+    """One unit of training: a prompt and K responses as token ids, with the example that they came from."""
+
+    prompt: list[int]
+    responses: tuple[list[int], ...]
+    example: Example
+
+    @property
+    def cost(self) -> int:
+        """Input tokens of this unit in the packed layout."""
+        return len(self.prompt) + sum(len(r) - 1 for r in self.responses)
+
+
+class Movable:
+    """Gives an attrs class of tensors `to` and `pin_memory`, as Lightning and the DataLoader expect."""
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> Self:
+        def apply(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                return f(x)
+            if isinstance(x, Movable):
+                return x._map(f)
+            if isinstance(x, tuple):
+                return tuple(apply(y) for y in x)
+            return x
+
+        return evolve(self, **{a.name: apply(getattr(self, a.name)) for a in fields(type(self)) if a.init})  # type: ignore[misc]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return self._map(lambda x: x.pin_memory())
+
+
+@frozen(eq=False)
+class Responses(Movable):
+    """N responses of B prompts; R rows of T tokens each hold the input."""
+
+    input_ids: Int[Tensor, "R T"]
+    position_ids: Int[Tensor, "R T"]
+    prompt_of: Int[Tensor, "R T"]
+    """Which prompt a token belongs to, -1 for padding."""
+    response_of: Int[Tensor, "R T"]
+    """Which response a token belongs to, -1 for prompt tokens and padding."""
+    predict: Int[Tensor, "tokens"]
+    """Flat input position whose hidden state predicts a response token."""
+    targets: Int[Tensor, "tokens"]
+    """The response tokens, all responses one behind the other."""
+    row: Int[Tensor, "tokens"]
+    """Which of the N responses a response token belongs to."""
+    lengths: Int[Tensor, "N"]
+    """Scored tokens a response, EOS included."""
+    prompt_index: Int[Tensor, "N"]
+    """Which of the B prompts a response answers; responses are prompt-major."""
+    prompt_end: Int[Tensor, "B"]
+    """Flat input position of each prompt's last token."""
+    layout: Layout
+    rewards: Float[Tensor, "N M"] | None = None
+    """Auxiliary rewards by response and objective."""
+    reference_logps: Float[Tensor, "N"] | None = None
+    """Stored log-probs under the reference, in nats."""
+
+    @property
+    def attention_mask(self) -> Bool[Tensor, "R 1 T T"] | None:
+        """Who may look at whom: each token at its own prompt and, causally, at its own response.
+
+        None in the padded layout: causal attention never looks at padding on the right.
+        Padding looks at padding, so that no row of the mask is empty (softmax would give NaN).
+        """
+        if self.layout == "padded":
+            return None
+        prompt, response = self.prompt_of, self.response_of
+        same_prompt = prompt[:, :, None] == prompt[:, None, :]
+        visible = (response[:, None, :] == -1) | (response[:, :, None] == response[:, None, :])
+        causal = torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool, device=prompt.device).tril()
+        return (same_prompt & visible & causal)[:, None]
+
+
+def lay_out(
+    units: Sequence[Tokens],
+    layout: Layout,
+    *,
+    row_tokens: int,
+    pad_id: int,
+    rewards: Sequence[str] = (),
+) -> Responses:
+    """Puts units into the packed or the padded layout; responses keep their order, prompt by prompt.
+
+    Args:
+        row_tokens: wished length of a packed row, in tokens; a longer unit makes all rows as long as itself.
+        pad_id: fills rows up; any id will do, masks come from lengths.
+        rewards: names of auxiliary rewards to bring along as columns.
+    """
+    if layout == "packed":
+        pieces, places, width = _pack(units, row_tokens)
+    else:
+        pieces, places, width = _pad(units)
+    rows = 1 + max(place // width for place in places)
+    input_ids = torch.full((rows * width,), pad_id)
+    position_ids = torch.zeros(rows * width, dtype=torch.long)
+    prompt_of = torch.full((rows * width,), -1)
+    response_of = torch.full((rows * width,), -1)
+    predict: list[int] = []
+    targets: list[int] = []
+    lengths: list[int] = []
+    prompt_index: list[int] = []
+    prompt_end: dict[int, int] = {}
+    for (b, prompt, responses), start in zip(pieces, places, strict=True):
+        end = start + len(prompt)
+        tokens, positions, owner = list(prompt), list(range(len(prompt))), [-1] * len(prompt)
+        prompt_end.setdefault(b, end - 1)
+        for response in responses:
+            body = response[:-1]
+            predict += [end - 1, *range(start + len(tokens), start + len(tokens) + len(body))]
+            owner += [len(lengths)] * len(body)
+            positions += range(len(prompt), len(prompt) + len(body))
+            tokens += body
+            targets += response
+            lengths.append(len(response))
+            prompt_index.append(b)
+        place = slice(start, start + len(tokens))
+        input_ids[place] = torch.tensor(tokens)
+        position_ids[place] = torch.tensor(positions)
+        prompt_of[place] = b
+        response_of[place] = torch.tensor(owner)
+    columns = [[r.rewards[name] for name in rewards] for u in units for r in u.example.responses]
+    length = torch.tensor(lengths)
+    return Responses(
+        *(x.view(rows, width) for x in (input_ids, position_ids, prompt_of, response_of)),
+        predict=torch.tensor(predict),
+        targets=torch.tensor(targets),
+        row=torch.repeat_interleave(torch.arange(len(lengths)), length),
+        lengths=length,
+        prompt_index=torch.tensor(prompt_index),
+        prompt_end=torch.tensor([prompt_end[b] for b in range(len(units))]),
+        layout=layout,
+        rewards=torch.tensor(columns, dtype=torch.float32) if rewards else None,
+    )
+
+
+def _pack(units: Sequence[Tokens], row_tokens: int) -> tuple[list, list[int], int]:
+    """Best fit, longest first; pieces stay in the order of the units."""
+    width = max(row_tokens, max(u.cost for u in units))
+    free: list[int] = []
+    places = [0] * len(units)
+    for i in sorted(range(len(units)), key=lambda i: -units[i].cost):
+        fits = [j for j, room in enumerate(free) if room >= units[i].cost]
+        j = min(fits, key=lambda j: free[j]) if fits else len(free)
+        if not fits:
+            free.append(width)
+        places[i] = j * width + width - free[j]
+        free[j] -= units[i].cost
+    used = width - min(free)  # rows are no longer than the fullest one
+    places = [place // width * used + place % width for place in places]
+    return [(b, u.prompt, u.responses) for b, u in enumerate(units)], places, used
+
+
+def _pad(units: Sequence[Tokens]) -> tuple[list, list[int], int]:
+    pieces = [(b, u.prompt, (r,)) for b, u in enumerate(units) for r in u.responses]
+    width = max(len(prompt) + len(response) - 1 for _, prompt, (response,) in pieces)
+    return pieces, [i * width for i in range(len(pieces))], width

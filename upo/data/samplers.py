@@ -1,0 +1,83 @@
+"""Which units make an optimizer step, and how a step is cut into micro-batches. The order never depends on ranks."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from attrs import frozen
+from torch.utils.data import Sampler
+
+
+@frozen
+class StepPlan:
+    """Units of one global step and this rank's share of them."""
+
+    units: list[int]
+    """All units of the step, over all ranks."""
+    micro_batches: list[list[int]]
+    """This rank's units, as many micro-batches as every other rank has."""
+    fillers: int
+    """How many of the last micro-batches only keep this rank in step with the others."""
+
+
+class StepSampler(Sampler[StepPlan]):
+    """Shuffled steps of `units_per_step` units, cut by a token budget.
+
+    `resume = (epoch, position)` skips the steps of that epoch which were taken before. The length stays the full
+    epoch's, because a shorter loader would make Lightning end the epoch early after a resume.
+    """
+
+    def __init__(
+        self,
+        costs: Sequence[int],
+        *,
+        units_per_step: int,
+        tokens_per_microbatch: int,
+        shuffle: bool,
+        seed: int,
+        epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        """
+        Args:
+            costs: input tokens of each unit.
+            units_per_step: units of one GLOBAL step; the epoch's last step may have fewer.
+            tokens_per_microbatch: budget of one forward pass; a longer unit gets a micro-batch of its own.
+            epoch: tells the epoch whenever an iterator starts: Lightning sets `sampler.epoch` too late.
+        """
+        self.costs, self.units_per_step, self.budget = costs, units_per_step, tokens_per_microbatch
+        self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
+        self.epoch, self.resume = epoch, (0, 0)
+
+    def __len__(self) -> int:
+        return -(-len(self.costs) // self.units_per_step)
+
+    def __iter__(self) -> Iterator[StepPlan]:
+        order, epoch = list(range(len(self.costs))), self.epoch()
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+            order = torch.randperm(len(order), generator=generator).tolist()
+        first = self.resume[1] if epoch == self.resume[0] else 0
+        for step in range(first, len(self)):
+            yield self.plan(order[step * self.units_per_step : (step + 1) * self.units_per_step])
+
+    def plan(self, units: list[int]) -> StepPlan:
+        """Longest first, so that units of like length meet in a micro-batch; micro-batches are dealt out by weight."""
+        bins: list[list[int]] = []
+        load = self.budget
+        for unit in sorted(units, key=lambda u: -self.costs[u]):
+            load += self.costs[unit]
+            if load > self.budget:
+                bins.append([])
+                load = self.costs[unit]
+            bins[-1].append(unit)
+        while len(bins) % self.world_size and max(map(len, bins)) > 1:  # halve the fullest rather than idle a rank
+            bins.sort(key=len)
+            widest = bins.pop()
+            bins += [widest[::2], widest[1::2]]
+        bins.sort(key=lambda b: -sum(self.costs[u] for u in b))
+        rounds = [bins[i : i + self.world_size] for i in range(0, len(bins), self.world_size)]
+        turns = (self.rank, self.world_size - 1 - self.rank)  # to and fro, or rank 0 would always get the heaviest
+        mine = [sorted(b) for i, dealt in enumerate(rounds) for b in dealt[turns[i % 2] :][:1]]
+        fillers = len(rounds) - len(mine)
+        return StepPlan(units, mine + [[units[0]]] * fillers, fillers)

@@ -1,0 +1,73 @@
+"""One split of the data, indexed by optimizer steps."""
+
+from collections.abc import Sequence
+
+from attrs import evolve
+from torch.utils.data import Dataset
+
+from upo.data.batch import Batch, Step
+from upo.data.example import prompt_key
+from upo.data.layout import Layout, Tokens, lay_out
+from upo.data.partners import derangement
+from upo.data.samplers import StepPlan
+
+
+class StepData(Dataset[Step]):
+    """Units of one split; indexing by a `StepPlan` gives the `Step`."""
+
+    def __init__(
+        self,
+        units: list[Tokens],
+        batch_type: type[Batch],
+        *,
+        layout: Layout,
+        tokens_per_microbatch: int,
+        max_length: int,
+        pad_id: int,
+        rewards: Sequence[str],
+        seed: int,
+    ):
+        self.units, self.batch_type, self.max_length = units, batch_type, max_length
+        self.layout: Layout = layout
+        self.row_tokens, self.pad_id, self.rewards = tokens_per_microbatch, pad_id, rewards
+        self.partners = None
+        if batch_type.borrows_responses:
+            self.partners = derangement([prompt_key(u.example.prompt) for u in units], seed)
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def cost(self, index: int) -> int:
+        """Input tokens of a unit in the chosen layout."""
+        unit = self.units[index]
+        if self.layout == "packed":
+            return unit.cost
+        return len(unit.responses) * (len(unit.prompt) + max(map(len, unit.responses)) - 1)
+
+    def __getitem__(self, plan: StepPlan) -> Step:
+        full = len(plan.micro_batches) - plan.fillers
+        batches = [self.batch(units, filler=i >= full) for i, units in enumerate(plan.micro_batches)]
+        counts = {
+            "prompts": len(plan.units),
+            "responses": sum(len(self.units[i].responses) for i in plan.units),
+            "tokens": sum(len(r) for i in plan.units for r in self.units[i].responses),
+        }
+        return Step(tuple(batches), counts)
+
+    def batch(self, indices: Sequence[int], filler: bool = False) -> Batch:
+        """A micro-batch of the units at `indices`."""
+
+        def arrange(units: Sequence[Tokens], rewards: Sequence[str] = self.rewards):
+            return lay_out(units, self.layout, row_tokens=self.row_tokens, pad_id=self.pad_id, rewards=rewards)
+
+        borrowed = [] if self.partners is None else [self._mismatch(i, self.partners[i]) for i in indices]
+        batch = self.batch_type.collate([self.units[i] for i in indices], arrange, borrowed)
+        return evolve(batch, filler=filler)
+
+    def _mismatch(self, unit: int, donor: int) -> Tokens:
+        """The prompt of one unit with the responses of another; the prompt is cut on the left where it must be."""
+        prompt, responses = self.units[unit].prompt, self.units[donor].responses
+        room = max(2, self.max_length - max(map(len, responses)))
+        if len(prompt) > room:
+            prompt = prompt[:1] + prompt[len(prompt) - room + 1 :]
+        return Tokens(prompt, responses, self.units[donor].example)

@@ -1,0 +1,187 @@
+"""From an example to token ids: the one place that decides BOS, EOS and where the response begins.
+
+Prompt and response are tokenised as two pieces, so that all responses of a prompt share its ids and training sees
+the prompt exactly as generation does. The pieces are then compared with the whole text tokenised at once, and
+differences are counted in the data report.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from upo.data.example import Example, Prompt
+from upo.data.layout import Tokens
+from upo.data.report import DataReport
+from upo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Overlong = Literal["drop", "truncate_prompt_left", "truncate_response", "error"]
+
+PLAIN_TURNS = {"system": "{}\n\n", "user": "\n\nHuman: {}", "assistant": "\n\nAssistant: {}"}
+"""How a conversation is written where the tokenizer has no chat template: the format of Anthropic's HH."""
+
+ANCHORS = ("\n", ".", "x")
+"""Text that keeps a tokenizer's own space off the response behind it: the first that does not merge with it."""
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
+    """The text that the policy sees before a response begins.
+
+    A string is taken as it is; a conversation goes through the tokenizer's chat template, or, without one,
+    through `PLAIN_TURNS` with "Assistant:" at its end.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)  # type: ignore[return-value]
+    return "".join(PLAIN_TURNS[m["role"]].format(m["content"]) for m in prompt) + "\n\nAssistant:"
+
+
+class Encoder:
+    """Turns examples into token ids for one tokenizer."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.tokenizer = tokenizer
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no EOS token: a policy could never learn to stop; set `eos_token` in it")
+        self.bos = tokenizer.bos_token_id if tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id] else None
+        self.eos = tokenizer.eos_token_id
+        apart = [i for text in ("a", "b") for i in self._ids([text])[0]]
+        # SentencePiece-like tokenizers put a space before every text; an anchor keeps it off the response.
+        self.anchor = "" if tokenizer.decode(apart) == "ab" else ANCHORS[0]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids  # type: ignore[return-value]
+
+    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Prompt ids with exactly one BOS where the model wants one."""
+        ids = self._ids([render(self.tokenizer, p) for p in prompts])
+        if self.bos is None:
+            return ids
+        return [x if x[:1] == [self.bos] else [self.bos, *x] for x in ids]
+
+    def response_text(self, prompt: Prompt, response: str) -> str | None:
+        """The response as it stands behind the rendered prompt, up to and without EOS.
+
+        None where the chat template does not render the conversation as a continuation of the prompt.
+        """
+        if isinstance(prompt, str):
+            return response
+        if not self.tokenizer.chat_template:
+            return " " + response
+        turns = [*prompt, {"role": "assistant", "content": response}]
+        whole: str = self.tokenizer.apply_chat_template(turns, tokenize=False)  # type: ignore[assignment]
+        start = render(self.tokenizer, prompt)
+        if not whole.startswith(start):
+            return None
+        text = whole[len(start) :]
+        end = text.rfind(self.tokenizer.eos_token)  # what templates write behind the end of a turn is not scored
+        return text if end < 0 else text[:end]
+
+    def responses(self, texts: Sequence[str]) -> list[list[int]]:
+        """Response ids, each closed by EOS."""
+        if not self.anchor:
+            return [[*ids, self.eos] for ids in self._ids(texts)]
+        found = self._ids(texts)
+        left = list(range(len(texts)))
+        for anchor in ANCHORS:
+            start = self._ids([anchor])[0]
+            unfit = []
+            for i, ids in zip(left, self._ids([anchor + texts[i] for i in left]), strict=True):
+                if ids[: len(start)] == start:
+                    found[i] = ids[len(start) :]
+                else:
+                    unfit.append(i)
+            left = unfit
+        return [[*ids, self.eos] for ids in found]
+
+    def encode(self, examples: Sequence[Example], report: DataReport) -> list[Tokens]:
+        """Token ids of examples, in order; what cannot be rendered or would end too early is dropped and counted."""
+        kept: list[Example] = []
+        texts: list[str] = []
+        for example in examples:
+            if any(self.tokenizer.eos_token in r.text for r in example.responses):
+                report.drop(example.source, "EOS spelled out in a response")
+                continue
+            rendered = [self.response_text(example.prompt, r.text) for r in example.responses]
+            if any(text is None for text in rendered):
+                report.drop(example.source, "chat template does not continue its own prompt")
+                continue
+            kept.append(example)
+            texts += rendered  # type: ignore[arg-type]
+        prompts, responses = self.prompts([e.prompt for e in kept]), self.responses(texts)
+        whole = self._ids([render(self.tokenizer, e.prompt) + t for e, t in zip(_owners(kept), texts, strict=True)])
+        tokens, i = [], 0
+        for example, prompt in zip(kept, prompts, strict=True):
+            mine = slice(i, i + len(example.responses))
+            i = mine.stop
+            if not prompt:
+                report.drop(example.source, "prompt without any token")
+                continue
+            start = prompt[1:] if prompt[:1] == [self.bos] and whole[mine][0][:1] != [self.bos] else prompt
+            if any(start + r[:-1] != w for r, w in zip(responses[mine], whole[mine], strict=True)):
+                report.count(example.source, "tokens differ from the whole text's at the response's start")
+            tokens.append(Tokens(prompt, tuple(responses[mine]), example))
+        return tokens
+
+
+def _owners(examples: Sequence[Example]) -> list[Example]:
+    return [e for e in examples for _ in e.responses]
+
+
+def fit(
+    tokens: Tokens,
+    *,
+    max_length: int,
+    max_response: int,
+    overlong: Sequence[Overlong],
+    bos: int | None,
+    report: DataReport,
+) -> Tokens | None:
+    """Applies the overlong policies in order until prompt and responses fit; None where the unit is dropped.
+
+    One decision for all responses of a prompt. A response is never cut to nothing, and a cut one carries no EOS.
+
+    Args:
+        max_length: prompt + response, in tokens.
+        max_response: response alone, in tokens.
+    """
+    source = tokens.example.source
+    prompt, responses = tokens.prompt, tokens.responses
+    altered: list[str] = []
+
+    def fits() -> bool:
+        longest = max(map(len, responses))
+        return longest <= max_response and len(prompt) + longest <= max_length
+
+    for policy in overlong:
+        if fits():
+            break
+        longest = max(map(len, responses))
+        if policy == "error":
+            raise UserError(
+                f"{source}: {len(prompt)} prompt + {longest} response tokens do not fit into max_length={max_length}, "
+                f"max_response={max_response}; raise them or set data.overlong"
+            )
+        if policy == "truncate_prompt_left":
+            room = max_length - min(longest, max_response)
+            if len(prompt) > room >= 2:
+                head = prompt[:1] if bos is not None else []
+                prompt = head + prompt[len(prompt) - room + len(head) :]
+                altered.append("prompt cut on the left")
+        elif policy == "truncate_response":
+            room = min(max_response, max_length - len(prompt))
+            if room >= 1:
+                responses = tuple(r[:room] for r in responses)
+                altered.append("response cut, no EOS")
+        else:
+            break
+    if not fits():
+        report.drop(source, "too long")
+        return None
+    for what in altered:
+        report.count(source, what)
+    return Tokens(prompt, responses, tokens.example)

@@ -1,0 +1,38 @@
+"""The one error that a user can cause: printed in one to three lines, exit code 2, no traceback."""
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A mistake in a config, a command or a data file; the message says what to change."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that a mistyped word most likely meant."""
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped `word`: the nearest known name, then all names, as one sentence."""
+    known = sorted(known)
+    near = nearest(word, known)
+    hint = f"did you mean `{near}`? " if near else ""
+    return f"{hint}Known: {', '.join(known)}."
+
+
+@contextmanager
+def short_errors() -> Iterator[None]:
+    """Around a command: a `UserError`, wrapped or not, ends it with its sentence and exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None and not isinstance(inner, UserError):
+            inner = inner.__cause__ or inner.__context__
+        if inner is None:
+            raise
+        print(f"error: {inner}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,81 @@
+"""Hugging Face folders from checkpoints: `python -m upo.export runs/quickstart my_model`."""
+
+import json
+import shutil
+from pathlib import Path
+
+from upo.command import command
+from upo.errors import UserError
+
+
+def export(source: Path, folder: Path, overwrite: bool = False) -> None:
+    """Writes the policy of a run as a Hugging Face folder.
+
+    The folder holds safetensors, tokenizer, generation config and a model card (method, data, configuration and
+    metrics of the run); `AutoModelForCausalLM.from_pretrained` loads it.
+
+    Args:
+        source: run folder (its newest checkpoint) or .ckpt file.
+        folder: where the model goes; made if needed.
+        overwrite: replace what the folder holds.
+
+    Raises:
+        UserError: no usable checkpoint, or a folder that is not empty.
+    """
+    source, folder = Path(source), Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise UserError(f"{folder} is not empty; name another folder or add --overwrite")
+    from upo.checkpoint import find_checkpoint, model_from, quiet, read_checkpoint
+
+    file = find_checkpoint(source)
+    if file is None:
+        raise UserError(f"{source} is neither a run folder nor a .ckpt file")
+    content = read_checkpoint(file)
+    model, tokenizer = model_from(content, file)
+    partial = folder.with_name(f".{folder.name}.partial")  # a killed export leaves no half model behind
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    quiet()
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    for name, text in content["policy_files"].items():
+        if not (partial / name).exists():
+            (partial / name).write_text(text)
+    run = source if source.is_dir() else file.parent.parent
+    (partial / "README.md").write_text(model_card(run, file, steps=content.get("global_step")))
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    print(f"exported {file} to {folder}")
+
+
+def model_card(run: Path, file: Path, steps: int | None) -> str:
+    """README.md of an exported model, from what stands in its run folder."""
+    import yaml
+
+    text = (run / "config.yaml").read_text() if (run / "config.yaml").is_file() else ""
+    config = yaml.safe_load(text) or {}
+    model = config.get("model") or {}
+    method = str(model.get("class_path", "unknown")).rpartition(".")[2]
+    policy = (model.get("init_args") or {}).get("policy") or {}
+    start = policy.get("init_args", policy).get("path") or "random weights"
+    sources = [s.get("path") or s.get("name") for s in (config.get("data") or {}).get("sources") or []]
+    parts = [
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [upo, {method.lower()}]\n---",
+        f"# {run.resolve().name}",
+        f"A causal language model trained by {method} with [upo](https://arxiv.org/abs/2405.17956).",
+        f"- method: {method}\n- starts from: {start}\n- data: {', '.join(map(str, sources)) or 'unknown'}\n"
+        f"- checkpoint: {file.name}, {steps} optimizer steps",
+    ]
+    if (run / "summary.json").is_file() and (metrics := json.loads((run / "summary.json").read_text())):
+        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+        parts.append(f"## Metrics\n\n| name | value |\n|---|---|\n{rows}")
+    if text:
+        parts.append(f"## Configuration\n\n```yaml\n{text.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    command(export, "export")

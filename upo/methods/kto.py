@@ -1,0 +1,112 @@
+"""KTO, Kahneman-Tversky Optimization (Ethayarajh et al., 2024), https://arxiv.org/abs/2402.01306.
+
+Unpaired: each response alone is pushed above or below a reference point z0, an estimate of KL(policy || reference)
+from responses that answer another prompt. Deviations: none. z0 is taken over the GLOBAL step (sum and count over
+all micro-batches and ranks, then clamped), and every unit borrows the responses of one fixed partner with another
+prompt, so that the value does not depend on how a step is cut.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from attrs import frozen
+from jaxtyping import Bool, Float
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from upo.data.batch import LayOut, Step, UnpairedBatch
+from upo.data.layout import Responses, Tokens
+from upo.logps import ResponseLogps
+from upo.methods.families import UnpairedMethod
+from upo.ranks import sum_over_ranks
+
+
+def kto_loss(
+    logratio: Float[Tensor, "N"],
+    desirable: Bool[Tensor, "N"],
+    kl: Float[Tensor, ""],
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Float[Tensor, "N"]:
+    """Equation 8: w_d (1 - sigmoid(beta (r - z0))) if desirable, else w_u (1 - sigmoid(beta (z0 - r))).
+
+    One value a response, unreduced; half its weight where policy and reference agree.
+    """
+    margin = beta * (logratio - kl)
+    return torch.where(
+        desirable,
+        desirable_weight * torch.sigmoid(-margin),  # 1 - sigmoid(x) = sigmoid(-x), without cancellation
+        undesirable_weight * torch.sigmoid(margin),
+    )
+
+
+@frozen(eq=False)
+class KTOBatch(UnpairedBatch):
+    """Labelled responses, and for z0 each prompt with its partner's responses."""
+
+    mismatched: Responses | None
+
+    borrows_responses = True
+
+    @classmethod
+    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
+        plain = UnpairedBatch.collate(units, lay_out, ())
+        return cls(plain.responses, plain.desirable, lay_out(borrowed) if borrowed else None)
+
+
+class KTO(UnpairedMethod):
+    """Kahneman-Tversky Optimization."""
+
+    batch_type = KTOBatch
+    metric_names = (*UnpairedMethod.metric_names, "kl")
+    initial_loss = 0.5
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: PositiveFloat = 0.1,
+        desirable_weight: NonNegativeFloat = 1.0,
+        undesirable_weight: NonNegativeFloat = 1.0,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            beta: risk aversion, in 1/nats; larger saturates earlier, closer to the reference (paper: 0.1).
+            desirable_weight: weight of desirable responses. The paper advises to keep
+                desirable_weight * n_desirable / (undesirable_weight * n_undesirable) in [1, 4/3].
+            undesirable_weight: weight of undesirable responses.
+        """
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+        self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
+
+    @torch.no_grad()
+    def statistics(self, step: Step) -> dict[str, Tensor]:
+        """z0 = max(0, mean of log-ratios of mismatched responses over the global step), in nats."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in step.micro_batches:
+            if batch.mismatched is not None:
+                logratio = self.response_logps(batch.mismatched).logratio
+                if not batch.filler:
+                    total += torch.stack([logratio.double().sum(), logratio.new_tensor(len(logratio)).double()])
+        total = sum_over_ranks(total)
+        if total[1] == 0:
+            warnings.warn("z0 is 0: all prompts of the split are the same, so there is no mismatched response")
+        return {"kl": (total[0] / total[1].clamp(min=1)).clamp(min=0).float()}
+
+    def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
+        return kto_loss(
+            logps.logratio,
+            desirable,
+            statistics["kl"],
+            beta=self.beta,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+        )
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logratio

@@ -1,0 +1,35 @@
+"""SFT, supervised fine-tuning: imitation of the chosen (desirable) responses; usually the stage before all others.
+
+The loss is the token mean over the GLOBAL step, so that long and short responses weigh by their tokens whatever the
+micro-batches are.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from upo.data.batch import DemonstrationBatch
+from upo.logps import ResponseLogps
+from upo.methods.base import Method, Stage, Term
+
+
+def sft_loss(logps: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Negative log-likelihood of each response in nats, summed over its tokens, unreduced."""
+    return -logps
+
+
+class SFT(Method):
+    """Supervised fine-tuning on chosen responses."""
+
+    batch_type = DemonstrationBatch
+    needs_reference = False
+    metric_names = ("nll_per_token", "logps/chosen", "lengths/chosen")
+
+    def terms(self, batch: DemonstrationBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        return {"nll": Term(sft_loss(logps.logps), "tokens")}
+
+    def track(self, stage: Stage, batch: DemonstrationBatch, logps: ResponseLogps) -> None:
+        self.means(stage).update(**{
+            "nll_per_token": (-logps.mean, logps.lengths),
+            "logps/chosen": logps.logps,
+            "lengths/chosen": logps.lengths.float(),
+        })  # fmt: skip

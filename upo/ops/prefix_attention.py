@@ -1,0 +1,89 @@
+"""Attention of the packed layout without its dense mask: work follows the segments, not the row.
+
+A prompt attends causally to itself, once; a response attends to its prompt and causally to itself. The eager twin is
+scaled dot-product attention under `Responses.attention_mask`, whose cost is the square of a row's length.
+"""
+
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from upo.data.layout import Responses
+
+NAME = "upo_prefix"
+"""How transformers knows this attention, once `register` has run."""
+
+
+@define(eq=False)
+class Segments:
+    """The pieces of packed rows in the order in which they lie: prompts, responses, padding."""
+
+    sizes: list[int]
+    """Tokens of each piece."""
+    prompts: list[int | None]
+    """For a response the piece that is its prompt; its own place for a prompt; None for padding."""
+    masks: list[Tensor | None]
+    """For a response [size, prompt's size + size]: all of its prompt, then causal; None for the others."""
+    calls: int = field(default=0, init=False)
+    """How many layers have asked: a model that never does would attend to everything."""
+
+
+def segments(responses: Responses) -> Segments:
+    """The pieces of a packed batch."""
+    prompt, response = responses.prompt_of.flatten(), responses.response_of.flatten()
+    piece = (prompt + 1) * (len(responses.lengths) + 1) + response + 1
+    _, counts = torch.unique_consecutive(piece, return_counts=True)
+    first = counts.cumsum(0) - counts
+    sizes, owner, kind = counts.tolist(), prompt[first].tolist(), response[first].tolist()
+    place = {b: i for i, (b, n) in enumerate(zip(owner, kind, strict=True)) if b >= 0 and n < 0}
+    prompts = [place.get(b) for b in owner]
+    masks: list[Tensor | None] = []
+    for size, p, n in zip(sizes, prompts, kind, strict=True):
+        seen = sizes[p] if p is not None else 0
+        whole = torch.ones(size, seen + size, dtype=torch.bool, device=prompt.device) if n >= 0 else None
+        masks.append(None if whole is None else whole.tril(seen))
+    return Segments(sizes, prompts, masks)
+
+
+def prefix_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer: query [R, heads, T, D], key and value [R, key heads, T, D].
+
+    Without `segments` (generation, the padded layout) it is transformers' own attention.
+    """
+    plan: Segments | None = options.pop("segments", None)
+    if plan is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[return-value]
+    plan.calls += 1
+    rows, heads, width, _ = query.shape
+    # [1, heads, R T, D], then by piece: splitting costs one concatenation in the backward pass, slicing one a piece
+    flat = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]
+    repeat = heads // key.shape[1]
+    q, k, v = (x.repeat_interleave(heads // x.shape[1], 1) if repeat > 1 else x for x in flat)
+    q, k, v = (x.split(plan.sizes, 2) for x in (q, k, v))
+    scale = options.get("scaling")
+    out = []
+    for i, (p, mask) in enumerate(zip(plan.prompts, plan.masks, strict=True)):
+        if p is None:
+            out.append(torch.zeros_like(v[i]))
+        elif mask is None:
+            out.append(scaled_dot_product_attention(q[i], k[i], v[i], is_causal=True, scale=scale))
+        else:
+            keys, values = torch.cat([k[p], k[i]], 2), torch.cat([v[p], v[i]], 2)
+            out.append(scaled_dot_product_attention(q[i], keys, values, attn_mask=mask, scale=scale))
+    return torch.cat(out, 2)[0].unflatten(1, (rows, width)).permute(1, 2, 0, 3).contiguous(), None
+
+
+def register() -> None:
+    """Makes transformers know it by `NAME`; masks outside the packed layout are those of plain attention."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, prefix_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

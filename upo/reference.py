@@ -1,0 +1,53 @@
+"""Where reference log-probs come from. None of these is part of the method's module tree or of its checkpoints."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from upo.data.layout import Responses
+from upo.policy import Policy
+
+
+class Reference(ABC):
+    """Log-probs that a policy is measured against."""
+
+    starts_as_policy: bool = False
+    """Whether all log-ratios are 0 before the first step: checked there."""
+
+    @abstractmethod
+    def build(self, policy: Policy) -> None:
+        """Makes the reference ready; called once, with the policy as it starts."""
+
+    @abstractmethod
+    def logps(self, responses: Responses) -> Tensor:
+        """Summed log-probs [N] in nats, without gradient, on the responses' device."""
+
+
+class FrozenReference(Reference):
+    """A frozen model: a copy of the policy as it starts, or another one."""
+
+    def __init__(self, path: str | None = None):
+        """
+        Args:
+            path: hub name or local folder of another model with the same tokenizer; null copies the policy.
+        """
+        self.path = path
+        self.starts_as_policy = path is None
+        self.model: Policy | None = None
+
+    def build(self, policy: Policy) -> None:
+        if self.path is None:
+            self.model = policy.frozen_copy()
+            return
+        dtype = str(policy.dtype).removeprefix("torch.")
+        self.model = Policy(path=self.path, tokenizer=policy.tokenizer_path, dtype=dtype)  # type: ignore[arg-type]
+        self.model.build()
+        self.model.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def logps(self, responses: Responses) -> Tensor:
+        assert self.model is not None, "build() comes first"
+        if next(self.model.parameters()).device != responses.input_ids.device:
+            self.model.to(responses.input_ids.device)
+        return self.model(responses)["logps"]

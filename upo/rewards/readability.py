@@ -1,0 +1,56 @@
+"""Reading level of a response (Badrinath et al. 2025, arXiv 2405.17956: the reward R1)."""
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import ClassVar
+
+from upo.data.example import Prompt
+from upo.rewards.base import Reward
+
+WORD = re.compile(r"[^\W\d_]")
+"""A text has a word when it has a letter of any script."""
+
+
+class Grade(Reward):
+    """Consensus U.S. school grade of the response, `textstat.text_standard(y, float_output=True)`.
+
+    The most frequent of the rounded grades of eight readability formulas (Flesch-Kincaid, SMOG, Coleman-Liau,
+    ...), for English. Unit: school years, whole numbers, 0 and up; LOWER is easier to read. A text without a
+    word has grade 0. Use it for reports; `Readability` is the same as a reward whose larger values are
+    better.
+    """
+
+    range: ClassVar[tuple[float, float]] = (0.0, float("inf"))
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        from textstat import text_standard
+
+        # A fragment can have a negative grade by some formulas.
+        return [max(float(text_standard(y, float_output=True)), 0.0) if WORD.search(y) else 0.0 for y in responses]
+
+    def fingerprint(self) -> str:
+        return f"Grade 1 textstat={version('textstat')}"
+
+
+class Readability(Reward):
+    """The paper's R1(y) = min(max((9 - g(y)) / 5, 0), 1), g(y) the `Grade` of the response.
+
+    Range [0, 1], larger is easier to read: 1 at grade 4 and below, 0 from grade 9 on. A text without a word
+    earns 0: textstat would give it grade 0 and so the full reward, and empty responses would be the best
+    ones.
+    """
+
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def __init__(self):
+        self.grade = Grade()
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        grades = self.grade(prompts, responses)
+        return [
+            min(max((9 - g) / 5, 0.0), 1.0) if WORD.search(y) else 0.0 for g, y in zip(grades, responses, strict=True)
+        ]
+
+    def fingerprint(self) -> str:
+        return f"Readability 1 {self.grade.fingerprint()}"

@@ -1,0 +1,76 @@
+"""Tables and side-by-side samples for the terminal."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from upo.data.example import Example, Prompt
+
+WRITERS = ("policy", "reference", "chosen")
+SHOWN = 400
+"""Characters of a text that are printed; samples.jsonl holds all."""
+
+
+def print_evaluation(
+    figures: Mapping[str, float], asked: Sequence[Example], texts: Mapping[str, list[str]], samples: int
+) -> None:
+    """Figures of policy, reference and chosen responses in columns, accuracies below them, then samples."""
+    console = wide_console()
+    writers = [w for w in WRITERS if w in texts]
+    names = dict.fromkeys(
+        name.partition("/")[2] for name in figures if name.partition("/")[0] in writers and not is_bound(name)
+    )
+    table = Table(title=f"{len(asked)} held-out prompts", title_justify="left")
+    for column in ("", *writers):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in sorted(names, key=first_preference):
+        table.add_row(name, *(cell(figures, f"{w}/{name}") for w in writers))
+    console.print(table)
+    for name in (n for n in figures if n.startswith("val/") and not is_bound(n)):
+        console.print(f"{name}: {cell(figures, name)}, {figures[f'{name}_n']:.0f} pairs", highlight=False)
+    for i, example in enumerate(asked[:samples]):
+        table = Table(title=f"sample {i + 1}", title_justify="left", show_header=False, show_lines=True)
+        table.add_row("prompt", shortened(as_text(example.prompt), last=True))
+        for writer in reversed(writers):
+            table.add_row(writer, shortened(texts[writer][i]))
+        console.print(table, markup=False)
+
+
+def wide_console() -> Console:
+    """The terminal; in a file, wide enough for a table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=130)
+
+
+def first_preference(name: str) -> int:
+    """Sorts figures: what is traded against each other comes first and side by side, then the text's health."""
+    order = ("win_rate", "objective", "rewards/", "kl")
+    return next((i for i, start in enumerate(order) if name.startswith(start)), len(order))
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt as a reader wants it."""
+    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+
+
+def is_bound(name: str) -> bool:
+    """Whether it is an interval's end or count rather than a figure of its own."""
+    return name.endswith(("_low", "_high", "_n"))
+
+
+def cell(figures: Mapping[str, float], name: str) -> str:
+    """A figure with its interval where it has one; empty where it is missing."""
+    if name not in figures:
+        return ""
+    text = f"{figures[name]:.3f}"
+    if f"{name}_low" in figures:
+        text += f" ({figures[f'{name}_low']:.3f} to {figures[f'{name}_high']:.3f})"
+    return text
+
+
+def shortened(text: str, last: bool = False) -> str:
+    """At most `SHOWN` characters, the first or the last ones."""
+    if len(text) <= SHOWN:
+        return text
+    return f"... {text[-SHOWN:]}" if last else f"{text[:SHOWN]} ..."
