@@ -206,13 +206,16 @@ def test_a_run_evaluates_itself_and_again_from_its_folder(
     assert done.code == 0, done.text
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
-    first = (run / "evaluation.json").read_text()
+    first = json.loads((run / "evaluation.json").read_text())
     assert summary["policy/objective"] == summary["policy/rewards/mood"]
     assert summary["policy/kl"] != 0
     monkeypatch.chdir(tmp_path)
     main(["run"])
-    assert (run / "evaluation.json").read_text() == first
-    assert json.loads((run / "summary.json").read_text()) == summary
+    again = json.loads((run / "evaluation.json").read_text())
+    figures = first.pop("metrics")
+    assert again.pop("metrics") == pytest.approx(figures, abs=1e-5, nan_ok=True)  # another process, other threads
+    assert again == first
+    assert json.loads((run / "summary.json").read_text()) == pytest.approx(summary, abs=1e-5, nan_ok=True)
 
     main([stories260k, "--config", "run/config.yaml", "--out", "start"])  # the model that the run started from
     start = json.loads(Path("start/evaluation.json").read_text())["metrics"]

@@ -136,7 +136,7 @@ def load_run(
         model, tokenizer = load_model(run)
         if tokenizer.get_vocab() != method.policy.tokenizer.get_vocab():
             raise UserError(f"the tokenizer at {run} is not the one of {config}; set model.policy.tokenizer there")
-        method.policy.model = model
+        method.policy.adopt(model)
     return method, data, settings
 
 

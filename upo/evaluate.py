@@ -224,7 +224,7 @@ def evaluate(
     twin = None
     if reference is not None:
         twin = method.policy.frozen_copy()
-        twin.model = load_model(reference)[0]
+        twin.adopt(load_model(reference)[0])
     figures = evaluation.run(method, data, out or folder, twin)
     if out is None and (summary := folder / "summary.json").is_file():
         summarize(folder, json.loads(summary.read_text()) | figures)

@@ -91,7 +91,7 @@ class Policy(nn.Module):
         return getattr(self.model_config, "max_position_embeddings", None)
 
     def build(self) -> None:
-        """Loads or initialises the weights."""
+        """Loads or initialises the weights at `path`, or from `config`."""
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
@@ -100,18 +100,27 @@ class Policy(nn.Module):
         config, options = self.model_config, {"dtype": self.dtype, "attn_implementation": "sdpa"}
         if self.path is None:
             try:
-                self.model = AutoModelForCausalLM.from_config(config, **options)
+                model = AutoModelForCausalLM.from_config(config, **options)
             except ValueError as error:
                 raise UserError(f"policy.config: {str(error).split('.')[0]}") from None
         else:
             with _hub_errors(self.path, "model"):
-                self.model = AutoModelForCausalLM.from_pretrained(self.path, config=config, **options)
+                model = AutoModelForCausalLM.from_pretrained(self.path, config=config, **options)
+        self.adopt(model)
+
+    def adopt(self, model: "PreTrainedModel") -> None:
+        """Takes loaded weights: dropout off, packed attention on, and the checks that the log-probs rely on.
+
+        Raises:
+            UserError: more tokens than embeddings, or logits that are more than the output embeddings.
+        """
         prefix_attention.register()
-        self.model.set_attn_implementation(prefix_attention.NAME)
-        for module in self.model.modules():
+        model.set_attn_implementation(prefix_attention.NAME)
+        for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        rows = self.model.get_input_embeddings().weight.shape[0]
+        self.model = model
+        rows = model.get_input_embeddings().weight.shape[0]
         if len(self.tokenizer) > rows:
             raise UserError(
                 f"the tokenizer {self.tokenizer_path} has {len(self.tokenizer)} tokens, "
