@@ -308,7 +308,7 @@ def test_files_make_a_model_folder(tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 
     model = policy()
-    for name, text in model.files().items():
-        (tmp_path / name).write_text(text)
+    for name, content in model.files().items():
+        (tmp_path / name).write_bytes(content)
     assert AutoConfig.from_pretrained(tmp_path).hidden_size == 32
     assert AutoTokenizer.from_pretrained(tmp_path)("hello").input_ids == tokenizer()("hello").input_ids
