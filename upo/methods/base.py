@@ -41,6 +41,8 @@ class Method(pl.LightningModule):
 
     batch_type: ClassVar[type[Batch]]
     needs_reference: ClassVar[bool] = True
+    length_normalized: ClassVar[bool] = False
+    """Whether the loss reads log-probs a token (`.mean`) instead of their sums."""
     extras: ClassVar[tuple[str, ...]] = ()
     """What the loss needs from the policy besides log-probs: see `Policy.forward`."""
     metric_names: ClassVar[tuple[str, ...]] = ()
