@@ -24,7 +24,7 @@ from upo.data.module import PreferenceData
 from upo.data.source import Source
 from upo.errors import UserError
 from upo.methods.base import Method
-from upo.methods.families import PairwiseMethod, UnpairedMethod
+from upo.methods.families import ListwiseMethod, PairwiseMethod, UnpairedMethod
 from upo.methods.upo import AuxiliaryRewards
 from upo.policy import Policy
 from upo.reference import FrozenReference
@@ -47,11 +47,15 @@ ALSO = {
     "SFT": {"nll_per_token", "logps/chosen", "lengths/chosen"},
     "KTO": {"kl"},
     "UPO": AUXILIARY | {"kl"},
+    "TPO": {"loss/preference", "loss/gold", "logps/gold"},
+    "TPOL": {"loss/preference", "loss/gold", "logps/gold"},
     "UPODPO": AUXILIARY,
 }
 HEADS = {"UPO": {"policy.", "value_head."}, "UPODPO": {"policy.", "value_head."}}
 OPTIONS: dict[str, dict] = {}
 """Arguments of the methods that need some."""
+SOURCES = {"TPO": "tiny.triples", "TPOL": "tiny.triples"}
+"""Who reads the file of pairs, for methods that want more than pairs."""
 
 
 def steps_of(kind: type[Method]) -> int:
@@ -59,7 +63,7 @@ def steps_of(kind: type[Method]) -> int:
 
 
 def expected(kind: type[Method]) -> set[str]:
-    family = PREFERENCE if issubclass(kind, PairwiseMethod | UnpairedMethod) else set()
+    family = PREFERENCE if issubclass(kind, PairwiseMethod | UnpairedMethod | ListwiseMethod) else set()
     return family | ALSO.get(kind.__name__, set())
 
 
@@ -141,7 +145,7 @@ def fit(
     """One step is all eight pairs, in several micro-batches."""
     method, watch = make(kind, lr), Watch()
     module = PreferenceData(
-        (Source("hh", path=pairs),),
+        (Source(SOURCES.get(kind.__name__, "hh"), path=pairs),),
         rewards={"length": Words()},
         rewards_cache=str(folder / "cache"),
         **{"validation": 0, "max_length": 256, "pairs_per_step": 8, "tokens_per_microbatch": 600} | data,

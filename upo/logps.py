@@ -1,5 +1,6 @@
 """All that a loss may look at."""
 
+import torch
 from attrs import field, frozen
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,43 +10,65 @@ from upo.errors import UserError
 
 @frozen(eq=False)
 class ResponseLogps:
-    """Log-probs of N responses in nats, and what is known about them."""
+    """Log-probs of N responses in nats, and what is known about them; [B, K] where lists are looked at."""
 
-    logps: Float[Tensor, "N"]
+    logps: Float[Tensor, "*N"]
     """Log-prob of each response under the policy: the sum over its tokens, EOS included."""
-    lengths: Int[Tensor, "N"]
+    lengths: Int[Tensor, "*N"]
     """Scored tokens a response."""
-    prompt_index: Int[Tensor, "N"]
+    prompt_index: Int[Tensor, "*N"]
     """Which prompt each response answers."""
-    reference_logps: Float[Tensor, "N"] | None = None
+    reference_logps: Float[Tensor, "*N"] | None = None
     """The same sums under the reference; never carries a gradient."""
-    rewards: Float[Tensor, "N M"] | None = None
+    rewards: Float[Tensor, "*N M"] | None = None
     """Annotated auxiliary rewards."""
     extras: dict[str, Tensor] = field(factory=dict)
-    """What a method asked the policy for besides log-probs, e.g. `prompt_hidden` [B, D]."""
+    """What a method asked the policy for besides log-probs, e.g. `prompt_hidden` [B, D], `token_logps` [tokens]."""
+    reference_extras: dict[str, Tensor] = field(factory=dict)
+    """The same of the reference, e.g. `token_logps` [tokens]; never carries a gradient."""
+    row: Int[Tensor, "tokens"] | None = None
+    """Which of the N responses a token belongs to; N for tokens of responses that were left out."""
 
     @property
-    def mean(self) -> Float[Tensor, "N"]:
+    def mean(self) -> Float[Tensor, "*N"]:
         """Log-prob a token: the sum divided by the length."""
         return self.logps / self.lengths
 
     @property
-    def logratio(self) -> Float[Tensor, "N"]:
+    def logratio(self) -> Float[Tensor, "*N"]:
         """log(policy / reference) of each response, in nats.
+
+        Raises:
+            UserError: the run has no reference.
+        """
+        return self.logps - self.reference
+
+    @property
+    def reference(self) -> Float[Tensor, "*N"]:
+        """Log-prob of each response under the reference, for losses that treat it in another way than `logratio`.
 
         Raises:
             UserError: the run has no reference.
         """
         if self.reference_logps is None:
             raise UserError("this loss needs reference log-probs; set `model.reference`, e.g. to FrozenReference")
-        return self.logps - self.reference_logps
+        return self.reference_logps
+
+    def sums(self, values: Float[Tensor, "tokens"]) -> Float[Tensor, "N"]:
+        """Values of the tokens of a micro-batch (extras), added up over each response."""
+        assert self.row is not None, "a list's responses no longer know their tokens"
+        return values.new_zeros(len(self.lengths) + 1).index_add(0, self.row, values)[:-1]
 
     def __getitem__(self, rows: slice | Tensor) -> "ResponseLogps":
-        """The same for some of the rows; extras stay as they are."""
+        """The same for some of the rows, or for rows in another shape; extras stay as they are."""
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[rows]
 
+        row, kept = self.row, torch.arange(len(self.lengths), device=self.lengths.device)[rows]
+        if row is not None and kept.ndim == 1:
+            place = row.new_full((len(self.lengths) + 1,), len(kept))
+            row = place.scatter(0, kept, torch.arange(len(kept), device=row.device))[row]
         return ResponseLogps(
             self.logps[rows],
             self.lengths[rows],
@@ -53,4 +76,6 @@ class ResponseLogps:
             pick(self.reference_logps),
             pick(self.rewards),
             self.extras,
+            self.reference_extras,
+            row if kept.ndim == 1 else None,
         )

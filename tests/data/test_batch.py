@@ -171,6 +171,8 @@ def test_lists_are_of_two_or_more_known_responses():
     assert ListwiseBatch.views(example(Response("a", score=1.0), Response("b")), 9) == []
     batch = ListwiseBatch.collate([unit([3], [4], [5], score=2.5), unit([6], [7], [8], rank=1)], arrange, ())
     assert batch.scores.tolist() == [2.5, 2.5, -1.0, -1.0]
+    both = ListwiseBatch.collate([unit([3], [4], [5], rank=1, score=2.5)], arrange, ())
+    assert both.scores.tolist() == [2.5, 2.5], "scores say how much better"
 
 
 def test_demonstrations_are_what_is_worth_imitating():

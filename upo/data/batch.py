@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from upo.data.example import Example
+from upo.data.example import Example, Response
 from upo.data.layout import Movable, Responses, Tokens
 
 LayOut = Callable[[Sequence[Tokens]], Responses]
@@ -146,11 +146,18 @@ class ListwiseBatch(Batch):
 
     @classmethod
     def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        scores = [float(preference(r)) for u in units for r in u.example.responses]  # type: ignore[arg-type]
-        return cls(lay_out(units), torch.tensor(scores))
+        scores = [score for u in units for score in grades(u.example.responses)]
+        return cls(lay_out(units), torch.tensor(scores, dtype=torch.float32))
 
 
-def preference(response) -> float | None:
+def grades(responses: Sequence[Response]) -> list[float]:
+    """Scores of a list where all have one: they say how much better; otherwise ranks or labels, higher is better."""
+    if all(r.score is not None for r in responses):
+        return [r.score for r in responses]  # type: ignore[misc]
+    return [preference(r) for r in responses]  # type: ignore[misc]
+
+
+def preference(response: Response) -> float | None:
     """How good a response is within its prompt, higher is better: its rank where given, else its score or label."""
     if response.rank is not None:
         return -response.rank
