@@ -1,6 +1,6 @@
 """Small tokenizers, models and units that many tests share; everything is made here, nothing is downloaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -9,6 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from upo.data.example import Example, Response
 from upo.data.layout import Responses, Tokens, lay_out
+from upo.data.lines import Row
+from upo.data.report import SourceReport
+from upo.data.sources import hh
 from upo.policy import Policy
 
 CORPUS = (
@@ -101,6 +104,13 @@ def units(lengths: Sequence[tuple[int, Sequence[int]]], seed: int = 0, vocabular
 
 def arrange(units: Sequence[Tokens], layout: str = "packed", rewards: Sequence[str] = ()) -> Responses:
     return lay_out(units, layout, row_tokens=64, pad_id=0, rewards=rewards)
+
+
+def triples(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
+    """HH's pairs with a gold response before them."""
+    for example in hh(rows, report):
+        chosen, rejected = example.responses
+        yield example.with_responses((Response(chosen.text + " Really.", rank=-1), chosen, rejected))
 
 
 def plain_logps(policy: Policy, prompt: list[int], response: list[int]) -> Tensor:

@@ -1,0 +1,121 @@
+"""TPO, Triple Preference Optimization (Saeidi et al., 2024), https://arxiv.org/abs/2405.16681.
+
+A contrast between chosen and rejected without a reference, and in the same stage likelihood of a third, gold response.
+TPO-L contrasts log-probs a token with a target margin, as SimPO does. The losses, and beta and alpha of the first
+version, are those of the authors' code; gamma's reading is SimPO's. What their code calls "reference" is the gold
+response, not a model. Deviation: the likelihood is the mean over a response's tokens, then over triples; their code
+averages over all tokens of a micro-batch, which would weigh triples by how a step is cut.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from attrs import frozen
+from jaxtyping import Bool, Float
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from upo.data.batch import Batch, preference
+from upo.data.example import Example
+from upo.data.layout import Tokens
+from upo.logps import ResponseLogps
+from upo.methods.base import Stage, Term
+from upo.methods.families import PairwiseMethod, _preference_means
+
+
+def tpo_loss(
+    chosen: Float[Tensor, "triples"], rejected: Float[Tensor, "triples"], *, beta: float, gamma: float = 0.0
+) -> Float[Tensor, "triples"]:
+    """-log sigmoid(beta (p_w - p_l) - gamma), p the log-probs: sums in TPO (gamma 0), means over tokens in TPO-L.
+
+    One value a triple, unreduced. TPO adds alpha times the gold response's negative mean log-prob.
+    """
+    return -logsigmoid(beta * (chosen - rejected) - gamma)
+
+
+@frozen(eq=False)
+class TripleBatch(Batch):
+    """B triples: rows 3i, 3i + 1, 3i + 2 are the gold, the chosen and the rejected response of prompt i."""
+
+    wants, unit = "gold, chosen and rejected response (three ranked or scored ones)", "triples"
+
+    @classmethod
+    def contradicts(cls, unit: Tokens) -> bool:
+        return unit.responses[1] == unit.responses[2]
+
+    @classmethod
+    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+        """Gold is the best response, chosen the next one, rejected the worst; gold and chosen may tie."""
+        ranked = sorted(((p, -i) for i, r in enumerate(example.responses) if (p := preference(r)) is not None))[::-1]
+        if len(ranked) < 3 or ranked[1][0] == ranked[-1][0]:
+            return []
+        return [example.with_responses(tuple(example.responses[-i] for _, i in (*ranked[:2], ranked[-1])))]
+
+    def place(self, k: int) -> Bool[Tensor, "N"]:
+        """The gold (0), chosen (1) or rejected (2) responses."""
+        return torch.arange(len(self.responses.lengths), device=self.responses.lengths.device) % 3 == k
+
+
+class TPO(PairwiseMethod):
+    """Triple Preference Optimization."""
+
+    batch_type = TripleBatch
+    needs_reference = False
+    metric_names = (*PairwiseMethod.metric_names, "loss/preference", "loss/gold", "logps/gold")
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 0.2, alpha: NonNegativeFloat = 0.9, **kwargs: Any):
+        """
+        Args:
+            beta: scale of the difference of log-probs, in 1/nats (the authors' repository: 0.2; later version of the
+                paper: 0.01).
+            alpha: weight of the gold response's likelihood (repository: 0.9; later version: 1); 0 is DPO without a
+                reference.
+        """
+        super().__init__(*args, **kwargs)
+        self.beta, self.alpha = beta, alpha
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        return tpo_loss(chosen.logps, rejected.logps, beta=self.beta)
+
+    def terms(self, batch: TripleBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        return {
+            "preference": Term(self.loss(logps[1::3], logps[2::3]), "prompts"),
+            "gold": Term(-logps[0::3].mean, "prompts", scale=self.alpha),
+        }
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logps
+
+    def track(self, stage: Stage, batch: TripleBatch, logps: ResponseLogps) -> None:
+        means = _preference_means(self.reward(logps), logps, batch.place(1), batch.place(2))
+        self.means(stage).update(**means, **{"logps/gold": logps.logps[0::3]})
+
+
+class TPOL(TPO):
+    """TPO-L: the contrast of log-probs a token, with a margin."""
+
+    length_normalized: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: PositiveFloat = 0.01,
+        alpha: NonNegativeFloat = 1.0,
+        gamma: NonNegativeFloat = 0.5,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            beta: scale of the difference of log-probs a token (later version of the paper: 0.01).
+            alpha: weight of the gold response's likelihood (later version: 1).
+            gamma: target margin, in units of the scaled difference (later version: 0.5).
+        """
+        super().__init__(*args, beta=beta, alpha=alpha, **kwargs)
+        self.gamma = gamma
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        return tpo_loss(chosen.mean, rejected.mean, beta=self.beta, gamma=self.gamma)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.mean
