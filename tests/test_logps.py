@@ -35,3 +35,16 @@ def test_without_reference():
     assert bare[:2].reference_logps is None and bare[:2].rewards is None
     with pytest.raises(UserError, match=r"model\.reference"):
         _ = bare[:2].logratio
+
+
+def test_sums_over_the_tokens_of_each_response():
+    row = torch.tensor([0, 0, 0, 1, 2, 2, 3])
+    whole = ResponseLogps(torch.zeros(4), torch.tensor([3, 1, 2, 1]), torch.tensor([0, 0, 1, 1]), row=row)
+    values = torch.tensor([1.0, 2, 4, 8, 16, 32, 64], requires_grad=True)
+    assert whole.sums(values).tolist() == [7, 8, 48, 64]
+    assert whole[0::2].sums(values).tolist() == [7, 48]
+    assert whole[1::2][1:].sums(values).tolist() == [64]
+    assert whole[torch.tensor([3, 0])].sums(values).tolist() == [64, 7]
+    assert whole[torch.tensor([False, False, True, False])].sums(values).tolist() == [48]
+    (gradient,) = torch.autograd.grad(whole[1::2].sums(values).sum(), values)
+    assert gradient.tolist() == [0, 0, 0, 1, 0, 0, 1]

@@ -13,7 +13,7 @@ from upo.data.source import Source
 from upo.data.tokenize import Encoder, fit
 from upo.errors import UserError
 from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.reference import FrozenReference, Reference
 
 LAYOUTS = ("packed", "padded")
 WORK = units([(3, [9, 2]), (5, [1]), (1, [4, 14, 7, 1, 2]), (20, [2, 3]), (1, [1]), (7, [1, 1, 6])])
@@ -312,3 +312,15 @@ def test_files_make_a_model_folder(tmp_path):
         (tmp_path / name).write_bytes(content)
     assert AutoConfig.from_pretrained(tmp_path).hidden_size == 32
     assert AutoTokenizer.from_pretrained(tmp_path)("hello").input_ids == tokenizer()("hello").input_ids
+
+
+def test_a_reference_of_sums_says_what_it_cannot_give():
+    class Sums(Reference):
+        def build(self, policy):
+            pass
+
+        def logps(self, responses):
+            return torch.zeros(len(responses.lengths))
+
+    with pytest.raises(UserError, match=r"Sums knows only .* needs token_logps"):
+        Sums().extras(arrange(WORK), ("token_logps",))

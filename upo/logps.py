@@ -65,10 +65,12 @@ class ResponseLogps:
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[rows]
 
-        row, kept = self.row, torch.arange(len(self.lengths), device=self.lengths.device)[rows]
-        if row is not None and kept.ndim == 1:
-            place = row.new_full((len(self.lengths) + 1,), len(kept))
-            row = place.scatter(0, kept, torch.arange(len(kept), device=row.device))[row]
+        row = None
+        if self.row is not None:
+            numbers = torch.arange(len(self.lengths) + 1, device=self.row.device)
+            kept = numbers[:-1][rows]
+            if kept.ndim == 1:
+                row = torch.full_like(numbers, len(kept)).scatter(0, kept, numbers[: len(kept)])[self.row]
         return ResponseLogps(
             self.logps[rows],
             self.lengths[rows],
@@ -77,5 +79,5 @@ class ResponseLogps:
             pick(self.rewards),
             self.extras,
             self.reference_extras,
-            row if kept.ndim == 1 else None,
+            row,
         )

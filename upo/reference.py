@@ -1,11 +1,13 @@
 """Where reference log-probs come from. None of these is part of the method's module tree or of its checkpoints."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from upo.data.layout import Responses
+from upo.errors import UserError
 from upo.policy import Policy
 
 
@@ -22,6 +24,17 @@ class Reference(ABC):
     @abstractmethod
     def logps(self, responses: Responses) -> Tensor:
         """Summed log-probs [N] in nats, without gradient, on the responses' device."""
+
+    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+        """`logps` and what else a loss needs of the reference by name, as `Policy.forward` returns it; no gradient.
+
+        Raises:
+            UserError: this reference knows sums only.
+        """
+        raise UserError(
+            f"{type(self).__name__} knows only the log-probs of whole responses, this method needs {', '.join(names)} "
+            "of each token; set model.reference: FrozenReference"
+        )
 
 
 class FrozenReference(Reference):
@@ -45,9 +58,12 @@ class FrozenReference(Reference):
         self.model.build()
         self.model.requires_grad_(False).eval()
 
-    @torch.no_grad()
     def logps(self, responses: Responses) -> Tensor:
+        return self.extras(responses, ())["logps"]
+
+    @torch.no_grad()
+    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
         assert self.model is not None, "build() comes first"
         if next(self.model.parameters()).device != responses.input_ids.device:
             self.model.to(responses.input_ids.device)
-        return self.model(responses)["logps"]
+        return self.model(responses, names)

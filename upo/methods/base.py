@@ -45,6 +45,8 @@ class Method(pl.LightningModule):
     """Whether the loss reads log-probs a token (`.mean`) instead of their sums."""
     extras: ClassVar[tuple[str, ...]] = ()
     """What the loss needs from the policy besides log-probs: see `Policy.forward`."""
+    reference_extras: ClassVar[tuple[str, ...]] = ()
+    """The same from the reference, which is then asked in every step, whatever is stored."""
     metric_names: ClassVar[tuple[str, ...]] = ()
     initial_loss: ClassVar[float | None] = None
     """The preference loss while policy and reference are the same, where that is a constant, in nats."""
@@ -116,19 +118,23 @@ class Method(pl.LightningModule):
 
     # ---- one optimizer step ----------------------------------------------------------------------------------
 
-    def response_logps(self, responses: Responses, extras: tuple[str, ...] = ()) -> ResponseLogps:
+    def response_logps(
+        self, responses: Responses, extras: tuple[str, ...] = (), reference_extras: tuple[str, ...] = ()
+    ) -> ResponseLogps:
         """Log-probs of responses under policy and reference."""
         out = self.policy(responses, extras)
-        reference_logps = responses.reference_logps
-        if self.reference is not None and reference_logps is None:
+        reference_logps, known = responses.reference_logps, {}
+        if self.reference is not None and reference_extras:
+            known = self.reference.extras(responses, reference_extras)
+            reference_logps = known.pop("logps")
+        elif self.reference is not None and reference_logps is None:
             reference_logps = self.reference.logps(responses)
-        return ResponseLogps(
-            out.pop("logps"), responses.lengths, responses.prompt_index, reference_logps, responses.rewards, out
-        )
+        logps, r = out.pop("logps"), responses
+        return ResponseLogps(logps, r.lengths, r.prompt_index, reference_logps, r.rewards, out, known, r.row)
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
         """A micro-batch's addend to the loss of the global step; metrics are updated on the way."""
-        logps = self.response_logps(batch.responses, self.extras)
+        logps = self.response_logps(batch.responses, self.extras, self.reference_extras)
         terms = self.terms(batch, logps, statistics)
         loss = torch.stack([t.scale * t.values.sum() / step.counts[t.per] for t in terms.values()]).sum()
         if batch.filler:
