@@ -25,6 +25,7 @@ from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest
 from upo.callbacks.graceful_stop import GracefulStop
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.random_state import RandomState
+from upo.callbacks.reference_sync import MovingReference
 from upo.callbacks.run_folder import RunFolder, summarize
 from upo.data.module import PreferenceData
 from upo.errors import UserError, short_errors
@@ -131,6 +132,9 @@ class CLI(LightningCLI):
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         if self.trainer.is_global_zero:
             if self.config.evaluation is not None:
+                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, MovingReference):
+                        callback.rewind()
                 values |= self.config_init.evaluation.run(self.model, self.datamodule, self.folder)
             summarize(self.folder, values)
 
