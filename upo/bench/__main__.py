@@ -1,0 +1,141 @@
+"""`python -m upo.bench`: both contestants in turn, in one run, each in a process of its own."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from tqdm import tqdm
+
+from upo.bench.cases import Case, Work, rows
+from upo.bench.cases import suite as cases_of
+from upo.bench.floor import needed, rate
+from upo.bench.report import show, verdict, write
+from upo.command import command
+from upo.errors import UserError
+
+
+class Contestant:
+    """A worker process that trains one block at a time."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        environment = os.environ | {"OMP_NUM_THREADS": str(work.threads), "TOKENIZERS_PARALLELISM": "false"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "upo.bench.worker", json.dumps(work.plain())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        self._answer()  # two steps to warm up
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout and self.process.stderr
+        line = self.process.stdout.readline()
+        if not line:
+            raise UserError(f"{self.work.engine} failed: {self.process.stderr.read()[-1500:]}")
+        return json.loads(line)
+
+    def block(self) -> dict[str, float]:
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def __enter__(self) -> "Contestant":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(case: Case, alternations: int) -> dict[str, Any]:
+    """Medians over alternations: ours, the other, the matrix rate, and again."""
+    with Contestant(case.ours) as ours, Contestant(case.other) as other:
+        turns = [(ours.block(), other.block(), rate(case.ours)) for _ in range(alternations)]
+    seconds, other_seconds, rates = (
+        statistics.median(x) for x in zip(*((a["seconds"], b["seconds"], r) for a, b, r in turns), strict=True)
+    )
+    memory, other_memory = (max(t[i]["memory"] for t in turns) for i in (0, 1))
+    work, floor = case.ours, None
+    pairs = work.pairs * work.steps
+    tokens = sum(len(r) + 1 for _, responses in rows(work, pairs) for r in responses)
+    passes = {"forward": 3, "upo": 3 if work.stored else 4}[work.engine]
+    if work.method in ("DPO", "SFT"):  # KTO and UPO also score mismatched responses
+        floor = needed(work, passes) / rates * pairs / seconds
+    return {
+        "case": case.name,
+        "other": _name(case),
+        "pairs_per_second": pairs / seconds,
+        "other_pairs_per_second": case.other.pairs * case.other.steps / other_seconds,
+        "tokens_per_second": tokens / seconds,
+        "ratio": other_seconds / seconds,
+        "memory": memory,
+        "memory_ratio": memory / other_memory,
+        "floor": floor,
+        "matrix_rate": rates,
+        "turns": [{"ours": a, "other": b, "matrix_rate": r} for a, b, r in turns],
+        "at_least": case.at_least,
+        "at_most_memory": case.at_most_memory,
+        "at_least_floor": case.at_least_floor,
+    }
+
+
+def _name(case: Case) -> str:
+    if case.other.engine == "trl":
+        return "TRL"
+    changed = [f"{k}={v}" for k, v in case.other.plain().items() if v != getattr(case.ours, k)]
+    return ", ".join(changed)
+
+
+def bench(
+    suite: Literal["cpu", "short", "gpu"] = "cpu",
+    only: str | None = None,
+    alternations: PositiveInt = 5,
+    threads: PositiveInt = 2,
+    tolerance: ClosedUnitInterval = 1.0,
+    out: Path = Path("runs/bench"),
+) -> None:
+    """Measures speed and memory against TRL, our own twins and the machine's limit; exits 1 where a target is missed.
+
+    Ratios of one run mean something, its absolute figures only on this machine. TRL comes with `pip install
+    "upo[bench]"`; it runs its fastest setting for each case.
+
+    Args:
+        suite: which cases: cpu (all), short (the guard of continuous integration), gpu.
+        only: a part of the names of cases to run.
+        alternations: how often both take their turn; medians are reported.
+        threads: of each contestant.
+        tolerance: share of each target that passes, e.g. 0.7 on a noisy machine.
+        out: folder of bench.json and bench.png.
+    """
+    from attrs import evolve
+
+    cases = [c for c in cases_of(suite) if only is None or only.lower() in c.name.lower()]
+    if not cases:
+        raise UserError(f"no case is called like `{only}`; known: {', '.join(c.name for c in cases_of(suite))}")
+    if find_spec("trl") is None and any(c.other.engine == "trl" for c in cases):
+        raise UserError('the bench runs against TRL: pip install "upo[bench]"')
+    done = []
+    for case in tqdm(cases, desc="bench", unit="case", disable=None):
+        case = evolve(
+            case,
+            ours=evolve(case.ours, threads=threads),
+            other=evolve(case.other, threads=threads),
+            at_least=case.at_least and case.at_least * tolerance,
+            at_most_memory=case.at_most_memory and case.at_most_memory / tolerance,
+            at_least_floor=case.at_least_floor and case.at_least_floor * tolerance,
+        )
+        done.append(measure(case, alternations))
+        write(done, {"suite": suite, "threads": threads, "alternations": alternations, "tolerance": tolerance}, out)
+    show(done)
+    if any(verdict(row) not in ("", "pass") for row in done):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command(bench, "bench")

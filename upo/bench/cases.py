@@ -1,0 +1,128 @@
+"""What is measured: cases, the work in them, and what must be reached."""
+
+import random
+from typing import Literal
+
+from attrs import asdict, evolve, frozen
+
+Shape = Literal["hh", "prompt-heavy", "response-heavy", "long", "equal"]
+
+LENGTHS: dict[str, tuple[tuple[int, float, int], tuple[int, float, int]]] = {
+    "hh": ((120, 0.8, 384), (55, 0.8, 256)),
+    "prompt-heavy": ((300, 0.4, 768), (40, 0.6, 128)),
+    "response-heavy": ((40, 0.5, 128), (200, 0.5, 512)),
+    "long": ((2500, 0.2, 3400), (400, 0.3, 650)),
+}
+"""Median, spread of the logarithm and cap, in tokens, of prompts and of responses."""
+
+
+@frozen
+class Work:
+    """One worker's job: who computes what, on which rows and model."""
+
+    engine: Literal["upo", "trl", "forward"]
+    """`forward` is the bare policy: log-probs of a batch and their gradient, no trainer."""
+    method: str = "DPO"
+    layout: Literal["packed", "padded"] = "packed"
+    stored: bool = False
+    """Reference log-probs computed before the clock starts."""
+    lengths: str = "hh"
+    prompt: int = 0
+    """Tokens of every prompt where lengths are fixed (0: drawn from `lengths`)."""
+    response: int = 0
+    responses: int = 2
+    """Responses a prompt."""
+    pairs: int = 4
+    """Prompts a step."""
+    vocabulary: int = 16384
+    model: str = "9M"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 2
+    device: str = "cpu"
+    steps: int = 4
+    """Steps of one measured block."""
+
+    def plain(self) -> dict:
+        return asdict(self)
+
+
+@frozen
+class Case:
+    """Two jobs side by side; the ratio is `other`'s time (or memory) by `ours`."""
+
+    name: str
+    ours: Work
+    other: Work
+    at_least: float | None = None
+    """Smallest speed ratio that passes."""
+    at_most_memory: float | None = None
+    """Largest peak memory above the resident model, as a share of the other's."""
+    at_least_floor: float | None = None
+    """Smallest fraction of the floor that passes."""
+
+
+def ideal(prompt: int, response: int, responses: int) -> float:
+    """Tokens of the padded layout by tokens of the packed one: K (P + R) / (P + K R)."""
+    return responses * (prompt + response) / (prompt + responses * response)
+
+
+def many_responses(k: int, prompt: int, response: int) -> Case:
+    """K responses a prompt against the padded twin, at about 3,000 padded tokens a step."""
+    pairs = max(1, round(3072 / (k * (prompt + response))))
+    ours = Work("forward", prompt=prompt, response=response, responses=k, pairs=pairs)
+    share = f"{prompt // response}R" if prompt > response else "R"
+    name = f"K={k}, P={share}, against padded"
+    return Case(name, ours, evolve(ours, layout="padded"), 0.85 * ideal(prompt, response, k))
+
+
+def head_memory() -> Case:
+    """4k response tokens under a vocabulary nine times as large."""
+    ours = Work("forward", prompt=64, response=1024, responses=4, pairs=1, vocabulary=152_064, steps=2)
+    return Case("152k vocabulary against 16k", ours, evolve(ours, vocabulary=16_384), at_most_memory=1.3)
+
+
+def twice_the_tokens() -> Case:
+    ours = Work("forward", prompt=256, response=128, responses=2, pairs=8)
+    return Case("twice the tokens", ours, evolve(ours, pairs=4), 1 / 2.1)
+
+
+def suite(name: str) -> list[Case]:
+    """The cases of `cpu`, `short` or `gpu`."""
+    dpo = Work("upo")
+    trl = Work("trl")
+    live = Case("DPO, live reference", dpo, trl, 5.3, 0.30, 0.70)
+    kto = Case("KTO", evolve(dpo, method="KTO"), evolve(trl, method="KTO"), 4.0)
+    if name == "short":
+        return [live, kto]
+    if name == "gpu":
+        gpu = {"device": "cuda", "dtype": "bfloat16", "pairs": 16, "model": "llama-3.2-1b", "vocabulary": 128_256}
+        return [Case("DPO, 1B shape", evolve(dpo, **gpu), evolve(trl, **gpu), 2.5, None, 0.5)]
+    stored = Case("DPO, stored reference", evolve(dpo, stored=True), evolve(trl, stored=True), 5.0)
+    upo = Case("UPO against our KTO", evolve(dpo, method="UPO"), evolve(dpo, method="KTO"), 1 / 1.02)
+    shapes = [
+        Case(
+            f"DPO, {shape}", evolve(dpo, lengths=shape, pairs=n, steps=s), evolve(trl, lengths=shape, pairs=n, steps=s)
+        )
+        for shape, n, s in (("prompt-heavy", 4, 4), ("response-heavy", 4, 4), ("long", 1, 2))
+    ]
+    lists = [many_responses(k, p, r) for p, r in ((96, 96), (192, 96), (384, 96)) for k in (2, 4, 8, 16)]
+    large = Case("DPO, 152k vocabulary", *(evolve(w, vocabulary=152_064, steps=2) for w in (dpo, trl)))
+    return [live, stored, kto, upo, *shapes, *lists, twice_the_tokens(), head_memory(), large]
+
+
+def rows(work: Work, count: int) -> list[tuple[list[int], list[list[int]]]]:
+    """Prompts and responses as token numbers, the same for every engine."""
+    draw = random.Random(0)
+
+    def length(median: int, spread: float, cap: int) -> int:
+        return min(cap, max(4, round(median * draw.lognormvariate(0, spread))))
+
+    def tokens(n: int) -> list[int]:
+        return [draw.randrange(4, 4096) for _ in range(n)]
+
+    made = []
+    for _ in range(count):
+        prompt, response = LENGTHS[work.lengths]
+        p = work.prompt or length(*prompt)
+        made.append((tokens(p), [tokens((work.response or length(*response)) - 1) for _ in range(work.responses)]))
+    return made

@@ -1,0 +1,222 @@
+"""One contestant in a process of its own: trains for as many steps as it is told to, then reports and waits.
+
+The parent writes `go` for one block of steps or closes the pipe; the worker answers with one JSON line.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from upo.bench.cases import Work, rows
+from upo.bench.model import config, text, tokenizer
+
+
+class Clock:
+    """Counts steps; at the end of each block it reports seconds and memory, and waits for the next `go`."""
+
+    def __init__(self, work: Work, out: Any):
+        self.work, self.out = work, out
+        self.steps, self.start = -2, 0.0  # two steps to warm up
+
+    def resident(self) -> None:
+        """Everything is loaded, no step has run: what comes from here on is the price of training."""
+        if self.work.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+            self.base = torch.cuda.memory_allocated()
+            return
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        self.base = _status("VmRSS")
+
+    def step(self) -> bool:
+        """Call after each optimizer step; False: stop."""
+        self.steps += 1
+        if self.steps not in (0, self.work.steps):
+            return True
+        if self.work.device != "cpu":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self.start
+        peak = _status("VmHWM") if self.work.device == "cpu" else torch.cuda.max_memory_allocated()
+        print(json.dumps({"seconds": seconds, "memory": peak - self.base}), file=self.out, flush=True)
+        self.steps = 0
+        go_on = sys.stdin.readline().strip() == "go"
+        self.start = time.perf_counter()
+        return go_on
+
+
+def _status(field: str) -> int:
+    """Bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def model_of(work: Work) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shape = AutoConfig.for_model(**config(work.model, work.vocabulary))
+    model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, work.dtype), attn_implementation="sdpa")
+    return model.to(work.device)
+
+
+def policy_of(work: Work) -> Any:
+    from upo.policy import Policy
+
+    policy = Policy(config=config(work.model, work.vocabulary), tokenizer="upo.bench.model.tokenizer", dtype=work.dtype)
+    policy.adopt(model_of(work))
+    return policy
+
+
+def units(work: Work) -> list[Any]:
+    """One block's rows as tokens, with ranks and one auxiliary reward."""
+    from upo.data.example import Example, Response
+    from upo.data.layout import Tokens
+
+    eos, made = tokenizer().eos_token_id, []
+    for i, (prompt, responses) in enumerate(rows(work, work.pairs * work.steps)):
+        known = tuple(Response(str(k), rank=k, rewards={"r": (i + k) % 3 / 2}) for k in range(len(responses)))
+        made.append(Tokens(prompt, tuple([*r, eos] for r in responses), Example(f"prompt {i}", known)))
+    return made
+
+
+def forward(work: Work, clock: Clock) -> None:
+    """Log-probs of a step's responses and their gradient."""
+    from upo.data.layout import lay_out
+
+    policy, every, budget = policy_of(work), units(work), 4096
+    steps = [every[i : i + work.pairs] for i in range(0, len(every), work.pairs)]
+    batches = [lay_out(u, work.layout, row_tokens=budget, pad_id=3).to(work.device) for u in steps]
+    clock.resident()
+    while True:
+        for batch in batches:
+            policy.zero_grad()
+            policy(batch)["logps"].sum().backward()
+            if not clock.step():
+                return
+
+
+def upo(work: Work, clock: Clock) -> None:
+    """The method as `upo.fit` runs it, without checkpoints and progress bar."""
+    import lightning.pytorch as pl
+
+    import upo.methods as methods
+    from upo.data.module import PreferenceData
+    from upo.data.steps import StepData
+    from upo.reference import FrozenReference
+
+    class Rows(PreferenceData):
+        def prepare(self, tokenizer: Any, batch_type: Any, rewards: Iterable[str] = (), context: Any = None) -> None:
+            every = units(work)
+            for i, unit in enumerate(every):
+                (example,) = batch_type.views(unit.example, 1)
+                every[i] = type(unit)(unit.prompt, unit.responses, example)
+            budget = self.tokens_per_microbatch
+            options = {"max_length": 8192, "pad_id": 3, "rewards": tuple(rewards), "seed": 0}
+            self.train = StepData(every, batch_type, layout=self.layout, tokens_per_microbatch=budget, **options)
+            self.val = StepData([], batch_type, layout=self.layout, tokens_per_microbatch=budget, **options)
+
+    class Block(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            clock.resident()
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if not clock.step():
+                trainer.should_stop = True
+
+    options: dict[str, Any] = {"reward_weights": {"r": 1.0}} if work.method.startswith("UPO") else {}
+    if work.stored:
+        from upo.reference_store import StoredReference
+
+        options["reference"] = StoredReference()
+    method = getattr(methods, work.method)(
+        policy_of(work),
+        **{"reference": FrozenReference()} | options,
+        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-6),
+        scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0),
+    )
+    data = Rows((), validation=0, pairs_per_step=work.pairs, tokens_per_microbatch=4096, layout=work.layout)
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    pl.Trainer(
+        max_epochs=-1,
+        accelerator="cpu" if work.device == "cpu" else "gpu",
+        devices=1,
+        gradient_clip_val=1.0,
+        logger=False,
+        callbacks=[Block()],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **quiet,  # type: ignore[arg-type]
+    ).fit(method, datamodule=data)
+
+
+def trl(work: Work, clock: Clock) -> None:
+    """TRL's trainer for the same method: no gradient checkpointing, batches sorted by length where it can."""
+    import tempfile
+
+    import trl as peer
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    class Block(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.resident()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = not clock.step()
+
+    table, pairs = [], work.method == "DPO"
+    for prompt, (chosen, rejected) in rows(work, work.pairs * work.steps):
+        common = {"prompt": text(prompt)}
+        if pairs:
+            table.append(common | {"chosen": " " + text(chosen), "rejected": " " + text(rejected)})
+        else:
+            table.append(common | {"completion": " " + text(chosen), "label": True})
+            table.append(common | {"completion": " " + text(rejected), "label": False})
+    settings = getattr(peer, f"{work.method}Config")(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=work.pairs * (1 if pairs else 2),
+        max_steps=1_000_000,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=work.stored,
+        max_length=None,
+        use_cpu=work.device == "cpu",
+        bf16=work.dtype == "bfloat16",
+        optim="adamw_torch",
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        train_sampling_strategy="random" if pairs else "sequential",
+    )
+    data = Dataset.from_list(table)
+    folder = tempfile.mkdtemp()  # its reference is read from where the policy came from
+    model_of(work).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, work.dtype), attn_implementation="sdpa")
+    trainer = getattr(peer, f"{work.method}Trainer")(
+        model, args=settings, train_dataset=data, processing_class=tokenizer(), callbacks=[Block()]
+    )
+    trainer.train()
+
+
+def main() -> NoReturn:
+    work = Work(**json.loads(sys.argv[1]))
+    torch.set_num_threads(work.threads)
+    out = sys.stdout
+    sys.stdout = sys.stderr  # libraries print; the pipe is for figures
+    {"upo": upo, "trl": trl, "forward": forward}[work.engine](work, Clock(work, out))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
