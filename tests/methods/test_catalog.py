@@ -1,0 +1,36 @@
+"""The list of methods and its README."""
+
+import pytest
+
+import upo.methods
+from upo.methods.__main__ import README, main
+from upo.methods.catalog import entries, markdown
+
+
+def test_the_readme_is_fresh():
+    assert README.read_text() == markdown(), "make it again: python -m upo.methods --write"
+
+
+def test_every_method_names_its_paper_and_what_it_is():
+    for entry in entries():
+        assert entry.title and "\n" not in entry.title
+        assert entry.link or entry.name == "SFT", f"{entry.file}: the docstring has no link to a paper"
+
+
+def test_the_list_has_a_line_each(capsys):
+    main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(upo.methods.__all__, key=str.lower)
+
+
+def test_one_method_shows_equation_and_defaults(capsys):
+    main(["dpo"])
+    text = capsys.readouterr().out
+    for part in ("arxiv.org/abs/2305.18290", "Equation 7", "beta (default 0.1): strength", "Reference: yes"):
+        assert part in text
+
+
+def test_a_wrong_name_gets_a_hint(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["DPOO"])
+    assert "did you mean DPO" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""What methods there are: a line each, and everything about one, read from the methods themselves."""
+
+import inspect
+import re
+from collections.abc import Iterator
+
+from attrs import frozen
+
+import upo.methods
+from upo.errors import UserError
+from upo.methods.base import Method
+
+
+@frozen
+class Entry:
+    """A method as its file describes it."""
+
+    name: str
+    kind: type[Method]
+
+    @property
+    def module(self) -> str:
+        return inspect.getdoc(inspect.getmodule(self.kind)) or ""
+
+    @property
+    def title(self) -> str:
+        return (self.kind.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+    @property
+    def link(self) -> str:
+        found = re.search(r"https?://[^\s)>,;]+", self.module)
+        return found.group().rstrip(".") if found else ""
+
+    @property
+    def batch(self) -> str:
+        return self.kind.batch_type.__name__.removesuffix("Batch").lower()
+
+    @property
+    def wants(self) -> str:
+        return self.kind.batch_type.wants
+
+    @property
+    def reference(self) -> str:
+        return "yes" if self.kind.needs_reference else "no"
+
+    @property
+    def log_probs(self) -> str:
+        return "mean" if self.kind.length_normalized else "sum"
+
+    @property
+    def file(self) -> str:
+        return self.kind.__module__.rpartition(".")[2] + ".py"
+
+
+def entries() -> list[Entry]:
+    return [Entry(name, getattr(upo.methods, name)) for name in sorted(upo.methods.__all__, key=str.lower)]
+
+
+def find(name: str) -> Entry:
+    """The method called `name`, whatever the case of its letters."""
+    import difflib
+
+    every = {e.name.lower(): e for e in entries()}
+    if name.lower() not in every:
+        near = difflib.get_close_matches(name.lower(), every, 1)
+        hint = f"did you mean {every[near[0]].name}?" if near else "`python -m upo.methods` lists them"
+        raise UserError(f"no method is called {name}; {hint}")
+    return every[name.lower()]
+
+
+def markdown() -> str:
+    """The table of upo/methods/README.md."""
+    head = (
+        "# Methods\n\nMade by `python -m upo.methods --write`; do not edit. "
+        "`python -m upo.methods NAME` shows one with its equation and defaults.\n\n"
+        "| method | what | paper | data | reference | log-probs | file |\n|---|---|---|---|---|---|---|\n"
+    )
+    return head + "".join(
+        f"| {e.name} | {e.title} | {_short(e.link)} | {e.batch} | {e.reference} | {e.log_probs} "
+        f"| [{e.file}]({e.file}) |\n"
+        for e in entries()
+    )
+
+
+def _short(link: str) -> str:
+    return f"[{link.rstrip('/').rpartition('/')[2]}]({link})" if link else ""
+
+
+def describe(entry: Entry) -> Iterator[str]:
+    """Paper, equation, data and arguments with their defaults, as lines of text."""
+    yield f"{entry.name}: {entry.title}\n"
+    yield entry.module + "\n"
+    for name, function in inspect.getmembers(inspect.getmodule(entry.kind), inspect.isfunction):
+        if function.__module__ == entry.kind.__module__ and name.endswith("_loss"):
+            yield f"{name}:\n  " + (inspect.getdoc(function) or "").replace("\n", "\n  ") + "\n"
+    yield f"Data: each example gives a {entry.wants}. Reference: {entry.reference}. Log-probs: {entry.log_probs}.\n"
+    yield "Arguments (beside policy, reference, optimizer, scheduler):"
+    for base in entry.kind.__mro__:
+        if base is Method:
+            break
+        if "__init__" in vars(base):
+            text = (inspect.getdoc(base.__init__) or "").partition("Args:\n")[2].rstrip()
+            for name, p in inspect.signature(base.__init__).parameters.items():
+                if p.default is not p.empty:
+                    text = re.sub(rf"^( +){name}:", rf"\1{name} (default {p.default!r}):", text, flags=re.M)
+            yield text
