@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from tiny import arrange, units
 from torch import Tensor
 
+from upo.data.batch import PairedBatch
 from upo.logps import ResponseLogps
 from upo.methods.base import Method
 from upo.policy import Policy
@@ -36,6 +38,20 @@ def golden_pair(fixture: tuple[float, ...]) -> tuple[ResponseLogps, ResponseLogp
     """A fixture as chosen and rejected."""
     pi_w, ref_w, pi_l, ref_l = fixture
     return logps_of([pi_w], reference=[ref_w], lengths=[20]), logps_of([pi_l], reference=[ref_l], lengths=[25])
+
+
+def golden_rows(fixture: tuple[float, ...]) -> ResponseLogps:
+    """A fixture as a batch of one pair."""
+    pi_w, ref_w, pi_l, ref_l = fixture
+    return logps_of([pi_w, pi_l], reference=[ref_w, ref_l], lengths=[20, 25], prompts=[0, 0])
+
+
+def total(method: Method, logps: ResponseLogps) -> Tensor:
+    """The loss of each pair: its terms times their scales; all of them are averaged over pairs."""
+    batch = PairedBatch(arrange(units([(2, [1, 1])] * (len(logps.lengths) // 2))))
+    terms = method.terms(batch, logps, {})
+    assert {t.per for t in terms.values()} == {"prompts"}
+    return torch.stack([t.scale * t.values for t in terms.values()]).sum(0)
 
 
 def made(kind: type[Method], **options: Any) -> Any:

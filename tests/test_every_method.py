@@ -25,6 +25,7 @@ from upo.data.source import Source
 from upo.errors import UserError
 from upo.methods.base import Method
 from upo.methods.families import ListwiseMethod, PairwiseMethod, UnpairedMethod
+from upo.methods.likelihood import ChosenLikelihood
 from upo.methods.upo import AuxiliaryRewards
 from upo.policy import Policy
 from upo.reference import FrozenReference
@@ -45,6 +46,7 @@ AUXILIARY = {
 }
 ALSO = {
     "SFT": {"nll_per_token", "logps/chosen", "lengths/chosen"},
+    "CalDPO": {"loss/preference", "loss/calibration"},
     "KTO": {"kl"},
     "UPO": AUXILIARY | {"kl"},
     "TPO": {"loss/preference", "loss/gold", "logps/gold"},
@@ -64,7 +66,8 @@ def steps_of(kind: type[Method]) -> int:
 
 def expected(kind: type[Method]) -> set[str]:
     family = PREFERENCE if issubclass(kind, PairwiseMethod | UnpairedMethod | ListwiseMethod) else set()
-    return family | ALSO.get(kind.__name__, set())
+    likelihood = {"loss/preference", "loss/nll"} if issubclass(kind, ChosenLikelihood) else set()
+    return family | likelihood | ALSO.get(kind.__name__, set())
 
 
 METHODS = [pytest.param(getattr(upo.methods, name), id=name) for name in upo.methods.__all__]
@@ -202,7 +205,7 @@ def test_several_micro_batches_make_a_step(kind, run):
 def test_loss_before_the_first_update(kind, run):
     first = run(kind).rows[0]
     if kind.initial_loss is not None:
-        name = "train/loss/preference" if issubclass(kind, AuxiliaryRewards) else "train/loss"
+        name = "train/loss/preference" if "train/loss/preference" in first else "train/loss"
         assert first[name] == pytest.approx(kind.initial_loss, abs=1e-5)
         assert first["train/rewards/margins"] == pytest.approx(0, abs=1e-5)
     if "train/kl" in first:

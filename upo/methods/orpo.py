@@ -1,0 +1,48 @@
+"""ORPO, Odds Ratio Preference Optimization (Hong, Lee, Thorne, 2024), https://arxiv.org/abs/2403.07691.
+
+One stage, no reference: imitation of the chosen response, plus a penalty on the odds ratio of rejected to chosen, where
+p = exp(mean log-prob of a token). Usually run on a base model, in place of SFT and DPO.
+Deviations: the likelihood is that of the response; the official default scores the prompt as well (its option
+`disable_prompt_loss` is this). Its mean is over pairs, not over the tokens of a micro-batch.
+"""
+
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from upo.functional.log1mexp import log_odds
+from upo.logps import ResponseLogps
+from upo.methods.likelihood import ChosenLikelihood
+
+
+def orpo_loss(chosen_mean: Float[Tensor, "pairs"], rejected_mean: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
+    """Equation 7, L_OR: -log sigmoid(log odds(y_w) - log odds(y_l)), odds = p / (1 - p), p = exp(mean log-prob).
+
+    One value a pair, unreduced; log 2 where both responses are equally likely a token.
+    """
+    return -logsigmoid(log_odds(chosen_mean) - log_odds(rejected_mean))
+
+
+class ORPO(ChosenLikelihood):
+    """Odds Ratio Preference Optimization."""
+
+    needs_reference = False
+    length_normalized: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, lam: PositiveFloat = 0.1, **kwargs: Any):
+        """
+        Args:
+            lam: the paper's lambda: weight of the odds-ratio loss beside the chosen response's negative
+                log-likelihood a token, whose weight is 1 (paper: 0.1 for Mistral; 0.2 to 0.25 elsewhere).
+        """
+        super().__init__(*args, **kwargs)
+        self.preference_weight = lam
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        return orpo_loss(chosen.mean, rejected.mean)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return log_odds(logps.mean)

@@ -1,0 +1,36 @@
+"""RPO, Regularized Preference Optimization (Liu et al., 2024), https://arxiv.org/abs/2405.16436.
+
+Differs from DPO: pessimism against overoptimisation turns into the likelihood of a baseline policy's responses, for
+which the paper takes the chosen ones. Deviations: none. The name stands for several methods; this is "DPO + SFT".
+Two official scalings exist and differ by far more than their numbers tell:
+    beta eta sum of log-probs      eta 0.005, beta 0.01 (Mistral) or 0.05 (Gemma)      the default
+    eta mean over tokens           eta 0.2, beta 0.5 (the appendix' second code)       `nll_per_token`
+"""
+
+from typing import Any
+
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+
+from upo.methods.dpo import DPO
+from upo.methods.likelihood import ChosenLikelihood
+
+
+class RegularizedPO(ChosenLikelihood, DPO):
+    """-log sigmoid(beta (r_w - r_l)) - beta eta log policy(y_w|x): DPO with the chosen response's likelihood."""
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: PositiveFloat = 0.01,
+        eta: NonNegativeFloat = 0.005,
+        nll_per_token: bool = False,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            beta: strength of the KL constraint, in 1/nats (paper: 0.01 for Mistral, 0.05 for Gemma; 0.5 a token).
+            eta: strength of the regulariser; 0 is DPO (paper: 0.005; 0.2 a token).
+            nll_per_token: eta times the likelihood a token, without beta, instead of beta eta times its sum.
+        """
+        super().__init__(*args, beta=beta, **kwargs)
+        self.nll_weight, self.nll_per_token = eta if nll_per_token else beta * eta, nll_per_token

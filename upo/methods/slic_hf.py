@@ -1,0 +1,52 @@
+"""SLiC-HF, Sequence Likelihood Calibration with human feedback (Zhao et al., 2023), https://arxiv.org/abs/2305.10425.
+
+Reference-free: a hinge asks for a margin of log-probs, and the likelihood of a target keeps the model near its data.
+Deviations: the paper's target is the SFT data set's response; pairs bring none, so the chosen response is imitated.
+Partly verified: loss and defaults follow public code; sums over tokens are our reading (the paper may average).
+The hinge with a reference is another method: `RSOHinge`.
+"""
+
+from typing import Any
+
+from jaxtyping import Float
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from upo.logps import ResponseLogps
+from upo.methods.likelihood import ChosenLikelihood
+
+
+def slic_loss(
+    chosen_logps: Float[Tensor, "pairs"], rejected_logps: Float[Tensor, "pairs"], *, delta: float
+) -> Float[Tensor, "pairs"]:
+    """max(0, delta - log policy(y_w|x) + log policy(y_l|x)), the calibration term; one value a pair, unreduced."""
+    return (delta - chosen_logps + rejected_logps).relu()
+
+
+class SLiCHF(ChosenLikelihood):
+    """Sequence Likelihood Calibration with human feedback."""
+
+    needs_reference = False
+
+    def __init__(
+        self,
+        *args: Any,
+        delta: PositiveFloat = 1.0,
+        lam: NonNegativeFloat = 0.1,
+        nll_per_token: bool = False,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            delta: margin of log-probs that the hinge asks for, in nats (public code: 1).
+            lam: the paper's lambda: weight of the chosen response's negative log-likelihood (public code: 0.1).
+            nll_per_token: take that likelihood a token instead of summed over the response (paper: summed).
+        """
+        super().__init__(*args, **kwargs)
+        self.delta, self.nll_weight, self.nll_per_token = delta, lam, nll_per_token
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        return slic_loss(chosen.logps, rejected.logps, delta=self.delta)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return logps.logps
