@@ -79,6 +79,7 @@ REAL = [
         {},
     ),
     ("tot_game24", "steps/tot_game24_gpt4_bfs.jsonl.gz", 248, 5305, {}, {"repeated": 14}),
+    ("tot_game24_chain", "steps/tot_game24_gpt4_bfs.jsonl.gz", 155, 964, {"no right answer found": 22}, {}),
     (
         "mlmb",
         "safety/mlmb_hh_bad_only.jsonl.gz",
@@ -172,6 +173,17 @@ def test_odpo_continues_its_prompt(shared):
     assert imdb[0].prompt + imdb[0].responses[0].text[:9] == "I found it real shocking for the "
     starts = Counter(r.text[0] for e in imdb for r in e.responses)
     assert starts[" "] > 1200 and starts[","] == 50 and starts["."] == 15
+
+
+def test_thoughts_on_the_way_are_set_against_their_siblings(shared):
+    examples, _ = real(shared, "tot_game24_chain", "steps/tot_game24_gpt4_bfs.jsonl.gz")
+    first = examples[0].responses
+    assert {r.text for r in first if r.rank == 0} == {"4 * 5 = 20 (left: 6 10 20)"}, "both right answers begin so"
+    for example in examples:
+        lines = [r.text.split("\n") for r in example.responses]
+        assert len({tuple(x[:-1]) for x in lines}) == 1 and len({x[-1] for x in lines}) == len(lines)
+        assert {r.rank for r in example.responses} == {0, 1}
+        assert all(r.complete == ("Answer" in r.text) and -1 <= r.score <= 1 for r in example.responses)
 
 
 def test_prmbench_marks_wrong_steps(shared):

@@ -102,6 +102,23 @@ def test_pieces_read_as_the_whole(template):
         assert read == (whole + "<|end|>" if template == "no_eos" else whole.removesuffix("\n"))
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_begun_answer_is_continued_inside_its_turn(template):
+    """Prompt and step read like the beginning of the whole solution; only its last step is closed."""
+    made = tokenizer(TEMPLATES[template])
+    encoder, solution = Encoder(made), ("Add one.", "Halve it.", "Answer: 3")
+    begun = (*CHAT, {"role": "assistant", "content": "Add one.\n"})
+    steps = (Response("Halve it.\n", complete=False), Response("Halve it.\nAnswer: 3"))
+    (step,) = encoder.encode([Example(begun, steps, source="s")], DataReport())
+    (whole,) = encoder.encode([Example(CHAT, (Response("\n".join(solution)),), source="s")], DataReport())
+    texts = [made.decode(step.prompt + r) for r in step.responses]
+    expected = made.decode(whole.prompt + whole.responses[0])
+    assert texts[1] == expected and step.responses[1][-1] == encoder.eos
+    assert expected.startswith(texts[0]) and texts[0].rstrip().endswith("Halve it.")
+    assert encoder.eos not in step.responses[0] and "</turn>" not in made.decode(step.responses[0])
+    assert "Add one." in made.decode(step.prompt) and "Halve" not in made.decode(step.prompt)
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_string_is_continued_as_it_is(text):
     made = tokenizer(bos=True)

@@ -12,7 +12,9 @@ Message: TypeAlias = dict[str, str]
 """One turn of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
 
 Prompt: TypeAlias = str | tuple[Message, ...]
-"""Either text that the response continues as it is, or a conversation that a chat template renders."""
+"""Either text that the response continues as it is, or a conversation that a chat template renders.
+
+A conversation that ends with an assistant's turn is continued inside of that turn."""
 
 
 @frozen
@@ -30,6 +32,8 @@ class Response:
     """Named human or model ratings that came with the data, e.g. {"coherence": 3.7}."""
     rewards: dict[str, float] = field(factory=dict)
     """Named auxiliary rewards, measured once by `upo.rewards` before training, e.g. {"safety": 0.98}."""
+    complete: bool = True
+    """False where the text goes on behind it (one step of a solution): then no EOS is scored."""
 
 
 @frozen

@@ -29,13 +29,21 @@ def render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
     """The text that the policy sees before a response begins.
 
     A string is taken as it is; a conversation goes through the tokenizer's chat template, or, without one,
-    through `PLAIN_TURNS` with "Assistant:" at its end.
+    through `PLAIN_TURNS` with "Assistant:" at its end. A last turn of the assistant is left open, to be continued.
     """
     if isinstance(prompt, str):
         return prompt
+    begun = _begun(prompt)
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)  # type: ignore[return-value]
-    return "".join(PLAIN_TURNS[m["role"]].format(m["content"]) for m in prompt) + "\n\nAssistant:"
+        ask: dict[str, bool] = {"continue_final_message": True} if begun else {"add_generation_prompt": True}
+        return tokenizer.apply_chat_template(list(prompt), tokenize=False, **ask)  # type: ignore[return-value]
+    turns = "".join(PLAIN_TURNS[m["role"]].format(m["content"]) for m in prompt)
+    return turns if begun else turns + "\n\nAssistant:"
+
+
+def _begun(prompt: Prompt) -> str:
+    """What the assistant has said already in the turn that the response continues."""
+    return "" if isinstance(prompt, str) or prompt[-1]["role"] != "assistant" else prompt[-1]["content"]
 
 
 class Encoder:
@@ -63,17 +71,21 @@ class Encoder:
             return ids
         return [x if x[:1] == [self.bos] else [self.bos, *x] for x in ids]
 
-    def response_text(self, prompt: Prompt, response: str) -> str | None:
-        """The response as it stands behind the rendered prompt, up to and without EOS.
+    def response_text(self, prompt: Prompt, response: str, complete: bool = True) -> str | None:
+        """The response as it stands behind the rendered prompt, up to and without EOS or, if not complete, turn's end.
 
         None where the chat template does not render the conversation as a continuation of the prompt.
         """
         if isinstance(prompt, str):
             return response
+        begun = _begun(prompt)
         if not self.tokenizer.chat_template:
-            return " " + response
-        turns = [*prompt, {"role": "assistant", "content": response}]
-        whole: str = self.tokenizer.apply_chat_template(turns, tokenize=False)  # type: ignore[assignment]
+            return response if begun else " " + response
+        turns = (*(prompt[:-1] if begun else prompt), {"role": "assistant", "content": begun + response})
+        if complete:
+            whole: str = self.tokenizer.apply_chat_template(list(turns), tokenize=False)  # type: ignore[assignment]
+        else:
+            whole = render(self.tokenizer, turns)
         start = render(self.tokenizer, prompt)
         if not whole.startswith(start):
             return None
@@ -99,14 +111,17 @@ class Encoder:
         return [[*ids, self.eos] for ids in found]
 
     def encode(self, examples: Sequence[Example], report: DataReport) -> list[Tokens]:
-        """Token ids of examples, in order; what cannot be rendered or would end too early is dropped and counted."""
+        """Token ids of examples, in order; what cannot be rendered or would end too early is dropped and counted.
+
+        Responses that are not `complete` lose the EOS that closes the others.
+        """
         kept: list[Example] = []
         texts: list[str] = []
         for example in examples:
             if any(self.tokenizer.eos_token in r.text for r in example.responses):
                 report.drop(example.source, "EOS spelled out in a response")
                 continue
-            rendered = [self.response_text(example.prompt, r.text) for r in example.responses]
+            rendered = [self.response_text(example.prompt, r.text, r.complete) for r in example.responses]
             if any(text is None for text in rendered):
                 report.drop(example.source, "chat template does not continue its own prompt")
                 continue
@@ -124,7 +139,10 @@ class Encoder:
             start = prompt[1:] if prompt[:1] == [self.bos] and whole[mine][0][:1] != [self.bos] else prompt
             if any(start + r[:-1] != w for r, w in zip(responses[mine], whole[mine], strict=True)):
                 report.count(example.source, "tokens differ from the whole text's at the response's start")
-            tokens.append(Tokens(prompt, tuple(responses[mine]), example))
+            scored = (
+                ids if r.complete else ids[:-1] for ids, r in zip(responses[mine], example.responses, strict=True)
+            )
+            tokens.append(Tokens(prompt, tuple(scored), example))
         return tokens
 
 

@@ -18,6 +18,7 @@ from upo.data.sources.sharegpt import sharegpt
 from upo.data.sources.shp import shp
 from upo.data.sources.topical_chat import topical_chat
 from upo.data.sources.tot_game24 import tot_game24
+from upo.data.sources.tot_game24_chain import tot_game24_chain
 from upo.data.sources.trl import trl
 from upo.data.sources.ultrafeedback import ultrafeedback
 from upo.data.sources.world import world
@@ -38,6 +39,7 @@ __all__ = [
     "shp",
     "topical_chat",
     "tot_game24",
+    "tot_game24_chain",
     "trl",
     "ultrafeedback",
     "world",
