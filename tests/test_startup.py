@@ -1,0 +1,39 @@
+"""Starting is cheap: what is not needed is not imported."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+HEAVY = ("peft", "trl", "bitsandbytes", "datasets", "wandb", "accelerate", "sklearn", "textstat", "profanity_check")
+
+
+def test_help_loads_nothing_heavy():
+    code = f"""
+import contextlib, io, runpy, sys
+sys.argv = ["upo.fit", "--help"]
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+    runpy.run_module("upo.fit", run_name="__main__")
+assert "--config" in out.getvalue()
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_help_costs_a_second_more_than_lightning():
+    """CPU seconds, the best of three each, in turn: what the machine does besides does not count."""
+    bare = [sys.executable, "-c", "import lightning.pytorch.cli"]
+    ours = [sys.executable, "-m", "upo.fit", "--help"]
+    turns = [(cpu_seconds(bare), cpu_seconds(ours)) for _ in range(3)]
+    assert min(o for _, o in turns) < min(b for b, _ in turns) + 1.0, turns
+
+
+def cpu_seconds(command: list[str]) -> float:
+    used: Callable[[], float] = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # noqa: E731
+    before = used()
+    subprocess.run(command, capture_output=True, check=True)
+    return used() - before
