@@ -1,12 +1,13 @@
 """Where reference log-probs come from. None of these is part of the method's module tree or of its checkpoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from upo.data.layout import Responses
+from upo.data.layout import Responses, Tokens
 from upo.errors import UserError
 from upo.policy import Policy
 
@@ -35,6 +36,10 @@ class Reference(ABC):
             f"{type(self).__name__} knows only the log-probs of whole responses, this method needs {', '.join(names)} "
             "of each token; set model.reference: FrozenReference"
         )
+
+    def stored(self, trainer: pl.Trainer) -> Callable[[Sequence[Tokens]], Tensor] | None:
+        """What finds the log-probs of the data's units, where they are known before training; called at its start."""
+        return None
 
 
 class FrozenReference(Reference):

@@ -1,8 +1,9 @@
 """One split of the data, indexed by optimizer steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import evolve
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from upo.data.batch import Batch, Step
@@ -30,6 +31,8 @@ class StepData(Dataset[Step]):
         self.units, self.batch_type, self.max_length = units, batch_type, max_length
         self.layout: Layout = layout
         self.row_tokens, self.pad_id, self.rewards = tokens_per_microbatch, pad_id, rewards
+        self.stored: Callable[[Sequence[Tokens]], Tensor] | None = None
+        """Finds reference log-probs, one a response; None where the reference is asked in each step."""
         self.partners = None
         if batch_type.borrows_responses:
             self.partners = derangement([prompt_key(u.example.prompt) for u in units], seed)
@@ -42,7 +45,7 @@ class StepData(Dataset[Step]):
         unit = self.units[index]
         if self.layout == "packed":
             return unit.cost
-        return len(unit.responses) * (len(unit.prompt) + max(map(len, unit.responses)) - 1)
+        return sum(len(x.responses) * (len(x.prompt) + max(map(len, x.responses)) - 1) for x in unit.parts)
 
     def __getitem__(self, plan: StepPlan) -> Step:
         full = len(plan.micro_batches) - plan.fillers
@@ -58,11 +61,18 @@ class StepData(Dataset[Step]):
         """A micro-batch of the units at `indices`."""
 
         def arrange(units: Sequence[Tokens], rewards: Sequence[str] = self.rewards):
-            return lay_out(units, self.layout, row_tokens=self.row_tokens, pad_id=self.pad_id, rewards=rewards)
+            made = lay_out(units, self.layout, row_tokens=self.row_tokens, pad_id=self.pad_id, rewards=rewards)
+            return made if self.stored is None else evolve(made, reference_logps=self.stored(units))
 
         borrowed = [] if self.partners is None else [self._mismatch(i, self.partners[i]) for i in indices]
         batch = self.batch_type.collate([self.units[i] for i in indices], arrange, borrowed)
         return evolve(batch, filler=filler)
+
+    def rows(self) -> Iterator[Tokens]:
+        """Everything that batches are made of: the units, and their prompts with the partners' responses."""
+        yield from self.units
+        if self.partners is not None:
+            yield from (self._mismatch(i, partner) for i, partner in enumerate(self.partners))
 
     def _mismatch(self, unit: int, donor: int) -> Tokens:
         """The prompt of one unit with the responses of another; the prompt is cut on the left where it must be."""

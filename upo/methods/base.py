@@ -15,6 +15,7 @@ from torch import Tensor
 
 from upo.data.batch import Batch, Step
 from upo.data.layout import Responses
+from upo.data.module import PreferenceData
 from upo.errors import UserError
 from upo.logps import ResponseLogps
 from upo.metrics.means import Means
@@ -213,6 +214,11 @@ class Method(pl.LightningModule):
             norm = torch.nn.utils.clip_grad_norm_(group["params"], limit or math.inf)
             if i == 0:
                 self.log_dict({"train/grad_norm": norm, "train/lr": group["lr"]})
+
+    def on_fit_start(self) -> None:
+        """Batches bring reference log-probs along where the reference knows them beforehand (StoredReference)."""
+        if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
+            data.train.stored = data.val.stored = self.reference and self.reference.stored(self.trainer)
 
     def on_train_start(self) -> None:
         if self.trainer.accumulate_grad_batches != 1:

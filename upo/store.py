@@ -1,0 +1,121 @@
+"""Log-probs on disk, by content: a folder of small files that are written once and never changed.
+
+What is kept belongs to one fingerprint (weights, arithmetic, layout version); a value is found by the hash of that
+fingerprint and of the tokens of prompt and response. Files appear whole or not at all, so that a killed run loses
+seconds of work and several processes may read and write at once.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+import uuid
+from array import array
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from upo.errors import UserError
+
+
+class LogpsStore:
+    """Log-probs of responses under one model."""
+
+    def __init__(self, folder: Path, fingerprint: str):
+        """
+        Args:
+            folder: of this fingerprint alone.
+            fingerprint: of everything but the tokens that a log-prob depends on.
+        """
+        self.folder, self.fingerprint = folder, fingerprint
+
+    def key(self, prompt: Sequence[int], response: Sequence[int]) -> bytes:
+        """32 bytes for a prompt and its response; where the response begins matters."""
+        content = array("q", [len(prompt), *prompt, *response]).tobytes()
+        return hashlib.sha256(self.fingerprint.encode() + content).digest()
+
+    def read(self, keys: Collection[bytes]) -> dict[bytes, float]:
+        """The values of those keys that are there; of two writers the first one counts.
+
+        Raises:
+            UserError: a broken file, or one of another model.
+        """
+        values: dict[bytes, float] = {}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            for key, value in self._shard(file):
+                if key in keys:
+                    values.setdefault(key, value)
+        return values
+
+    def _shard(self, file: Path) -> Iterator[tuple[bytes, float]]:
+        try:
+            with safe_open(file, framework="pt") as content:
+                about = content.metadata() or {}
+                keys, logps = content.get_tensor("keys"), content.get_tensor("logps")
+        except (SafetensorError, OSError) as error:
+            raise self.unfit(f"{file.name} is broken ({str(error).splitlines()[0]})") from None
+        if about.get("fingerprint") != self.fingerprint:
+            raise self.unfit(f"{file.name} belongs to another model")
+        if about.get("sha256") != _digest(keys, logps):
+            raise self.unfit(f"{file.name} was changed after it was written")
+        return zip((row.tobytes() for row in keys.numpy()), logps.tolist(), strict=True)
+
+    def write(self, values: Mapping[bytes, float]) -> None:
+        """Adds values as a file of their own, which appears whole under its name."""
+        if not values:
+            return
+        keys = torch.frombuffer(bytearray(b"".join(values)), dtype=torch.uint8).view(-1, 32)
+        logps = torch.tensor(list(values.values()), dtype=torch.float64)
+        about = {"fingerprint": self.fingerprint, "sha256": _digest(keys, logps)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        fresh = self.folder / f".{name}.partial"
+        with fresh.open("wb") as file:
+            file.write(save({"keys": keys, "logps": logps}, about))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.folder / f"{name}.safetensors")
+
+    @contextmanager
+    def locked(self, agree: Callable[[bool], bool], leader: bool) -> Iterator[None]:
+        """Inside, no other run fills this store; a killed run leaves no lock behind.
+
+        Args:
+            agree: tells all ranks whether one of them says true. Ranks wait in short turns, since a collective that
+                waits for another run's hours would time out.
+            leader: whether this rank takes the lock, for all.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        waiting = False
+        with (self.folder / "lock").open("w") as file:
+            while not agree(leader and _locks(file.fileno())):
+                if leader and not waiting:
+                    print(f"another run fills {self.folder}; waiting for it", flush=True)
+                waiting = True
+                time.sleep(1)
+            yield
+
+    def unfit(self, reason: str) -> UserError:
+        """The error that refuses this folder."""
+        return UserError(
+            f"the reference log-probs in {self.folder} cannot be trusted: {reason}; delete that folder, the next run "
+            "computes them anew"
+        )
+
+
+def _digest(keys: torch.Tensor, logps: torch.Tensor) -> str:
+    return hashlib.sha256(keys.numpy().tobytes() + logps.numpy().tobytes()).hexdigest()
+
+
+def _locks(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: at worst two runs compute the same
+        pass
+    return True

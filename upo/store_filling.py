@@ -1,0 +1,139 @@
+"""Fills a store with the log-probs of a data set, and checks what is already there."""
+
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from upo.data.batch import Batch
+from upo.data.layout import Tokens
+from upo.data.samplers import StepPlan, StepSampler
+from upo.data.steps import StepData
+from upo.errors import UserError
+from upo.policy import Policy
+from upo.ranks import max_over_ranks
+from upo.store import LogpsStore
+
+if TYPE_CHECKING:
+    from upo.data.module import PreferenceData
+
+SECONDS = 30.0
+"""Between two writes: what a killed run has to compute again at most."""
+
+SAMPLE = 8
+"""Stored responses that are computed again when a run starts."""
+
+TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (1e-6, 1e-4)}
+"""How far a stored sum may be off, relative + in nats: what another batch or layout changes in this arithmetic."""
+
+HALF_TOLERANCE = (2e-2, 0.5)
+"""The same in bfloat16 and float16."""
+
+
+class Filling:
+    """One run's way to all the values that it needs: read, check a sample, compute the rest."""
+
+    def __init__(self, model: Policy, store: LogpsStore, trainer: pl.Trainer):
+        self.model, self.store, self.trainer = model, store, trainer
+        self.device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
+        self.data: PreferenceData = data
+        self.wanted: dict[bytes, tuple[Tokens, int]] = {}
+        for split in (data.train, data.val):
+            for row in split.rows():
+                for k, response in enumerate(row.responses):
+                    self.wanted.setdefault(store.key(row.prompt, response), (row, k))
+
+    def values(self, compute: str) -> dict[bytes, float]:
+        known = self.store.read(self.wanted)
+        self.check(known, compute)
+        before = len(known)
+        if self._any_rank(before < len(self.wanted)):
+            with self.store.locked(self._any_rank, self.trainer.is_global_zero):
+                missing = self.wanted.keys() - self.store.read(self.wanted).keys()
+                self._any_rank(True)  # all ranks have read, and share out the same
+                self.fill(missing)
+                self._any_rank(True)  # all ranks have written
+            known = self.store.read(self.wanted)
+            if missing := len(self.wanted) - len(known):
+                raise UserError(
+                    f"{missing} reference log-probs that other ranks computed are not in {self.store.folder}; "
+                    "set model.reference.init_args.folder to one that all machines share"
+                )
+        if self.trainer.is_global_zero:
+            print(f"reference log-probs: {before} read, {len(known) - before} computed ({self.store.folder})")
+        return known
+
+    def check(self, known: Mapping[bytes, float], compute: str) -> None:
+        """Computes a sample of what is there once more; all ranks the same one, so that all refuse."""
+        candidates = [key for key in self.wanted if key in known]
+        sample = random.Random(self.data.seed).sample(candidates, min(SAMPLE, len(candidates)))
+        relative, absolute = TOLERANCE.get(compute.split()[0], HALF_TOLERANCE)
+        for keys, logps in self.batches(sample, rank=0, world_size=1):
+            for key, live in zip(keys, logps, strict=True):
+                if not abs(live - known[key]) <= absolute + relative * abs(live):
+                    raise self.store.unfit(f"a log-prob of {known[key]:.6g} should be {live:.6g}")
+
+    def fill(self, missing: set[bytes]) -> None:
+        """Computes and writes this rank's share."""
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        new: dict[bytes, float] = {}
+        written = time.monotonic()
+        quiet = None if self.trainer.is_global_zero else True  # None: no bar where the output is not a terminal
+        with tqdm(total=len(missing), desc="reference log-probs", unit="response", disable=quiet) as bar:
+            try:
+                for keys, logps in self.batches([k for k in self.wanted if k in missing], rank, world_size):
+                    new |= zip(keys, logps, strict=True)
+                    bar.update(len(keys) * world_size)
+                    if time.monotonic() - written >= SECONDS:
+                        self.store.write(new)
+                        new, written = {}, time.monotonic()
+            finally:
+                self.store.write(new)
+
+    def batches(self, keys: Sequence[bytes], rank: int, world_size: int) -> Iterator[tuple[list[bytes], list[float]]]:
+        """Keys with their log-probs, by forward passes of responses of like length."""
+        groups = [list(g) for _, g in groupby(keys, lambda key: id(self.wanted[key][0].prompt))]
+        split = StepData(
+            [self._unit(group) for group in groups],
+            Batch,
+            layout=self.data.layout,
+            tokens_per_microbatch=self.data.tokens_per_microbatch,
+            max_length=self.data.max_length,
+            pad_id=self.data.train.pad_id,
+            rewards=(),
+            seed=0,
+        )
+        sampler = StepSampler(
+            [split.cost(i) for i in range(len(split))],
+            units_per_step=max(1, len(split)),
+            tokens_per_microbatch=self.data.tokens_per_microbatch,
+            shuffle=False,
+            seed=0,
+            rank=rank,
+            world_size=world_size,
+        )
+        for plan in sampler:
+            shares = [StepPlan(b, [b], 0) for b in plan.micro_batches[: len(plan.micro_batches) - plan.fillers]]
+            generator = torch.Generator()  # none of the run's own random numbers is drawn
+            loader: Any = DataLoader(
+                split, sampler=shares, batch_size=None, num_workers=self.data.workers, generator=generator
+            )
+            for share, step in zip(shares, loader, strict=True):
+                logps = self.model(step.micro_batches[0].responses.to(self.device))["logps"]
+                if not logps.isfinite().all():
+                    raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
+                yield [key for i in share.units for key in groups[i]], logps.double().tolist()
+
+    def _unit(self, keys: Sequence[bytes]) -> Tokens:
+        """The responses that these keys stand for, behind their prompt."""
+        found = [self.wanted[key] for key in keys]
+        return Tokens(found[0][0].prompt, tuple(row.responses[k] for row, k in found), found[0][0].example)
+
+    def _any_rank(self, mine: bool) -> bool:
+        return bool(max_over_ranks(torch.tensor(float(mine), device=self.device)))
