@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from upo.data.layout import Responses
+from upo.ops.flex_attention import Blocks, blocks
 
 NAME = "upo_prefix"
 """How transformers knows this attention, once `register` has run."""
@@ -29,6 +30,25 @@ class Segments:
     """For a response [size, prompt's size + size]: all of its prompt, then causal; None for the others."""
     calls: int = field(default=0, init=False)
     """How many layers have asked: a model that never does would attend to everything."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
+        rows, heads, width, _ = query.shape
+        # [1, heads, R T, D], then by piece: splitting costs one concatenation in the backward pass, slicing one a piece
+        flat = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]
+        repeat = heads // key.shape[1]
+        q, k, v = (x.repeat_interleave(heads // x.shape[1], 1) if repeat > 1 else x for x in flat)
+        q, k, v = (x.split(self.sizes, 2) for x in (q, k, v))
+        out = []
+        for i, (p, mask) in enumerate(zip(self.prompts, self.masks, strict=True)):
+            if p is None:
+                out.append(torch.zeros_like(v[i]))
+            elif mask is None:
+                out.append(scaled_dot_product_attention(q[i], k[i], v[i], is_causal=True, scale=scale))
+            else:
+                keys, values = torch.cat([k[p], k[i]], 2), torch.cat([v[p], v[i]], 2)
+                out.append(scaled_dot_product_attention(q[i], keys, values, attn_mask=mask, scale=scale))
+        return torch.cat(out, 2)[0].unflatten(1, (rows, width)).permute(1, 2, 0, 3).contiguous()
 
 
 def segments(responses: Responses) -> Segments:
@@ -48,6 +68,11 @@ def segments(responses: Responses) -> Segments:
     return Segments(sizes, prompts, masks)
 
 
+def plan(responses: Responses) -> Segments | Blocks:
+    """How a packed batch is attended to on its device."""
+    return blocks(responses) if responses.input_ids.is_cuda else segments(responses)
+
+
 def prefix_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
@@ -55,29 +80,13 @@ def prefix_attention(
 
     Without `segments` (generation, the padded layout) it is transformers' own attention.
     """
-    plan: Segments | None = options.pop("segments", None)
+    plan: Segments | Blocks | None = options.pop("segments", None)
     if plan is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[return-value]
     plan.calls += 1
-    rows, heads, width, _ = query.shape
-    # [1, heads, R T, D], then by piece: splitting costs one concatenation in the backward pass, slicing one a piece
-    flat = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]
-    repeat = heads // key.shape[1]
-    q, k, v = (x.repeat_interleave(heads // x.shape[1], 1) if repeat > 1 else x for x in flat)
-    q, k, v = (x.split(plan.sizes, 2) for x in (q, k, v))
-    scale = options.get("scaling")
-    out = []
-    for i, (p, mask) in enumerate(zip(plan.prompts, plan.masks, strict=True)):
-        if p is None:
-            out.append(torch.zeros_like(v[i]))
-        elif mask is None:
-            out.append(scaled_dot_product_attention(q[i], k[i], v[i], is_causal=True, scale=scale))
-        else:
-            keys, values = torch.cat([k[p], k[i]], 2), torch.cat([v[p], v[i]], 2)
-            out.append(scaled_dot_product_attention(q[i], keys, values, attn_mask=mask, scale=scale))
-    return torch.cat(out, 2)[0].unflatten(1, (rows, width)).permute(1, 2, 0, 3).contiguous(), None
+    return plan.attend(query, key, value, options.get("scaling")), None
 
 
 def register() -> None:
