@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from attrs import evolve
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -111,6 +112,21 @@ def triples(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
     for example in hh(rows, report):
         chosen, rejected = example.responses
         yield example.with_responses((Response(chosen.text + " Really.", rank=-1), chosen, rejected))
+
+
+def scored_pairs(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
+    """HH's pairs with scores; the gap differs from pair to pair."""
+    for i, example in enumerate(hh(rows, report)):
+        chosen, rejected = example.responses
+        yield example.with_responses((evolve(chosen, score=2.0 + i), evolve(rejected, score=1.0)))
+
+
+def scored_lists(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
+    """HH's pairs as scored lists, every other one of three."""
+    for i, example in enumerate(hh(rows, report)):
+        chosen, rejected = (Response(r.text, score=score) for r, score in zip(example.responses, (2, 1), strict=True))
+        worst = (Response("No.", score=0),) if i % 2 else ()
+        yield example.with_responses((rejected, chosen, *worst))
 
 
 def plain_logps(policy: Policy, prompt: list[int], response: list[int]) -> Tensor:

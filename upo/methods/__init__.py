@@ -1,50 +1,83 @@
 """One method, one file."""
 
-import upo.reference_store  # noqa: F401  makes its short name known
 from upo.methods.apo_anchored import APODown, APOZero
 from upo.methods.asft import ASFT
+from upo.methods.beta_dpo import BetaDPO
 from upo.methods.cal_dpo import CalDPO
 from upo.methods.cpo import CPO
 from upo.methods.cpo_simpo import CPOSimPO
+from upo.methods.discopop import DiscoPOP
 from upo.methods.dpo import DPO
+from upo.methods.dpo_gamma import DPOGamma
 from upo.methods.dpop import DPOP
+from upo.methods.exo import EXO, EXOListwise
+from upo.methods.f_dpo import FDPO
+from upo.methods.flex_dpo import FlexDPO
+from upo.methods.hybrid_dpo import HybridDPO
 from upo.methods.ipo import IPO, IPOAveraged
 from upo.methods.kto import KTO
+from upo.methods.kto_pair import KTOPair
 from upo.methods.kto_zero import KTOZero
+from upo.methods.ln_dpo import LNDPO, LNDPOP
+from upo.methods.nca import NCA, InfoNCA, NCAListwise
+from upo.methods.odpo import ODPO
 from upo.methods.orpo import ORPO
+from upo.methods.r_dpo_length import LengthRegularizedDPO
 from upo.methods.rdpo_robust import RobustDPO
 from upo.methods.rpo_regularized import RegularizedPO
 from upo.methods.rso_hinge import RSOHinge
 from upo.methods.sft import SFT
 from upo.methods.simpo import SimPO
 from upo.methods.slic_hf import SLiCHF
+from upo.methods.srpo import SRPO
+from upo.methods.step_apo import StepAPO
 from upo.methods.step_dpo import StepDPO
 from upo.methods.tpo_triple import TPO, TPOL
 from upo.methods.upo import UPO, UPODPO
+from upo.methods.vpo_value import VPO
 
 __all__ = [
     "ASFT",
     "CPO",
     "DPO",
     "DPOP",
+    "EXO",
+    "FDPO",
     "IPO",
     "KTO",
+    "LNDPO",
+    "LNDPOP",
+    "NCA",
+    "ODPO",
     "ORPO",
     "SFT",
+    "SRPO",
     "TPO",
     "TPOL",
     "UPO",
     "UPODPO",
+    "VPO",
     "APODown",
     "APOZero",
+    "BetaDPO",
     "CPOSimPO",
     "CalDPO",
+    "DPOGamma",
+    "DiscoPOP",
+    "EXOListwise",
+    "FlexDPO",
+    "HybridDPO",
     "IPOAveraged",
+    "InfoNCA",
+    "KTOPair",
     "KTOZero",
+    "LengthRegularizedDPO",
+    "NCAListwise",
     "RSOHinge",
     "RegularizedPO",
     "RobustDPO",
     "SLiCHF",
     "SimPO",
+    "StepAPO",
     "StepDPO",
 ]

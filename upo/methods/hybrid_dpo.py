@@ -1,0 +1,48 @@
+"""Hybrid-DPO (2026), https://arxiv.org/abs/2602.11902: DPO that ignores a reference which prefers the wrong response.
+
+The reference's own margin counts only where it is positive: a pessimistic reference no longer tells the policy that
+it has done enough before the order is right. Its authors call it HyPO, like the unrelated hybrid of 2406.01462.
+Partly verified: the change of the margin was read; beta's default is DPO's.
+"""
+
+from typing import Any
+
+from jaxtyping import Float
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from upo.logps import ResponseLogps
+from upo.methods.families import PairwiseMethod
+
+
+def hybrid_dpo_loss(
+    chosen_logps: Float[Tensor, "pairs"],
+    rejected_logps: Float[Tensor, "pairs"],
+    chosen_reference: Float[Tensor, "pairs"],
+    rejected_reference: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+) -> Float[Tensor, "pairs"]:
+    """-log sigmoid(beta ((pi_w - pi_l) - max(0, ref_w - ref_l))); one value a pair, unreduced."""
+    reference_margin = (chosen_reference - rejected_reference).relu()
+    return -logsigmoid(beta * (chosen_logps - rejected_logps - reference_margin))
+
+
+class HybridDPO(PairwiseMethod):
+    """DPO against the reference where it is right, without it where it is wrong."""
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):
+        """
+        Args:
+            beta: strength of the KL constraint, in 1/nats (as in DPO).
+        """
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        return hybrid_dpo_loss(chosen.logps, rejected.logps, chosen.reference, rejected.reference, beta=self.beta)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        """DPO's: what the hybrid margin changes is known for pairs only."""
+        return self.beta * logps.logratio
