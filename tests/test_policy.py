@@ -260,14 +260,6 @@ def test_tokenizer_and_model_must_belong_together():
         policy(vocab_size=100)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.0625})])
-def test_models_that_change_their_logits_are_refused(kind, shape):
-    """Their log-probs would be wrong without a word."""
-    shape |= {"num_key_value_heads": 2, "intermediate_size": 48}
-    with pytest.raises(UserError, match=f"{kind} changes its logits"):
-        policy(kind, **shape)
-
-
 def test_models_without_attention_under_a_mask_are_refused():
     with pytest.raises(UserError, match="Bloom"):
         policy("bloom", n_head=4)

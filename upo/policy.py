@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from upo.data.layout import Responses
 from upo.errors import UserError
-from upo.ops import prefix_attention
-from upo.ops.linear_logps import linear_logps
+from upo.head import Head
+from upo.ops import linear_logps, prefix_attention
+from upo.ops.linear_head import LinearHead
+from upo.ops.linear_kl import linear_kl
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -112,7 +114,7 @@ class Policy(nn.Module):
         """Takes loaded weights: dropout off, packed attention on, and the checks that the log-probs rely on.
 
         Raises:
-            UserError: more tokens than embeddings, or logits that are more than the output embeddings.
+            UserError: more tokens than embeddings, or logits that `Head` cannot reproduce.
         """
         prefix_attention.register()
         model.set_attn_implementation(prefix_attention.NAME)
@@ -127,19 +129,7 @@ class Policy(nn.Module):
                 f"the model {self.path or 'config'} only {rows} embeddings; give policy.tokenizer and "
                 "policy.path that belong together"
             )
-        self._check_head()
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Log-probs come from the output embeddings alone, which some models scale or cap afterwards."""
-        probe = torch.arange(2)[None]
-        hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-        logits = self.model(input_ids=probe, use_cache=False).logits
-        if not torch.allclose(self.model.get_output_embeddings()(hidden), logits, rtol=1e-3, atol=1e-3):
-            raise UserError(
-                f"{self.path or 'policy.config'}: {self.model.config.model_type} changes its logits behind the output "
-                "embeddings (scaling, soft caps), which is not supported; take another model"
-            )
+        self.head = Head.of(model, self.path or "policy.config")
 
     @property
     def packable(self) -> int | None:
@@ -162,12 +152,21 @@ class Policy(nn.Module):
         twin = copy.deepcopy(self)
         return twin.requires_grad_(False).eval()
 
-    def forward(self, responses: Responses, extras: Collection[str] = ()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        responses: Responses,
+        extras: Collection[str] = (),
+        reference: tuple[Tensor, LinearHead] | None = None,
+    ) -> dict[str, Tensor]:
         """Log-probs of responses.
 
         Args:
-            extras: what else to return: `token_logps` [tokens] in the order of `responses.targets`,
-                `prompt_hidden` [B, D], the last layer's state at each prompt's last token.
+            extras: what else to return. By response token [tokens], in the order of `responses.targets`:
+                `token_logps`, `entropy`, `top_logp`, `sum_p2` (see `linear_values`), `kl` (KL(reference || policy) over
+                the whole vocabulary), all with gradients; `hidden` [tokens, D] and `layers` [tokens, L, D], the state
+                of the last layer and of every layer that predicts the token.
+                By prompt: `prompt_hidden` [B, D], the last layer's state at each prompt's last token.
+            reference: for `kl` the reference's `hidden` and `linear_head()`.
 
         Returns:
             `logps` [N], in nats, summed over each response; and the extras by name.
@@ -181,42 +180,45 @@ class Policy(nn.Module):
                 f"the packed layout is right for this {self.model.config.model_type} up to {longest} tokens only; "
                 "set data.layout: padded"
             )
-        hidden = self._hidden(responses)
-        head = self.model.get_output_embeddings()
-        if torch.is_autocast_enabled(hidden.device.type):
-            compute = torch.get_autocast_dtype(hidden.device.type)
-        else:
-            compute = hidden.dtype
+        layers = self._layers(responses, "layers" in extras)
+        hidden = layers[-1]
+        head = self.linear_head()
+        states = hidden[responses.predict].to(head.weight.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            bias = getattr(head, "bias", None)
-            token_logps = linear_logps(
-                hidden[responses.predict].to(compute),
-                head.weight.to(compute),
-                responses.targets,
-                None if bias is None else bias.to(compute),
-            )
-        logps = token_logps.new_zeros(len(responses.lengths)).index_add(0, responses.row, token_logps)
-        known = {"token_logps": lambda: token_logps, "prompt_hidden": lambda: hidden[responses.prompt_end]}
-        return {"logps": logps} | {name: known[name]() for name in extras}
+            names = {"token_logps"} | (set(linear_logps.NAMES) & set(extras))
+            out = linear_logps.linear_values(states, head, responses.targets, sorted(names))
+            if "kl" in extras:
+                assert reference is not None, "the divergence from what?"
+                out["kl"] = linear_kl(states, head, *reference)
+        logps = out["token_logps"].new_zeros(len(responses.lengths)).index_add(0, responses.row, out["token_logps"])
+        known = {
+            "hidden": lambda: states,
+            "layers": lambda: torch.stack([x[responses.predict] for x in layers[:-1]], 1),
+            "prompt_hidden": lambda: hidden[responses.prompt_end],
+        }
+        return {"logps": logps} | {name: out[name] if name in out else known[name]() for name in extras}
 
-    def _hidden(self, responses: Responses) -> Tensor:
-        """Last-layer states [R T, D]."""
-        if responses.layout == "padded":
-            return self.model.base_model(input_ids=responses.input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
-        plan = prefix_attention.segments(responses)
-        body = self.model.base_model(
-            input_ids=responses.input_ids,
-            position_ids=responses.position_ids,
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device),  # never read
-            use_cache=False,
-            segments=plan,
-        )
-        if not plan.calls:
+    def linear_head(self) -> LinearHead:
+        """The output head as it is now, in the dtype to compute in."""
+        device = self.model.device.type
+        autocast = torch.is_autocast_enabled(device)
+        return self.head.read(self.model, torch.get_autocast_dtype(device) if autocast else self.model.dtype)
+
+    def _layers(self, responses: Responses, every: bool = False) -> list[Tensor]:
+        """What the head reads [R T, D]; before it each layer's output, where `every` asks for them."""
+        options = {"input_ids": responses.input_ids, "use_cache": False, "output_hidden_states": every}
+        plan = None
+        if responses.layout == "packed":
+            plan = prefix_attention.segments(responses)
+            unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device)
+            options |= {"position_ids": responses.position_ids, "attention_mask": unread, "segments": plan}
+        body = self.model.base_model(**options)
+        if plan is not None and not plan.calls:
             raise UserError(
                 f"{self.model.config.model_type} has an attention of its own, which the packed layout cannot replace; "
                 "set data.layout: padded"
             )
-        return body.last_hidden_state.flatten(0, 1)
+        return [x.flatten(0, 1) for x in (*(body.hidden_states[1:] if every else ()), body.last_hidden_state)]
 
     def files(self) -> dict[str, bytes]:
         """Everything of a Hugging Face folder but the weights, by file name: makes a checkpoint self-contained."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from upo.data.layout import Responses, Tokens
 from upo.errors import UserError
+from upo.ops.linear_head import LinearHead
 from upo.policy import Policy
 
 
@@ -41,6 +42,10 @@ class Reference(ABC):
         """What finds the log-probs of the data's units, where they are known before training; called at its start."""
         return None
 
+    def linear_head(self) -> LinearHead:
+        """The output head, for divergences over the whole vocabulary; those who give `hidden` have one."""
+        raise NotImplementedError
+
 
 class FrozenReference(Reference):
     """A frozen model: a copy of the policy as it starts, or another one."""
@@ -72,3 +77,7 @@ class FrozenReference(Reference):
         if next(self.model.parameters()).device != responses.input_ids.device:
             self.model.to(responses.input_ids.device)
         return self.model(responses, names)
+
+    def linear_head(self) -> LinearHead:
+        assert self.model is not None, "build() comes first"
+        return self.model.linear_head()

@@ -1,105 +1,171 @@
-"""The chunked head against its plain twin."""
+"""The chunked head against plain mathematics: values of tokens, in value and in gradient."""
 
 import pytest
 import torch
+from heads import inputs, largest_tensor, leaves
 
-from upo.ops.linear_logps import eager_linear_logps, linear_logps
+from upo.ops.linear_head import ELEMENTS, LinearHead
+from upo.ops.linear_logps import NAMES, eager_linear_values, linear_logps, linear_values
+
+FORMS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scaled": {"bias": True, "scale": 0.3},
+    "capped": {"cap": 2.0},
+    "LoRA": {"rank": 2},
+    "all": {"bias": True, "rank": 2, "scale": 3.0, "cap": 4.0},
+}
 
 
-def inputs(tokens=23, width=5, vocabulary=11, dtype=torch.float64, bias=True, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-
-    targets = torch.randint(vocabulary, (tokens,), generator=generator)
-    return draw(tokens, width), draw(vocabulary, width), targets, draw(vocabulary) if bias else None
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("chunk", [1, 7, 22, 23, 1024])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
-def test_equals_its_twin_in_value_and_gradient(bias, chunk, dtype, tolerance):
-    hidden, weight, targets, b = inputs(dtype=dtype, bias=bias)
-    leaves = [x for x in (hidden, weight, b) if x is not None]
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("chunk", [1, 7, 22, 23, None])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 4e-6)])
+def test_equals_its_twin_in_value_and_gradient(form, chunk, dtype, tolerance):
+    hidden, head, targets = inputs(dtype=dtype, **FORMS[form])
     upstream = torch.linspace(-2, 3, len(targets), dtype=dtype)  # unequal, of both signs, one is nearly 0
-    ours, plain = (
-        linear_logps(hidden, weight, targets, b, chunk),
-        eager_linear_logps(hidden, weight, targets, b),
-    )
-    torch.testing.assert_close(ours, plain, atol=tolerance, rtol=0)
-    for x, y in zip(
-        torch.autograd.grad(ours, leaves, upstream), torch.autograd.grad(plain, leaves, upstream), strict=True
-    ):
-        torch.testing.assert_close(x, y, atol=20 * tolerance, rtol=0)
+    ours, plain = linear_values(hidden, head, targets, NAMES, chunk), eager_linear_values(hidden, head, targets)
+    for name in NAMES:
+        torch.testing.assert_close(ours[name], plain[name], atol=tolerance, rtol=0)
+        for x, y in zip(
+            torch.autograd.grad(ours[name], leaves(hidden, head), upstream, retain_graph=True),
+            torch.autograd.grad(plain[name], leaves(hidden, head), upstream, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(x, y, atol=30 * tolerance, rtol=30 * tolerance)
 
 
-@pytest.mark.parametrize("chunk", [2, 1024])
-def test_gradcheck(chunk):
-    hidden, weight, targets, bias = inputs(tokens=5, vocabulary=6)
-    assert torch.autograd.gradcheck(lambda h, w, b: linear_logps(h, w, targets, b, chunk), (hidden, weight, bias))
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_are_what_the_formula_says(form):
+    """cap tanh(scale (h W' + h A' B' + b) / cap), written out for one token and one entry of the vocabulary."""
+    hidden, head, _ = inputs(**FORMS[form])
+    x = (hidden[3] * head.weight[5]).sum()
+    x = x if head.bias is None else x + head.bias[5]
+    x = x if head.up is None else x + (head.up[5] * (head.down @ hidden[3])).sum()
+    x = head.scale * x
+    x = x if head.cap is None else head.cap * torch.tanh(x / head.cap)
+    torch.testing.assert_close(head.logits(hidden)[3, 5], x)
 
 
-@pytest.mark.parametrize("needed", ["hidden", "weight", "bias"])
+def test_by_hand():
+    """p = (1/2, 1/4, 1/4): entropy 1.5 log 2, sum of squares 3/8."""
+    hidden, weight = torch.ones(1, 1), torch.tensor([[2.0], [1.0], [1.0]]).log()
+    out = linear_values(hidden, LinearHead(weight), torch.tensor([2]), NAMES)
+    assert {n: round(x.item(), 6) for n, x in out.items()} == {
+        "token_logps": -1.386294, "entropy": 1.039721, "top_logp": -0.693147, "sum_p2": 0.375,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [2, None])
+@pytest.mark.parametrize("names", [NAMES, *((n,) for n in NAMES)])
+def test_gradcheck(names, chunk):
+    hidden, head, targets = inputs(tokens=5, vocabulary=6, **FORMS["all"])
+
+    def values(h, *tensors):
+        return tuple(linear_values(h, head.holding(*tensors), targets, names, chunk).values())
+
+    assert torch.autograd.gradcheck(values, (hidden, *head.tensors))
+
+
+@pytest.mark.parametrize("needed", range(5))
 def test_gives_only_the_gradients_that_are_asked_for(needed):
-    tensors = dict(zip(("hidden", "weight", "targets", "bias"), inputs(), strict=True))
-    expected = torch.autograd.grad(eager_linear_logps(**tensors).sum(), tensors[needed])[0]
-    for name in {"hidden", "weight", "bias"} - {needed}:
-        tensors[name] = tensors[name].detach()
-    torch.testing.assert_close(
-        torch.autograd.grad(linear_logps(**tensors, chunk=4).sum(), tensors[needed])[0], expected
-    )
+    hidden, head, targets = inputs(**FORMS["all"])
+    expected = torch.autograd.grad(
+        eager_linear_values(hidden, head, targets)["token_logps"].sum(), leaves(hidden, head)
+    )[needed]
+    tensors = [x if i == needed else x.detach() for i, x in enumerate((hidden, *head.tensors))]
+    logps = linear_logps(tensors[0], head.holding(*tensors[1:]), targets, 4)
+    torch.testing.assert_close(torch.autograd.grad(logps.sum(), tensors[needed])[0], expected)
+
+
+def test_values_without_a_gradient_cost_none():
+    """Weights that nobody differentiates: the gradient is that of the log-probs alone."""
+    hidden, head, targets = inputs()
+    out = linear_values(hidden, head, targets, ("sum_p2", "token_logps"), 4)
+    alone = linear_logps(hidden, head, targets, 4)
+    expected = torch.autograd.grad((alone * out["sum_p2"].detach()).sum(), leaves(hidden, head))
+    got = torch.autograd.grad((out["token_logps"] * out["sum_p2"].detach()).sum(), leaves(hidden, head))
+    for x, y in zip(got, expected, strict=True):
+        assert torch.equal(x, y)
 
 
 def test_tied_weight_collects_the_gradients_of_both_ends():
     """The embedding looks tokens up and is the head as well."""
-    _, weight, targets, _ = inputs()
-    ids = targets.roll(1)
-    for chunk in (3, 1024):
-        ours = torch.autograd.grad(linear_logps(weight[ids].tanh(), weight, targets, None, chunk).sum(), weight)[0]
-        plain = torch.autograd.grad(eager_linear_logps(weight[ids].tanh(), weight, targets).sum(), weight)[0]
+    _, head, targets = inputs()
+    weight, ids = head.weight, targets.roll(1)
+    plain = torch.autograd.grad(eager_linear_values(weight[ids].tanh(), head, targets)["token_logps"].sum(), weight)[0]
+    for chunk in (3, None):
+        ours = torch.autograd.grad(linear_logps(weight[ids].tanh(), head, targets, chunk).sum(), weight)[0]
         torch.testing.assert_close(ours, plain)
 
 
 def test_bf16_is_as_near_to_the_truth_as_its_twin_and_log_probs_are_fp32():
-    hidden, weight, targets, bias = inputs(tokens=600, width=64, vocabulary=500, dtype=torch.bfloat16)
-    exact = eager_linear_logps(hidden.double(), weight.double(), targets, bias.double())
-    ours = linear_logps(hidden, weight, targets, bias, 7)
-    assert ours.dtype == torch.float32
-    assert (ours - exact).abs().max() <= (eager_linear_logps(hidden, weight, targets, bias) - exact).abs().max() + 1e-6
-    assert (ours - exact).abs().max() < 0.01 * exact.abs().max()
+    hidden, head, targets = inputs(tokens=600, width=64, vocabulary=500, dtype=torch.bfloat16, bias=True)
+    exact = eager_linear_values(hidden.double(), head.to(torch.float64), targets)
+    ours, plain = linear_values(hidden, head, targets, NAMES, 7), eager_linear_values(hidden, head, targets)
+    for name in NAMES:
+        assert ours[name].dtype == torch.float32
+        assert (ours[name] - exact[name]).abs().max() <= (plain[name] - exact[name]).abs().max() + 1e-5
+    assert (ours["token_logps"] - exact["token_logps"]).abs().max() < 0.01 * exact["token_logps"].abs().max()
 
 
 def test_bf16_gradients_do_not_lose_what_comes_late():
     """600 chunks that all push one way: a sum in bf16 would stand still once it is 256 times an addend."""
-    hidden, weight, _, _ = inputs(tokens=600, width=8, vocabulary=50, dtype=torch.bfloat16, bias=False)
+    hidden, head, _ = inputs(tokens=600, width=8, vocabulary=50, dtype=torch.bfloat16)
     hidden, targets = hidden.detach().abs(), torch.zeros(600, dtype=torch.long)
-    exact = torch.autograd.grad(eager_linear_logps(hidden.double(), weight.double(), targets).sum(), weight)[0].float()
-    got = torch.autograd.grad(linear_logps(hidden, weight, targets, None, 1).sum(), weight)[0]
+    wide = eager_linear_values(hidden.double(), head.to(torch.float64), targets)["token_logps"]
+    exact = torch.autograd.grad(wide.sum(), head.weight)[0].float()
+    got = torch.autograd.grad(linear_logps(hidden, head, targets, 1).sum(), head.weight)[0]
     assert got.dtype == torch.bfloat16
     assert (got.float() - exact).norm() / exact.norm() < 0.01
 
 
 def test_log_probs_of_certain_and_of_impossible_tokens_are_finite():
     hidden = torch.tensor([[1e4, 0.0], [0.0, 1e4]], requires_grad=True)
-    weight = torch.eye(2, requires_grad=True)
-    logps = linear_logps(hidden, weight, torch.tensor([0, 0]))
-    assert logps.tolist() == [0.0, -1e4]
-    for gradient in torch.autograd.grad(logps.sum(), (hidden, weight)):
+    head = LinearHead(torch.eye(2, requires_grad=True))
+    out = linear_values(hidden, head, torch.tensor([0, 0]), NAMES)
+    assert out["token_logps"].tolist() == [0.0, -1e4]
+    assert out["entropy"].tolist() == [0.0, 0.0] and out["sum_p2"].tolist() == [1.0, 1.0]
+    for gradient in torch.autograd.grad(sum(x.sum() for x in out.values()), (hidden, head.weight)):
         assert gradient.isfinite().all()
 
 
+def test_a_token_that_the_bias_forbids():
+    """log 0 times 0 is no NaN."""
+    hidden, head, targets = inputs(vocabulary=6, bias=True)
+    bias = head.bias.detach().index_fill(0, torch.tensor([5]), -torch.inf)
+    out = linear_values(hidden, head.holding(head.weight, bias, None, None), targets % 5, NAMES)
+    fewer = linear_values(hidden, LinearHead(head.weight[:5], bias[:5]), targets % 5, NAMES)
+    for name in NAMES:
+        torch.testing.assert_close(out[name], fewer[name])
+    assert torch.autograd.grad(out["entropy"].sum(), hidden)[0].isfinite().all()
+
+
 def test_no_token_at_all():
-    hidden, weight, targets, bias = inputs(tokens=0)
-    logps = linear_logps(hidden, weight, targets, bias)
-    assert logps.shape == (0,)
-    assert torch.autograd.grad(logps.sum(), weight)[0].abs().sum() == 0
+    hidden, head, targets = inputs(tokens=0, bias=True)
+    out = linear_values(hidden, head, targets, NAMES)
+    assert {x.shape for x in out.values()} == {(0,)}
+    assert torch.autograd.grad(sum(x.sum() for x in out.values()), head.weight)[0].abs().sum() == 0
 
 
-def test_never_holds_all_logits():
-    """64 x 50,000 log-probs are 12.8 MB; a chunk of 4 rows is 0.8 MB. Saved tensors stay far below the former."""
-    hidden, weight = torch.randn(64, 2, requires_grad=True), torch.randn(50_000, 2, requires_grad=True)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
-        linear_logps(hidden, weight, torch.zeros(64, dtype=torch.long), chunk=4)
-    assert max(saved) == weight.numel()
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_memory_does_not_grow_with_tokens_times_vocabulary(form, tied):
+    """The largest tensor of forward and backward is a chunk or the weight's gradient, for few and for many tokens."""
+    sizes = {}
+    for tokens in (64, 512):
+        hidden, head, targets = inputs(tokens=tokens, width=4, vocabulary=3000, dtype=torch.float32, **FORMS[form])
+        states = head.weight[targets] if tied else hidden
+
+        def work(states=states, head=head, targets=targets, hidden=hidden):
+            out = linear_values(states, head, targets, NAMES, 8)
+            torch.autograd.grad(sum(x.sum() for x in out.values()), leaves(hidden, head), allow_unused=True)
+
+        sizes[tokens] = largest_tensor(work)
+    assert sizes[64] == sizes[512] == 8 * 3000
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(100, 1024), (16_384, 1024), (152_064, 110), (10**9, 1)])
+def test_a_chunk_holds_no_more_than_its_share(vocabulary, rows):
+    head = LinearHead(torch.empty(vocabulary, 1, device="meta"))
+    assert next(iter(head.chunks(5000, None))) == slice(0, rows)
+    assert rows * vocabulary <= max(ELEMENTS, vocabulary)

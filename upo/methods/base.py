@@ -123,13 +123,14 @@ class Method(pl.LightningModule):
         self, responses: Responses, extras: tuple[str, ...] = (), reference_extras: tuple[str, ...] = ()
     ) -> ResponseLogps:
         """Log-probs of responses under policy and reference."""
-        out = self.policy(responses, extras)
-        reference_logps, known = responses.reference_logps, {}
-        if self.reference is not None and reference_extras:
-            known = self.reference.extras(responses, reference_extras)
+        reference_logps, known, against = responses.reference_logps, {}, None
+        if self.reference is not None and (reference_extras or "kl" in extras):
+            known = self.reference.extras(responses, {*reference_extras, *(("hidden",) if "kl" in extras else ())})
             reference_logps = known.pop("logps")
+            against = (known["hidden"], self.reference.linear_head()) if "kl" in extras else None
         elif self.reference is not None and reference_logps is None:
             reference_logps = self.reference.logps(responses)
+        out = self.policy(responses, extras, against)
         logps, r = out.pop("logps"), responses
         return ResponseLogps(logps, r.lengths, r.prompt_index, reference_logps, r.rewards, out, known, r.row)
 

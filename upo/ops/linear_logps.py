@@ -1,75 +1,111 @@
-"""Log-probs of target tokens straight from hidden states: the head in chunks, never `[tokens, V]` at once."""
+"""Values of response tokens straight from hidden states: the head in chunks, never `[tokens, V]` at once."""
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from upo.ops.linear_head import Gradients, LinearHead
+
+NAMES = ("token_logps", "entropy", "top_logp", "sum_p2")
+
 
 def linear_logps(
-    hidden: Float[Tensor, "tokens D"],
-    weight: Float[Tensor, "V D"],
-    targets: Int[Tensor, "tokens"],
-    bias: Float[Tensor, "V"] | None = None,
-    chunk: int = 1024,
+    hidden: Float[Tensor, "tokens D"], head: LinearHead, targets: Int[Tensor, "tokens"], chunk: int | None = None
 ) -> Float[Tensor, "tokens"]:
-    """log softmax(hidden @ weight.T + bias) at the targets, in fp32 nats (float64 stays float64).
+    """log softmax(logits) at the targets, in fp32 nats (float64 stays float64)."""
+    return linear_values(hidden, head, targets, ("token_logps",), chunk)["token_logps"]
+
+
+def linear_values(
+    hidden: Float[Tensor, "tokens D"],
+    head: LinearHead,
+    targets: Int[Tensor, "tokens"],
+    names: Sequence[str],
+    chunk: int | None = None,
+) -> dict[str, Float[Tensor, "tokens"]]:
+    """What `names` says of p = softmax(logits) at each token; all of it has a gradient.
+
+    `token_logps`: log p of the target; `entropy`: -sum p log p; `top_logp`: log of the largest p, all in nats;
+    `sum_p2`: sum p^2, the probability that two draws agree.
 
     The backward pass computes each chunk's logits again, so that memory holds `chunk` rows of V at a time.
     """
-    return _LinearLogps.apply(hidden, weight, targets, bias, chunk)  # type: ignore[return-value]
+    values = _LinearValues.apply(hidden, targets, head, tuple(names), chunk, *head.tensors)
+    return dict(zip(names, values, strict=True))  # type: ignore[arg-type]
 
 
-def eager_linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+def eager_linear_values(hidden: Tensor, head: LinearHead, targets: Tensor) -> dict[str, Tensor]:
     """The plain twin, which tests compare against."""
-    logits = _logits(hidden, weight, bias)
-    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    logps = head.logits(hidden).log_softmax(-1)
+    return {
+        "token_logps": logps.gather(-1, targets[:, None])[:, 0],
+        "entropy": -(logps.exp() * logps).sum(-1),
+        "top_logp": logps.amax(-1),
+        "sum_p2": (2 * logps).logsumexp(-1).exp(),
+    }
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-class _LinearLogps(torch.autograd.Function):
+class _LinearValues(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, bias, chunk):
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logps = torch.empty(len(targets), dtype=dtype, device=hidden.device)
-        normalizer = torch.empty_like(logps)
-        for i in range(0, len(targets), chunk):
-            part = slice(i, i + chunk)
-            logits = _logits(hidden[part], weight, bias)
-            normalizer[part] = logits.logsumexp(-1)
-            logps[part] = logits.gather(-1, targets[part, None])[:, 0] - normalizer[part]
-        ctx.save_for_backward(hidden, weight, targets, bias, normalizer)
-        ctx.chunk = chunk
-        return logps
+    def forward(ctx, hidden, targets, head, names, chunk, *tensors):
+        head = head.holding(*tensors)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        out = {name: torch.empty(len(targets), dtype=dtype, device=hidden.device) for name in (*names, "normalizer")}
+        for part in head.chunks(len(targets), chunk):
+            logits = head.logits(hidden[part])
+            normalizer = out["normalizer"][part] = logits.logsumexp(-1)
+            if "token_logps" in out:
+                out["token_logps"][part] = logits.gather(-1, targets[part, None])[:, 0] - normalizer
+            if "top_logp" in out:
+                out["top_logp"][part] = logits.amax(-1) - normalizer
+            if "entropy" in out or "sum_p2" in out:
+                p = logits.sub_(normalizer[:, None]).exp()
+                if "entropy" in out:
+                    out["entropy"][part] = -p.mul(_finite(logits)).sum(-1)
+                if "sum_p2" in out:
+                    out["sum_p2"][part] = torch.linalg.vector_norm(p, dim=-1).square()
+        normalizer = out.pop("normalizer")
+        ctx.save_for_backward(hidden, targets, normalizer, out.get("entropy"), out.get("sum_p2"), *tensors)
+        ctx.form, ctx.names, ctx.chunk = {"scale": head.scale, "cap": head.cap}, names, chunk
+        ctx.set_materialize_grads(False)
+        return tuple(out[name] for name in names)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        hidden, weight, targets, bias, normalizer = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # Sums over many chunks are kept in fp32: in bf16 later chunks would vanish beside the earlier ones.
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and ctx.needs_input_grad[3] else None
-        for i in range(0, len(targets), ctx.chunk):
-            part = slice(i, i + ctx.chunk)
-            # d logp / d logits = onehot(target) - softmax
-            d = _logits(hidden[part], weight, bias).sub_(normalizer[part, None]).exp_()
-            d.mul_(-grad[part, None])
-            d.scatter_add_(-1, targets[part, None], grad[part, None].to(d.dtype))
-            if grad_bias is not None:
-                grad_bias += d.sum(0)
-            d = d.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = d @ weight
-            if grad_weight is not None:
-                grad_weight += d.T @ hidden[part]
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        if bias is not None and grad_bias is not None:
-            grad_bias = grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, None, grad_bias, None
+    def backward(ctx, *grads):
+        hidden, targets, normalizer, entropy, sum_p2, *tensors = ctx.saved_tensors
+        head = LinearHead(*tensors, **ctx.form)
+        needs = ctx.needs_input_grad
+        gradients = Gradients(hidden, head, (needs[0], *needs[5:]))
+        given = {name: g for name, g in zip(ctx.names, grads, strict=True) if g is not None}
+        pick, h, top, s = (given.get(name) for name in NAMES)
+        for part in head.chunks(len(targets), ctx.chunk):
+            logits = head.logits(hidden[part])
+            slope = head.slope(logits)
+            best = logits.argmax(-1, keepdim=True) if top is not None else None
+            logits.sub_(normalizer[part, None])
+            p = logits.exp() if h is not None else logits.exp_()
+            # d logp / d logits = onehot - p, d entropy = -p (log p + entropy), d sum_p2 = 2 p (p - sum_p2):
+            # all of it p times a factor, but for the one-hot rows.
+            factor = torch.zeros_like(normalizer[part, None])
+            for g in (pick, top):
+                factor = factor if g is None else factor - g[part, None]
+            if h is not None:
+                factor = factor - _finite(logits).add_(entropy[part, None]).mul_(h[part, None])
+            if s is not None:
+                factor = factor + 2 * s[part, None] * (p - sum_p2[part, None])
+            d = p.mul_(factor)
+            for g, place in ((pick, targets[part, None]), (top, best)):
+                if g is not None:
+                    d.scatter_add_(-1, place, g[part, None].to(d.dtype))
+            gradients.add(part, d, slope)
+        of_hidden, *of_tensors = gradients.tensors()
+        return of_hidden, None, None, None, None, *of_tensors
+
+
+def _finite(logps: Tensor) -> Tensor:
+    """log 0 becomes a number in place: p log p is 0 there, not NaN."""
+    return logps.clamp_(min=-1e30)

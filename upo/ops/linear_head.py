@@ -1,0 +1,110 @@
+"""What turns hidden states into logits, and its derivative: all that the chunked kernels know of a model."""
+
+from collections.abc import Iterator
+
+import torch
+from attrs import field, frozen
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+ELEMENTS = 2**24
+"""Logits that a kernel holds at a time, by default: 64 MiB in fp32."""
+
+
+@frozen(eq=False)
+class LinearHead:
+    """logits = cap tanh(x / cap) with x = scale (hidden W^T + hidden A^T B^T + bias); without `cap` just x."""
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, "V"] | None = None
+    down: Float[Tensor, "rank D"] | None = None
+    """LoRA's A, its scaling included."""
+    up: Float[Tensor, "V rank"] | None = None
+    """LoRA's B."""
+    scale: float = field(default=1.0, kw_only=True)
+    cap: float | None = field(default=None, kw_only=True)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias, self.down, self.up
+
+    def holding(self, *tensors: Tensor | None) -> "LinearHead":
+        """The same head with other `tensors`."""
+        return LinearHead(*tensors, scale=self.scale, cap=self.cap)  # type: ignore[arg-type]
+
+    def to(self, dtype: torch.dtype) -> "LinearHead":
+        return self.holding(*(None if x is None else x.to(dtype) for x in self.tensors))
+
+    def detach(self) -> "LinearHead":
+        return self.holding(*(None if x is None else x.detach() for x in self.tensors))
+
+    def logits(self, hidden: Float[Tensor, "tokens D"]) -> Float[Tensor, "tokens V"]:
+        """In fp32 (float64 stays float64), always in memory of their own."""
+        x = linear(hidden, self.weight, self.bias)
+        if self.down is not None and self.up is not None:
+            x = x + linear(linear(hidden, self.down), self.up)
+        x = x if x.dtype == torch.float64 else x.float()
+        x = x * self.scale if self.scale != 1 else x
+        return x if self.cap is None else self.cap * torch.tanh(x / self.cap)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """d logits / d (hidden W^T)."""
+        return self.scale if self.cap is None else (logits / self.cap).square_().neg_().add_(1).mul_(self.scale)
+
+    def chunks(self, tokens: int, chunk: int | None) -> Iterator[slice]:
+        """Rows to take at a time."""
+        size = chunk or min(1024, max(1, ELEMENTS // len(self.weight)))
+        return (slice(i, i + size) for i in range(0, tokens, size))
+
+
+class Gradients:
+    """Gradients of hidden states and of a head's tensors, gathered chunk by chunk."""
+
+    def __init__(self, hidden: Tensor, head: LinearHead, needed: tuple[bool, ...]):
+        """
+        Args:
+            needed: of hidden, weight, bias, down, up.
+        """
+        self.inputs, self.head = hidden, head
+        self.hidden = torch.empty_like(hidden) if needed[0] else None
+        # Sums over many chunks are kept in fp32: in bf16 later chunks would vanish beside the earlier ones.
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        self.weight, self.bias, self.down, self.up = (
+            torch.zeros_like(x, dtype=exact) if x is not None and n else None
+            for x, n in zip(head.tensors, needed[1:], strict=True)
+        )
+
+    def add(self, part: slice, d: Tensor, slope: Tensor | float) -> None:
+        """Takes d loss / d logits of a chunk, and uses it up."""
+        head, hidden = self.head, self.inputs[part]
+        if isinstance(slope, Tensor) or slope != 1:
+            d.mul_(slope)
+        if self.bias is not None:
+            self.bias += d.sum(0)
+        d = d.to(hidden.dtype)
+        if self.hidden is not None:
+            self.hidden[part] = d @ head.weight
+        if self.weight is not None:
+            _add_product(self.weight, d.T, hidden)
+        if head.down is not None and head.up is not None:
+            inner = d @ head.up
+            if self.hidden is not None:
+                self.hidden[part] += inner @ head.down
+            if self.down is not None:
+                _add_product(self.down, inner.T, hidden)
+            if self.up is not None:
+                _add_product(self.up, d.T, linear(hidden, head.down))
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Of hidden and of `head.tensors`, each in the dtype of what it belongs to."""
+        sums = (self.weight, self.bias, self.down, self.up)
+        cast = (None if g is None or x is None else g.to(x.dtype) for g, x in zip(sums, self.head.tensors, strict=True))
+        return self.hidden, *cast
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
