@@ -74,12 +74,12 @@ def test_the_reference_extrapolates_two_models():
 
 def test_alpha_0_is_iterative_dpo(tmp_path):
     plain = fit(make(DPO), tmp_path, ReferenceSync(alpha=1.0, every=2)).watch.losses
-    assert fit(make(DPO), tmp_path, Acceleration(Momentum(0.0), every=2)).watch.losses == pytest.approx(plain, abs=1e-5)
-    assert abs(fit(make(DPO), tmp_path, Acceleration(Momentum(0.5), every=2)).watch.losses[5] - plain[5]) > 1e-4
+    assert fit(make(DPO), tmp_path, Acceleration(0.0, every=2)).watch.losses == pytest.approx(plain, abs=1e-5)
+    assert abs(fit(make(DPO), tmp_path, Acceleration(0.5, every=2)).watch.losses[5] - plain[5]) > 1e-4
 
 
 def test_models_of_each_round(tmp_path):
-    done = fit(make(DPO), tmp_path, Acceleration(Momentum(0.5), every=2))
+    done = fit(make(DPO), tmp_path, Acceleration(0.5, every=2))
     policies, reference = done.watch.policies, done.method.reference
     assert torch.equal(flat(reference.model), policies[4])
     assert torch.equal(flat(reference.previous), policies[2])
@@ -87,7 +87,12 @@ def test_models_of_each_round(tmp_path):
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    resumed_equals_uninterrupted(DPO, lambda: Acceleration(Momentum(0.5), 2), tmp_path, saved=5, steps=8)
+    resumed_equals_uninterrupted(DPO, lambda: Acceleration(0.5, 2), tmp_path, saved=5, steps=8)
+
+
+def test_alpha_1_would_never_settle():
+    with pytest.raises(UserError, match="below 1"):
+        Acceleration(1.0)
 
 
 class Pointwise(PairwiseMethod):

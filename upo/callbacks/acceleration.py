@@ -22,7 +22,7 @@ import lightning.pytorch as pl
 import torch
 from attrs import evolve
 from jaxtyping import Float
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor
 
 from upo.callbacks.reference_sync import MovingReference, follow
@@ -32,9 +32,6 @@ from upo.logps import ResponseLogps
 from upo.methods.families import PairwiseMethod
 from upo.policy import Policy
 from upo.reference import FrozenReference
-
-Momentum = restricted_number_type("Momentum", float, [(">=", 0), ("<", 1)])
-"""Extrapolation in [0, 1)."""
 
 
 def extrapolate(new: Float[Tensor, "N"], old: Float[Tensor, "N"], *, alpha: float) -> Float[Tensor, "N"]:
@@ -70,13 +67,15 @@ class ExtrapolatedReference(FrozenReference):
 class Acceleration(MovingReference):
     """Rounds of `every` optimizer steps, each against the extrapolated result of the rounds before."""
 
-    def __init__(self, alpha: Momentum = 0.3, every: PositiveInt = 1000):
+    def __init__(self, alpha: ClosedUnitInterval = 0.3, every: PositiveInt = 1000):
         """
         Args:
             alpha: extrapolation, in [0, 1); the policy moves 1 / (1 - alpha) times as far a round as with 0 (from
                 knowledge: 0.3).
             every: optimizer steps a round; the paper trains three rounds.
         """
+        if alpha == 1:
+            raise UserError("Acceleration.alpha must be below 1: steps grow by 1 / (1 - alpha)")
         self.alpha, self.every = alpha, every
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
