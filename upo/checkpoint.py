@@ -2,6 +2,8 @@
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +71,11 @@ def find_checkpoint(path: Path) -> Path | None:
     return newest
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path, mmap: bool = False) -> dict[str, Any]:
     """What a run saved: tensors and plain types only.
+
+    Args:
+        mmap: leave tensors on the disk until they are used.
 
     Raises:
         UserError: broken, or not a checkpoint of this package.
@@ -78,7 +83,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     import torch
 
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # what a broken file makes the unpickler raise can be anything
         raise UserError(f"{file} is broken or no checkpoint ({type(error).__name__}); take another one") from error
     if not isinstance(content, dict) or not {"state_dict", "policy_files"} <= content.keys():
@@ -93,9 +98,7 @@ def model_from(content: dict[str, Any], file: Path) -> "tuple[PreTrainedModel, P
     weights = {k.removeprefix(POLICY): v for k, v in content["state_dict"].items() if k.startswith(POLICY)}
     if not weights:
         raise UserError(f"{file} holds no policy: it was not written by upo.fit")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in content["policy_files"].items():
-            (Path(folder) / name).write_bytes(data)
+    with policy_folder(content) as folder:
         config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
@@ -106,6 +109,15 @@ def model_from(content: dict[str, Any], file: Path) -> "tuple[PreTrainedModel, P
     except RuntimeError as error:
         raise UserError(f"{file}: weights and configuration do not fit ({str(error).splitlines()[0]})") from None
     return model.eval(), tokenizer
+
+
+@contextmanager
+def policy_folder(content: dict[str, Any]) -> Iterator[str]:
+    """A Hugging Face folder without weights, for as long as it is looked at: configuration and tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in content["policy_files"].items():
+            (Path(folder) / name).write_bytes(data)
+        yield folder
 
 
 def load_run(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from upo.command import command
@@ -23,10 +25,7 @@ def export(source: Path, folder: Path, overwrite: bool = False) -> None:
         UserError: no usable checkpoint, or a folder that is not empty.
     """
     source, folder = Path(source), Path(folder)
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise UserError(f"{folder} is not empty; name another folder or add --overwrite")
+    check_free(folder, overwrite)
     from upo.checkpoint import find_checkpoint, model_from, quiet, read_checkpoint
 
     file = find_checkpoint(source)
@@ -34,21 +33,40 @@ def export(source: Path, folder: Path, overwrite: bool = False) -> None:
         raise UserError(f"{source} is neither a run folder nor a .ckpt file")
     content = read_checkpoint(file)
     model, tokenizer = model_from(content, file)
-    partial = folder.with_name(f".{folder.name}.partial")  # a killed export leaves no half model behind
+    quiet()
+    with written_at_once(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        for name, text in content["policy_files"].items():
+            if not (partial / name).exists():
+                (partial / name).write_text(text)
+        run = source if source.is_dir() else file.parent.parent
+        (partial / "README.md").write_text(model_card(run, file, steps=content.get("global_step")))
+    print(f"exported {file} to {folder}")
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raises a `UserError` where `folder` is a file, or holds something that may not be replaced."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise UserError(f"{folder} is not empty; name another folder or add --overwrite")
+
+
+@contextmanager
+def written_at_once(folder: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `folder` at the end: a killed command leaves no half model behind."""
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    quiet()
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    for name, text in content["policy_files"].items():
-        if not (partial / name).exists():
-            (partial / name).write_text(text)
-    run = source if source.is_dir() else file.parent.parent
-    (partial / "README.md").write_text(model_card(run, file, steps=content.get("global_step")))
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
-    print(f"exported {file} to {folder}")
 
 
 def model_card(run: Path, file: Path, steps: int | None) -> str:
