@@ -1,5 +1,6 @@
 """One method, one file."""
 
+from upo.methods.aot import AOTPaired, AOTUnpaired
 from upo.methods.apo_anchored import APODown, APOZero
 from upo.methods.asft import ASFT
 from upo.methods.beta_dpo import BetaDPO
@@ -13,12 +14,14 @@ from upo.methods.dpop import DPOP
 from upo.methods.exo import EXO, EXOListwise
 from upo.methods.f_dpo import FDPO
 from upo.methods.flex_dpo import FlexDPO
+from upo.methods.geometric import GDPO, GIPO, GROPO
 from upo.methods.hybrid_dpo import HybridDPO
 from upo.methods.ipo import IPO, IPOAveraged
 from upo.methods.kto import KTO
 from upo.methods.kto_pair import KTOPair
 from upo.methods.kto_zero import KTOZero
 from upo.methods.ln_dpo import LNDPO, LNDPOP
+from upo.methods.mpo import MPO
 from upo.methods.nca import NCA, InfoNCA, NCAListwise
 from upo.methods.odpo import ODPO
 from upo.methods.orpo import ORPO
@@ -29,6 +32,7 @@ from upo.methods.rso_hinge import RSOHinge
 from upo.methods.sft import SFT
 from upo.methods.simpo import SimPO
 from upo.methods.slic_hf import SLiCHF
+from upo.methods.soft_labels import SoftCDPO, SoftCIPO
 from upo.methods.srpo import SRPO
 from upo.methods.step_apo import StepAPO
 from upo.methods.step_dpo import StepDPO
@@ -43,10 +47,14 @@ __all__ = [
     "DPOP",
     "EXO",
     "FDPO",
+    "GDPO",
+    "GIPO",
+    "GROPO",
     "IPO",
     "KTO",
     "LNDPO",
     "LNDPOP",
+    "MPO",
     "NCA",
     "ODPO",
     "ORPO",
@@ -57,6 +65,8 @@ __all__ = [
     "UPO",
     "UPODPO",
     "VPO",
+    "AOTPaired",
+    "AOTUnpaired",
     "APODown",
     "APOZero",
     "BetaDPO",
@@ -78,6 +88,8 @@ __all__ = [
     "RobustDPO",
     "SLiCHF",
     "SimPO",
+    "SoftCDPO",
+    "SoftCIPO",
     "StepAPO",
     "StepDPO",
 ]

@@ -1,0 +1,83 @@
+"""Step-APO, step-level Advantage Preference Optimization (Wang et al., 2024), https://arxiv.org/abs/2409.08642.
+
+Step-DPO whose margin must exceed the difference of the two steps' advantages, as a tree search estimated them. The
+paper writes values of the next states; the value of the state before the steps is the same for both and cancels, so
+that Q does as well. Read in the authors' code and configurations; the derivation only in a summary of the paper.
+
+Deviations: which pairs are taken is the data's matter; the authors keep those whose best Q among siblings is above 0
+and whose worst is below, and scale the Q of solution-type steps by 0.3.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from attrs import frozen
+from jaxtyping import Float
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from upo.data.batch import LayOut
+from upo.data.example import Example
+from upo.data.layout import Tokens
+from upo.logps import ResponseLogps
+from upo.methods.base import Term
+from upo.methods.step_dpo import StepDPO, StepPairedBatch
+
+
+def step_apo_loss(
+    chosen_logratio: Float[Tensor, "pairs"],
+    rejected_logratio: Float[Tensor, "pairs"],
+    q_gap: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+    alpha: float = 1.0,
+) -> Float[Tensor, "pairs"]:
+    """-log sigmoid(beta (r_w - r_l) - alpha (Q_w - Q_l)); alpha is not multiplied by beta.
+
+    One value a pair, unreduced; a large gap of Q asks for a large margin.
+    """
+    return -logsigmoid(beta * (chosen_logratio - rejected_logratio) - alpha * q_gap.detach())
+
+
+@frozen(eq=False)
+class ValuedStepBatch(StepPairedBatch):
+    """Pairs of steps with the Q of both: their scores."""
+
+    q_gap: Float[Tensor, "pairs"]
+    """Q of the chosen step less that of the rejected one; negative where search and outcome disagree."""
+
+    wants = "pair of scored solutions that part at the first wrong step"
+
+    @classmethod
+    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+        scored = tuple(r for r in example.responses if r.score is not None)
+        return StepPairedBatch.views(example.with_responses(scored), max_pairs)
+
+    @classmethod
+    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
+        scores = torch.tensor([[r.score for r in u.example.responses] for u in units], dtype=torch.float32)
+        return cls(lay_out(units), scores[:, 0] - scores[:, 1])
+
+
+class StepAPO(StepDPO):
+    """Step-DPO with an advantage offset."""
+
+    batch_type = ValuedStepBatch
+    initial_loss = None
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 0.3, alpha: NonNegativeFloat = 1.0, **kwargs: Any):
+        """
+        Args:
+            beta: strength of the KL constraint, in 1/nats (authors' configurations: 0.3).
+            alpha: weight of the difference of Q in the margin, in 1/unit of Q, which lies in [-1, 1] (authors: 1);
+                0 is Step-DPO.
+        """
+        super().__init__(*args, beta=beta, **kwargs)
+        self.alpha = alpha
+
+    def terms(self, batch: ValuedStepBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        chosen, rejected = logps[0::2].logratio, logps[1::2].logratio
+        values = step_apo_loss(chosen, rejected, batch.q_gap, beta=self.beta, alpha=self.alpha)
+        return {"preference": Term(values, "prompts")}
