@@ -36,12 +36,21 @@ PAIRS = (
 SHAPES = {
     "llama": {"num_key_value_heads": 2, "intermediate_size": 48},
     "qwen2": {"num_key_value_heads": 2, "intermediate_size": 48},
+    "qwen3": {"num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8},
+    "gemma": {"num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 8},
+    "gemma2": {"num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8, "query_pre_attn_scalar": 8}
+    | {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0},
+    "granite": {"num_key_value_heads": 2, "intermediate_size": 48, "logits_scaling": 0.5},
+    "cohere": {"num_key_value_heads": 2, "intermediate_size": 48, "logit_scale": 0.4},
     "mistral": {"num_key_value_heads": 2, "intermediate_size": 48, "sliding_window": None, "head_dim": 8},
     "gpt_neox": {"intermediate_size": 48},
     "gpt2": {},
     "phi": {"intermediate_size": 48},
 }
-"""What each architecture's config needs beyond the common part; phi has a bias in its head."""
+"""What each architecture's config needs beyond the common part.
+
+Phi has a bias in its head; Granite divides its logits, Cohere multiplies them, Gemma 2 caps them, and its scores too.
+"""
 
 
 def tokenizer(
@@ -112,6 +121,12 @@ def triples(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
     for example in hh(rows, report):
         chosen, rejected = example.responses
         yield example.with_responses((Response(chosen.text + " Really.", rank=-1), chosen, rejected))
+
+
+def soft_pairs(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
+    """HH's pairs with soft labels of .7 to 1."""
+    for i, example in enumerate(hh(rows, report)):
+        yield evolve(example, soft_label=0.7 + 0.1 * (i % 4))
 
 
 def scored_pairs(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:

@@ -1,5 +1,6 @@
 """Collectives that also work without any process group."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -16,3 +17,18 @@ def max_over_ranks(x: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, slice]:
+    """Rows [n, ...] of all ranks one behind the other, n may differ, and which of them are this rank's own."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x, slice(0, len(x))
+    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    lengths = [int(n) for n in counts]
+    padded = x.new_zeros(max(lengths), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    start = sum(lengths[: dist.get_rank()])
+    return torch.cat([p[:n] for p, n in zip(parts, lengths, strict=True)]), slice(start, start + len(x))
