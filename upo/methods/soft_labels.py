@@ -1,0 +1,123 @@
+"""Soft labels: pairs with a probability p that the first response is preferred, and the losses that take it directly.
+
+Soft cDPO (Mitchell's conservative DPO with eps = 1 - p, a pair at a time) and soft cIPO regress the margin to what p
+says. They are the rivals of geometric averaging (`geometric.py`) in Furuta et al., 2024, https://arxiv.org/abs/2409.06691.
+Both pull a margin that is too large for its p back; geometric averaging never does. Deviations: none.
+Soft cDPO is verified, the form of soft cIPO is from knowledge.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from attrs import evolve, frozen
+from jaxtyping import Float
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor
+
+from upo.data.batch import LayOut, PairedBatch
+from upo.data.example import Example
+from upo.data.layout import Tokens
+from upo.logps import ResponseLogps
+from upo.methods.base import Term
+from upo.methods.dpo import dpo_loss
+from upo.methods.families import PairwiseMethod
+
+
+@frozen(eq=False)
+class SoftPairedBatch(PairedBatch):
+    """B pairs with a soft label each; row 2i is the likelier one, an even vote (p = 1/2) keeps its order."""
+
+    soft_labels: Float[Tensor, "B"]
+
+    wants = "pair of responses with a soft label (`Example.soft_label`)"
+
+    @classmethod
+    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+        if example.soft_label is None or len(example.responses) != 2:
+            return []
+        if not 0 <= example.soft_label <= 1:
+            raise ValueError(f"a soft label is a probability, not {example.soft_label}")
+        if example.soft_label >= 0.5:
+            return [example]
+        return [evolve(example, responses=example.responses[::-1], soft_label=1 - example.soft_label)]
+
+    @classmethod
+    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
+        return cls(lay_out(units), torch.tensor([float(u.example.soft_label) for u in units]))  # type: ignore[arg-type]
+
+
+class SoftLabelMethod(PairwiseMethod):
+    """Methods that learn from pairs with soft labels: subclasses define `soft_loss`."""
+
+    batch_type = SoftPairedBatch
+
+    def soft_loss(self, chosen: ResponseLogps, rejected: ResponseLogps, soft_labels: Tensor) -> Tensor:
+        """One value a pair [B], unreduced."""
+        raise NotImplementedError
+
+    def terms(self, batch: SoftPairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        return {"preference": Term(self.soft_loss(logps[0::2], logps[1::2], batch.soft_labels), "prompts")}
+
+
+def soft_cdpo_loss(
+    chosen_logratio: Float[Tensor, "pairs"],
+    rejected_logratio: Float[Tensor, "pairs"],
+    soft_labels: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+) -> Float[Tensor, "pairs"]:
+    """-p log sigmoid(z) - (1 - p) log sigmoid(-z), z = beta (r_w - r_l), unreduced; least where sigmoid(z) = p."""
+    won = dpo_loss(chosen_logratio, rejected_logratio, beta=beta)
+    lost = dpo_loss(rejected_logratio, chosen_logratio, beta=beta)
+    return soft_labels * won + (1 - soft_labels) * lost
+
+
+def soft_cipo_loss(
+    chosen_logratio: Float[Tensor, "pairs"],
+    rejected_logratio: Float[Tensor, "pairs"],
+    soft_labels: Float[Tensor, "pairs"],
+    *,
+    tau: float,
+) -> Float[Tensor, "pairs"]:
+    """(r_w - r_l - (2p - 1) / (2 tau))^2, unreduced; IPO's loss where p = 1."""
+    return (chosen_logratio - rejected_logratio - (2 * soft_labels - 1) / (2 * tau)) ** 2
+
+
+class SoftCDPO(SoftLabelMethod):
+    """DPO with the cross-entropy to soft labels."""
+
+    initial_loss = 0.693147
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):
+        """
+        Args:
+            beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (DPO's 0.1).
+        """
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+
+    def soft_loss(self, chosen: ResponseLogps, rejected: ResponseLogps, soft_labels: Tensor) -> Tensor:
+        return soft_cdpo_loss(chosen.logratio, rejected.logratio, soft_labels, beta=self.beta)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logratio
+
+
+class SoftCIPO(SoftLabelMethod):
+    """IPO whose target margin is scaled by the soft label."""
+
+    def __init__(self, *args: Any, tau: PositiveFloat = 0.1, **kwargs: Any):
+        """
+        Args:
+            tau: strength of the KL constraint, in 1/nats; the target margin of a certain pair is 1 / (2 tau) nats
+                (0.1 is IPO's usual value; the GDPO paper's is not known to us).
+        """
+        super().__init__(*args, **kwargs)
+        self.tau = tau
+
+    def soft_loss(self, chosen: ResponseLogps, rejected: ResponseLogps, soft_labels: Tensor) -> Tensor:
+        return soft_cipo_loss(chosen.logratio, rejected.logratio, soft_labels, tau=self.tau)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.tau * logps.logratio
