@@ -50,13 +50,16 @@ ALSO = {
     "CalDPO": {"loss/preference", "loss/calibration"},
     "KTO": {"kl"},
     "KTOPair": {"kl/chosen", "kl/rejected"},
+    "MPO": {"loss/preference", "loss/quality", "loss/nll"},
     "UPO": AUXILIARY | {"kl"},
     "TPO": {"loss/preference", "loss/gold", "logps/gold"},
     "TPOL": {"loss/preference", "loss/gold", "logps/gold"},
     "UPODPO": AUXILIARY,
 }
 HEADS = {"UPO": {"policy.", "value_head."}, "UPODPO": {"policy.", "value_head."}}
-OPTIONS: dict[str, dict] = {}
+OPTIONS: dict[str, dict] = {
+    "MPO": {"losses": {"preference": upo.methods.DPO, "quality": upo.methods.NCA}, "nll_weight": 1.0}
+}
 """Arguments of the methods that need some."""
 SOURCES = {
     "EXOListwise": "tiny.scored_lists",
@@ -346,7 +349,8 @@ def test_every_argument_is_documented(kind):
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_reference_is_asked_for_or_refused(kind):
     with pytest.raises(UserError, match="reference"):
-        kind(Policy(path="somewhere"), *([] if kind.needs_reference else [FrozenReference()]))
+        references = [] if kind.needs_reference else [FrozenReference()]
+        kind(Policy(path="somewhere"), *references, **OPTIONS.get(kind.__name__, {}))
 
 
 @pytest.mark.parametrize("kind", CORE_OR_SLOW)

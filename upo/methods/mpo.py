@@ -1,0 +1,103 @@
+"""MPO, Mixed Preference Optimization (Wang et al., 2024), https://arxiv.org/abs/2411.10442: a weighted sum of losses.
+
+    L = sum_i w_i L_i + w_g NLL_w        one forward pass of policy and reference for all of them
+
+The paper mixes a preference loss (DPO, 0.8), a quality loss (BCO on the same pairs, 0.2) and a generation loss (the
+chosen response's likelihood, 1). Here the losses are any pairwise methods, so that with one of them and `nll_weight`
+this is also how a method gets a likelihood term that its paper did not give it. Each loss is logged without its weight,
+as `loss/<name>`. Deviations: the likelihood is a mean a token, averaged over pairs; BCO keeps a running mean and is not
+a loss of pairs, so that the quality loss is another one that looks at each response alone, e.g. NCA. From knowledge:
+the paper's weights.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+from attrs import evolve
+from jsonargparse.typing import NonNegativeFloat
+from torch import Tensor
+
+from upo.data.batch import PairedBatch
+from upo.errors import UserError
+from upo.logps import ResponseLogps
+from upo.methods.base import Method, Term
+from upo.methods.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.policy import Policy
+from upo.reference import Reference
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """Makes a pairwise method; what all losses share is no argument of one of them in a config."""
+
+    def __call__(
+        self, policy: Policy, reference: Reference | None, optimizer: Any = ..., scheduler: Any = ...
+    ) -> PairwiseMethod: ...
+
+
+class MPO(PairwiseMethod):
+    """A weighted sum of pairwise losses over one forward pass."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Reference | None = None,
+        *args: Any,
+        losses: dict[str, Loss],
+        weights: dict[str, NonNegativeFloat] | None = None,
+        nll_weight: NonNegativeFloat = 0.0,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            policy: the model to train, shared by all losses.
+            reference: where reference log-probs come from, shared by the losses that need one; null where none does.
+            losses: pairwise methods by a name of your own, each a class with its arguments and without a policy, e.g.
+                {preference: {class_path: DPO, init_args: {beta: 0.1}}, quality: {class_path: NCA}}. Reward accuracy and
+                margins are by the first one's implicit reward.
+            weights: w_i by name, 0 or more (paper: 0.8 preference, 0.2 quality); those that are not named have 1.
+            nll_weight: w_g, of the chosen response's negative log-likelihood a token; 0 leaves it out (paper: 1).
+        """
+        if not losses:
+            raise UserError("MPO sums up losses; name at least one in `model.losses`, e.g. {preference: DPO}")
+        weights = dict(weights or {})
+        if unknown := weights.keys() - losses.keys():
+            raise UserError(f"weights: no loss is named {', '.join(sorted(unknown))}; `losses` has {', '.join(losses)}")
+        made = {name: _make(name, make, policy, reference) for name, make in losses.items()}
+        self.needs_reference = any(method.needs_reference for method in made.values())  # type: ignore[misc]
+        self.length_normalized = all(method.length_normalized for method in made.values())  # type: ignore[misc]
+        self.metric_names = (*PREFERENCE_METRICS, *(f"loss/{name}" for name in [*losses, "nll"]))  # type: ignore[misc]
+        super().__init__(policy, reference, *args, **kwargs)
+        object.__setattr__(self, "losses", made)  # kept out of the module tree: they share the policy
+        self.weights, self.nll_weight = weights, nll_weight
+
+    def terms(self, batch: PairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        terms = {}
+        for name, method in self.losses.items():
+            for part, term in method.terms(batch, logps, statistics).items():
+                key = name if part == "preference" else f"{name}/{part}"
+                terms[key] = evolve(term, scale=self.weights.get(name, 1.0) * term.scale)
+        return terms | {"nll": Term(-logps[0::2].mean, "prompts", scale=self.nll_weight)}
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return next(iter(self.losses.values())).reward(logps)
+
+
+def _make(name: str, make: Loss, policy: Policy, reference: Reference | None) -> PairwiseMethod:
+    """One of the losses, with the reference only if it wants one.
+
+    Raises:
+        UserError: a method that looks at more than the log-probs of the pairs.
+    """
+    try:
+        method = make(policy=policy, reference=None)
+    except UserError:
+        method = make(policy=policy, reference=reference)
+    kind = type(method)
+    if (
+        kind.batch_type is not PairedBatch
+        or kind.statistics is not Method.statistics
+        or kind.parameter_groups is not Method.parameter_groups
+        or kind.extras
+    ):
+        raise UserError(f"losses.{name}: {kind.__name__} needs more than the log-probs of pairs and cannot be mixed")
+    return method
