@@ -1,5 +1,7 @@
 """Which units make an optimizer step, and how a step is cut into micro-batches. The order never depends on ranks."""
 
+import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -37,17 +39,19 @@ class StepSampler(Sampler[StepPlan]):
         epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
+        alike: bool = False,
     ):
         """
         Args:
             costs: input tokens of each unit.
             units_per_step: units of one GLOBAL step; the epoch's last step may have fewer.
             tokens_per_microbatch: budget of one forward pass; a longer unit gets a micro-batch of its own.
+            alike: whether a micro-batch holds units of like length, for layouts that pad.
             epoch: tells the epoch whenever an iterator starts: Lightning sets `sampler.epoch` too late.
         """
         self.costs, self.units_per_step, self.budget = costs, units_per_step, tokens_per_microbatch
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
-        self.epoch, self.resume = epoch, (0, 0)
+        self.epoch, self.resume, self.alike = epoch, (0, 0), alike
 
     def __len__(self) -> int:
         return -(-len(self.costs) // self.units_per_step)
@@ -62,7 +66,42 @@ class StepSampler(Sampler[StepPlan]):
             yield self.plan(order[step * self.units_per_step : (step + 1) * self.units_per_step])
 
     def plan(self, units: list[int]) -> StepPlan:
-        """Longest first, so that units of like length meet in a micro-batch; micro-batches are dealt out by weight."""
+        """Micro-batches of one step, dealt out to the ranks by weight."""
+        bins = self._alike(units) if self.alike else self._balanced(units)
+        bins.sort(key=lambda b: -sum(self.costs[u] for u in b))
+        rounds = [bins[i : i + self.world_size] for i in range(0, len(bins), self.world_size)]
+        shares: list[list[list[int]]] = [[] for _ in range(self.world_size)]
+        loads = [0] * self.world_size
+        for dealt in rounds:  # one each; the heaviest goes to the rank with the least so far
+            for rank, units_ in zip(sorted(range(self.world_size), key=lambda r: loads[r]), dealt, strict=False):
+                shares[rank].append(sorted(units_))
+                loads[rank] += sum(self.costs[u] for u in units_)
+        mine = shares[self.rank]
+        fillers = len(rounds) - len(mine)
+        return StepPlan(units, mine + [[units[0]]] * fillers, fillers)
+
+    def _balanced(self, units: list[int]) -> list[list[int]]:
+        """As few micro-batches as the budget allows, equally heavy, as many for each rank: packed rows hold any mix."""
+        least = sum(min(self.costs[u], self.budget) for u in units) / self.budget
+        while True:
+            number = min(len(units), -(-math.ceil(least) // self.world_size) * self.world_size)
+            bins = self._dealt(units, number)
+            if number == len(units) or all(len(b) == 1 or sum(self.costs[u] for u in b) <= self.budget for b in bins):
+                return bins
+            least = max(number + 1, 1.02 * number)
+
+    def _dealt(self, units: list[int], number: int) -> list[list[int]]:
+        """Longest first, each to the lightest so far."""
+        bins: list[list[int]] = [[] for _ in range(number)]
+        lightest = [(0, i) for i in range(number)]
+        for unit in sorted(units, key=lambda u: -self.costs[u]):
+            load, i = heapq.heappop(lightest)
+            bins[i].append(unit)
+            heapq.heappush(lightest, (load + self.costs[unit], i))
+        return bins
+
+    def _alike(self, units: list[int]) -> list[list[int]]:
+        """Units of like length together: padded rows are as long as the longest of their micro-batch."""
         bins: list[list[int]] = []
         load = self.budget
         for unit in sorted(units, key=lambda u: -self.costs[u]):
@@ -75,9 +114,4 @@ class StepSampler(Sampler[StepPlan]):
             bins.sort(key=len)
             widest = bins.pop()
             bins += [widest[::2], widest[1::2]]
-        bins.sort(key=lambda b: -sum(self.costs[u] for u in b))
-        rounds = [bins[i : i + self.world_size] for i in range(0, len(bins), self.world_size)]
-        turns = (self.rank, self.world_size - 1 - self.rank)  # to and fro, or rank 0 would always get the heaviest
-        mine = [sorted(b) for i, dealt in enumerate(rounds) for b in dealt[turns[i % 2] :][:1]]
-        fillers = len(rounds) - len(mine)
-        return StepPlan(units, mine + [[units[0]]] * fillers, fillers)
+        return bins
