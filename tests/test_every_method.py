@@ -46,17 +46,21 @@ AUXILIARY = {
     *(f"value/{name}" for name in ("mean", "explained_variance")),
 }
 ALSO = {
+    **dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO"), {"loss/preference", "loss/value", "loss/kl"}),
     "SFT": {"nll_per_token", "logps/chosen", "lengths/chosen"},
+    "BCO": {"delta"},
+    "BetaDPO": {"beta", "gaps/mean", "gaps/spread"},
     "CalDPO": {"loss/preference", "loss/calibration"},
     "KTO": {"kl"},
     "KTOPair": {"kl/chosen", "kl/rejected"},
     "MPO": {"loss/preference", "loss/quality", "loss/nll"},
     "UPO": AUXILIARY | {"kl"},
+    "SRPO": {"loss/generator", "loss/improver"},
     "TPO": {"loss/preference", "loss/gold", "logps/gold"},
     "TPOL": {"loss/preference", "loss/gold", "logps/gold"},
     "UPODPO": AUXILIARY,
 }
-HEADS = {"UPO": {"policy.", "value_head."}, "UPODPO": {"policy.", "value_head."}}
+HEADS = dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO", "UPO", "UPODPO"), {"policy.", "value_head."})
 OPTIONS: dict[str, dict] = {
     "MPO": {"losses": {"preference": upo.methods.DPO, "quality": upo.methods.NCA}, "nll_weight": 1.0}
 }
@@ -237,7 +241,7 @@ def test_only_policy_and_heads_learn_and_the_reference_stays(kind, run):
     everything = {name for name, _ in done.method.named_parameters()}
     assert {name.split(".")[0] + "." for name in everything} == heads
     assert done.watch.with_gradient == everything
-    assert done.watch.moved == everything
+    assert done.watch.moved - {name for name, _ in done.method.named_buffers()} == everything
     for name, tensor in reference_state(done.method).items():
         assert torch.equal(tensor, done.watch.reference[name])
         assert torch.equal(tensor, done.watch.before["policy." + name]), "a copy of the policy as it began"

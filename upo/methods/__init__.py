@@ -3,6 +3,7 @@
 from upo.methods.aot import AOTPaired, AOTUnpaired
 from upo.methods.apo_anchored import APODown, APOZero
 from upo.methods.asft import ASFT
+from upo.methods.bco import BCO
 from upo.methods.beta_dpo import BetaDPO
 from upo.methods.cal_dpo import CalDPO
 from upo.methods.cpo import CPO
@@ -24,6 +25,7 @@ from upo.methods.ln_dpo import LNDPO, LNDPOP
 from upo.methods.mpo import MPO
 from upo.methods.nca import NCA, InfoNCA, NCAListwise
 from upo.methods.odpo import ODPO
+from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO
 from upo.methods.orpo import ORPO
 from upo.methods.r_dpo_length import LengthRegularizedDPO
 from upo.methods.rdpo_robust import RobustDPO
@@ -33,6 +35,7 @@ from upo.methods.sft import SFT
 from upo.methods.simpo import SimPO
 from upo.methods.slic_hf import SLiCHF
 from upo.methods.soft_labels import SoftCDPO, SoftCIPO
+from upo.methods.sppo import SPPOHard, SPPOSoft
 from upo.methods.srpo import SRPO
 from upo.methods.step_apo import StepAPO
 from upo.methods.step_dpo import StepDPO
@@ -41,55 +44,61 @@ from upo.methods.upo import UPO, UPODPO
 from upo.methods.vpo_value import VPO
 
 __all__ = [
-    "ASFT",
-    "CPO",
-    "DPO",
-    "DPOP",
-    "EXO",
-    "FDPO",
-    "GDPO",
-    "GIPO",
-    "GROPO",
-    "IPO",
-    "KTO",
-    "LNDPO",
-    "LNDPOP",
-    "MPO",
-    "NCA",
-    "ODPO",
-    "ORPO",
-    "SFT",
-    "SRPO",
-    "TPO",
-    "TPOL",
-    "UPO",
-    "UPODPO",
-    "VPO",
     "AOTPaired",
     "AOTUnpaired",
     "APODown",
     "APOZero",
+    "ASFT",
+    "BCO",
     "BetaDPO",
+    "CPO",
     "CPOSimPO",
     "CalDPO",
+    "DPO",
     "DPOGamma",
+    "DPOP",
     "DiscoPOP",
+    "EXO",
     "EXOListwise",
+    "FDPO",
     "FlexDPO",
+    "GDPO",
+    "GIPO",
+    "GROPO",
     "HybridDPO",
+    "IPO",
     "IPOAveraged",
     "InfoNCA",
+    "KTO",
     "KTOPair",
     "KTOZero",
+    "LNDPO",
+    "LNDPOP",
     "LengthRegularizedDPO",
+    "MPO",
+    "NCA",
     "NCAListwise",
+    "ODPO",
+    "OREO",
+    "ORPO",
     "RSOHinge",
     "RegularizedPO",
     "RobustDPO",
+    "SFT",
     "SLiCHF",
+    "SPPOHard",
+    "SPPOSoft",
+    "SRPO",
     "SimPO",
     "SoftCDPO",
     "SoftCIPO",
     "StepAPO",
     "StepDPO",
+    "StepOREO",
+    "TPO",
+    "TPOL",
+    "TrajectoryOREO",
+    "UPO",
+    "UPODPO",
+    "VPO",
 ]

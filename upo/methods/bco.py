@@ -1,0 +1,135 @@
+"""BCO, Binary Classifier Optimization (Jung et al., 2024), https://arxiv.org/abs/2404.04656.
+
+Unpaired: a logistic classifier of thumbs up and down whose logit is the implicit reward, shifted by delta; its loss
+bounds DPO's from above, most closely where delta is the midpoint of both classes' mean rewards. delta comes from their
+running means over all steps so far, updated before a step is used (in training only) and kept in checkpoints. Where
+desirable and undesirable responses answer different prompts, undesirable ones are weighted by the density ratio of the
+prompts (UDM, underlying distribution matching).
+
+Partly verified: loss, UDM and a cumulative delta, in TRL 0.12. Deviations from it: delta averages over the responses of
+each class, then over the two classes, as the theory says (not over their concatenation); whether the paper uses a plain
+or an exponential mean is uncertain. Prompts are embedded by the reference model, at their last token.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from upo.data.batch import Step
+from upo.data.layout import Tokens, lay_out
+from upo.data.steps import StepData
+from upo.errors import UserError
+from upo.logps import ResponseLogps
+from upo.methods.families import UnpairedMethod
+from upo.methods.stepwise import step_logps
+from upo.ranks import sum_over_ranks
+
+
+def bco_loss(
+    logratio: Float[Tensor, "N"],
+    desirable: Bool[Tensor, "N"],
+    delta: Float[Tensor, ""],
+    density_ratio: Float[Tensor, "N"] | None = None,
+    *,
+    beta: float,
+) -> Float[Tensor, "N"]:
+    """-log sigmoid(R - delta) if desirable, else -w(x) log sigmoid(-(R - delta)), R = beta r; one value a response."""
+    shifted = beta * logratio - delta
+    undesirable = -logsigmoid(-shifted)
+    if density_ratio is not None:
+        undesirable = density_ratio * undesirable
+    return torch.where(desirable, -logsigmoid(shifted), undesirable)
+
+
+def running_delta(totals: Float[Tensor, "2 2"]) -> Float[Tensor, ""]:
+    """(E[R | desirable] + E[R | undesirable]) / 2 from the sums and counts of both; a class never seen is left out."""
+    seen = totals[:, 1] > 0
+    means = totals[:, 0] / totals[:, 1].clamp(min=1)
+    return means.sum() / seen.sum().clamp(min=1)
+
+
+def udm_weights(logits: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """w(x) = clamp(p / (1 - p), 0.5, 10), p = p(desirable | x) = sigmoid(logit)."""
+    return logits.clamp(math.log(0.5), math.log(10)).exp()
+
+
+def fit_classifier(hidden: Float[Tensor, "n D"], desirable: Bool[Tensor, "n"]) -> Float[Tensor, "D+1"]:
+    """Logistic regression with balanced classes: coefficients and intercept; its logit is a log density ratio."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(hidden.numpy(), desirable.numpy())
+    return torch.tensor([*model.coef_[0].tolist(), float(model.intercept_[0])])
+
+
+class BCO(UnpairedMethod):
+    """Binary Classifier Optimization."""
+
+    metric_names = (*UnpairedMethod.metric_names, "delta")
+    initial_loss = 0.693147
+    reward_totals: Tensor
+    """Sum and number of rewards, of desirable and of undesirable responses, over all steps so far [2, 2]."""
+    classifier: Tensor
+    """UDM's coefficients and intercept [D + 1]; zeros weigh everything alike."""
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 0.01, match_prompts: bool = False, **kwargs: Any):
+        """
+        Args:
+            beta: scale of the implicit reward, in 1/nats; larger stays closer to the reference (paper: 0.01, TRL: 0.1).
+            match_prompts: weigh undesirable responses by UDM; for data whose desirable and undesirable responses answer
+                different prompts. The classifier is fitted before the first step on up to 1024 prompts of each class.
+        """
+        super().__init__(*args, **kwargs)
+        self.beta, self.match_prompts = beta, match_prompts
+        self.reference_extras = ("prompt_hidden",) if match_prompts else ()
+        self.register_buffer("reward_totals", torch.zeros(2, 2, dtype=torch.float64))
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.match_prompts and not hasattr(self, "classifier"):
+            self.register_buffer("classifier", torch.zeros(self.policy.hidden_size + 1))
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.match_prompts and self.global_step == 0:
+            self.classifier.copy_(self.fit_prompts(self.trainer.datamodule.train))  # type: ignore[attr-defined]
+
+    def fit_prompts(self, data: StepData, at_most: int = 1024) -> Tensor:
+        """The classifier of prompts with desirable against those with undesirable responses; both may have both."""
+        hidden, labels = [], []
+        generator = torch.Generator().manual_seed(0)
+        for label in (True, False):
+            units = [u for u in data.units if any(r.desirable is label for r in u.example.responses)]
+            if not units:
+                raise UserError("UDM compares prompts of desirable and undesirable responses; set match_prompts: false")
+            drawn = torch.randperm(len(units), generator=generator)[:at_most].tolist()
+            for start in range(0, len(drawn), 16):
+                prompts = [units[i].prompt for i in drawn[start : start + 16]]
+                tokens = [Tokens(p, (p[-1:],), units[0].example) for p in prompts]  # a response that nobody looks at
+                rows = lay_out(tokens, data.layout, row_tokens=data.row_tokens, pad_id=data.pad_id).to(self.device)
+                hidden.append(self.reference.extras(rows, ("prompt_hidden",))["prompt_hidden"].float().cpu())  # type: ignore[union-attr]
+                labels += [label] * len(prompts)
+        return fit_classifier(torch.cat(hidden), torch.tensor(labels))
+
+    def statistics(self, step: Step) -> dict[str, Tensor]:
+        """delta, in units of the reward."""
+        if self.training:
+            rewards = self.beta * step_logps(self, step).logratio.double()
+            desirable = torch.cat([b.desirable[: 0 if b.filler else None] for b in step.micro_batches])  # type: ignore[attr-defined]
+            classes = torch.stack([desirable, ~desirable]).double()
+            self.reward_totals += sum_over_ranks(torch.stack([classes @ rewards, classes.sum(1)], dim=1))
+        return {"delta": running_delta(self.reward_totals).float()}
+
+    def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
+        ratio = None
+        if self.match_prompts:
+            logits = logps.reference_extras["prompt_hidden"].float() @ self.classifier[:-1] + self.classifier[-1]
+            ratio = udm_weights(logits)[logps.prompt_index]
+        return bco_loss(logps.logratio, desirable, statistics["delta"], ratio, beta=self.beta)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logratio

@@ -1,0 +1,102 @@
+"""SPPO, Self-Play Preference Optimization, hard and soft (Wu et al., 2024), https://arxiv.org/abs/2405.00675.
+
+Regresses each log-ratio by itself to eta (P - 1/2), P the probability that the response beats the reference's own: the
+multiplicative-weights step of a two-player game. Hard: P is 1 for the chosen and 0 for the rejected one. Soft: P comes
+from a soft label, or is the mean over all responses of the prompt, a response against itself counting one half.
+Play against oneself comes from the data (responses of the previous iterate) with that iterate as the reference.
+
+Verified: the losses, in the official code and in TRL. Deviations: the sum of both squares as in TRL (the official code
+takes half). From a list the best and the worst response make the pair; scores are taken as Bradley-Terry logits.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from attrs import evolve, frozen
+from jaxtyping import Float
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor
+
+from upo.data.batch import LayOut, PairedBatch, preference
+from upo.data.example import Example, Response
+from upo.data.layout import Tokens
+from upo.logps import ResponseLogps
+from upo.methods.base import Term
+from upo.methods.families import PairwiseMethod
+
+
+def sppo_loss(
+    chosen_logratio: Float[Tensor, "pairs"],
+    rejected_logratio: Float[Tensor, "pairs"],
+    chosen_win: Float[Tensor, "pairs"],
+    rejected_win: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+) -> Float[Tensor, "pairs"]:
+    """(r_w - (P_w - 1/2) / beta)^2 + (r_l - (P_l - 1/2) / beta)^2, beta = 1 / eta; one value a pair, unreduced."""
+    return (chosen_logratio - (chosen_win - 0.5) / beta) ** 2 + (rejected_logratio - (rejected_win - 0.5) / beta) ** 2
+
+
+def beats(a: Response, b: Response) -> float:
+    """Probability that a beats b: sigmoid of the scores' difference where both have scores, else 1, 1/2 or 0."""
+    if a.score is not None and b.score is not None:
+        return 0.5 * (1 + math.tanh(0.5 * (a.score - b.score)))
+    gap = preference(a) - preference(b)  # type: ignore[operator]
+    return 0.5 * ((gap > 0) - (gap < 0) + 1)
+
+
+@frozen(eq=False)
+class WinRateBatch(PairedBatch):
+    """B pairs, each response with its probability of winning."""
+
+    win_rates: Float[Tensor, "N"]
+
+    @classmethod
+    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+        """The best against the worst response of a prompt, with the win rates in their attributes."""
+        known = [r for r in example.responses if preference(r) is not None]
+        if example.soft_label is not None and len(known) == 2:
+            rates = [example.soft_label, 1 - example.soft_label]
+        else:
+            rates = [sum(beats(a, b) for b in known) / len(known) for a in known]
+        if not known or min(rates) == max(rates):
+            return []
+        ends = (rates.index(max(rates)), rates.index(min(rates)))
+        pair = tuple(evolve(known[i], attributes=known[i].attributes | {"win_rate": rates[i]}) for i in ends)
+        return [example.with_responses(pair)]
+
+    @classmethod
+    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
+        return cls(lay_out(units), torch.tensor([r.attributes["win_rate"] for u in units for r in u.example.responses]))
+
+
+class SPPOHard(PairwiseMethod):
+    """Self-Play Preference Optimization with certain wins."""
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 1e-3, **kwargs: Any):
+        """
+        Args:
+            beta: 1 / eta, in 1/nats; a certain win has the target 1 / (2 beta) nats (paper: 0.001, i.e. 500 nats).
+        """
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        won, lost = torch.ones_like(chosen.logps), torch.zeros_like(rejected.logps)
+        return sppo_loss(chosen.logratio, rejected.logratio, won, lost, beta=self.beta)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logratio
+
+
+class SPPOSoft(SPPOHard):
+    """Self-Play Preference Optimization with estimated probabilities of winning."""
+
+    batch_type = WinRateBatch
+
+    def terms(self, batch: WinRateBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        ratio, rates = logps.logratio, batch.win_rates
+        values = sppo_loss(ratio[0::2], ratio[1::2], rates[0::2], rates[1::2], beta=self.beta)
+        return {"preference": Term(values, "prompts")}
