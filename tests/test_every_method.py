@@ -62,10 +62,15 @@ ALSO = {
 }
 HEADS = dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO", "UPO", "UPODPO"), {"policy.", "value_head."})
 OPTIONS: dict[str, dict] = {
-    "MPO": {"losses": {"preference": upo.methods.DPO, "quality": upo.methods.NCA}, "nll_weight": 1.0}
+    "DiscoPOP": {"tau": 0.5},  # at the paper's 0.05 the slope at the start points the wrong way
+    "EXOListwise": {"temperature": 1.0},  # that all couples of a list learn, not only those with the best response
+    "InfoNCA": {"temperature": 1.0},
+    "MPO": {"losses": {"preference": upo.methods.DPO, "quality": upo.methods.NCA}, "nll_weight": 1.0},
+    "NCAListwise": {"temperature": 1.0},
 }
 """Arguments of the methods that need some."""
 SOURCES = {
+    "DOVE": "tiny.scored_alone",
     "EXOListwise": "tiny.scored_lists",
     "InfoNCA": "tiny.scored_lists",
     "NCAListwise": "tiny.scored_lists",

@@ -10,7 +10,6 @@ from training import fit, flat, make, resumed_equals_uninterrupted
 from upo.callbacks.acceleration import (
     Acceleration,
     ExtrapolatedReference,
-    Momentum,
     depends_on_difference_only,
     extrapolate,
 )

@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from upo.data.example import Example, Response
+from upo.data.example import Example, Prompt, Response, prompt_key
 from upo.data.layout import Movable, Responses, Tokens
 
 LayOut = Callable[[Sequence[Tokens]], Responses]
@@ -31,6 +31,8 @@ class Batch(Movable):
     """What the sampler counts, in words."""
     borrows_responses: ClassVar[bool] = False
     """Whether collate also gets each unit's partner: the responses to another prompt (KTO's z0)."""
+    borrows_units: ClassVar[bool] = False
+    """Whether collate gets the partner itself, prompt and responses (DOVE's joint pairs)."""
 
     @classmethod
     def views(cls, example: Example, max_pairs: int) -> list[Example]:
@@ -38,14 +40,24 @@ class Batch(Movable):
         raise NotImplementedError
 
     @classmethod
+    def contexts(cls, example: Example) -> list[Prompt]:
+        """Further prompts under which a unit's responses are scored too; `collate` finds them in `Tokens.contexts`."""
+        return []
+
+    @classmethod
     def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
         """Tensors from units; `lay_out` puts them into the chosen layout.
 
         Args:
-            borrowed: for each unit its prompt with another prompt's responses, where `borrows_responses`;
-                empty where all prompts are the same.
+            borrowed: for each unit its prompt with another prompt's responses, where `borrows_responses`, or the
+                partner itself, where `borrows_units`; empty where nobody has a partner.
         """
         return cls(lay_out(units))
+
+    @classmethod
+    def partner_key(cls, example: Example) -> str:
+        """What a unit and its partner differ in: the prompt."""
+        return prompt_key(example.prompt)
 
     @classmethod
     def contradicts(cls, unit: Tokens) -> bool:

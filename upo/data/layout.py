@@ -31,11 +31,18 @@ class Tokens:
     prompt: list[int]
     responses: tuple[list[int], ...]
     example: Example
+    contexts: tuple["Tokens", ...] = ()
+    """The same responses under the further prompts that the batch type asks for (`Batch.contexts`)."""
+
+    @property
+    def parts(self) -> tuple["Tokens", ...]:
+        """This prompt and the further ones, each by itself."""
+        return (evolve(self, contexts=()), *self.contexts)
 
     @property
     def cost(self) -> int:
         """Input tokens of this unit in the packed layout."""
-        return len(self.prompt) + sum(len(r) - 1 for r in self.responses)
+        return len(self.prompt) + sum(len(r) - 1 for r in self.responses) + sum(c.cost for c in self.contexts)
 
 
 class Movable:

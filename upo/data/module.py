@@ -7,12 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from attrs import evolve
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from upo.data.batch import Batch
 from upo.data.example import Example, prompt_key
-from upo.data.layout import Layout
+from upo.data.layout import Layout, Tokens
 from upo.data.report import DataReport
 from upo.data.samplers import StepSampler
 from upo.data.source import Source
@@ -133,14 +134,12 @@ class PreferenceData(pl.LightningDataModule):
             views += mine
         units = []
         for tokens in encoder.encode(views, self.report):
-            unit = fit(
-                tokens,
-                max_length=self.max_length,
-                max_response=self.max_response,
-                overlong=self.overlong,
-                bos=encoder.bos,
-                report=self.report,
-            )
+            unit = self._fit(tokens, encoder, self.overlong)
+            if unit is not None and (prompts := encoder.prompts(batch_type.contexts(unit.example))):
+                under = [Tokens(prompt, unit.responses, unit.example) for prompt in prompts]
+                cut = [how for how in self.overlong if how != "truncate_response"]  # they are the same everywhere
+                contexts = [x for u in under if (x := self._fit(u, encoder, cut)) is not None]
+                unit = evolve(unit, contexts=tuple(contexts)) if len(contexts) == len(under) else None
             if unit is not None and batch_type.contradicts(unit):
                 self.report.drop(tokens.example.source, "equal tokens, different preference")
             elif unit is not None:
@@ -157,6 +156,10 @@ class PreferenceData(pl.LightningDataModule):
             rewards=rewards,
             seed=self.split_seed,
         )
+
+    def _fit(self, tokens: Tokens, encoder: Encoder, overlong: Sequence[Overlong]) -> Tokens | None:
+        limits = {"max_length": self.max_length, "max_response": self.max_response}
+        return fit(tokens, **limits, overlong=overlong, bos=encoder.bos, report=self.report)
 
     # ---- Lightning -------------------------------------------------------------------------------------------
 
@@ -178,6 +181,7 @@ class PreferenceData(pl.LightningDataModule):
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             rank=world[0],
             world_size=world[1],
+            alike=self.layout == "padded",
         )
         # An explicit generator: starting an iterator must not draw from the global one, or resumed runs drift.
         return DataLoader(

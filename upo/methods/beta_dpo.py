@@ -1,0 +1,125 @@
+"""beta-DPO, DPO with dynamic beta (Wu et al., NeurIPS 2024), https://arxiv.org/abs/2407.08639.
+
+Differs from DPO: beta of a step follows the mean gap M_i = r_w - r_l of its pairs, and pairs with unusual gaps are left
+out by chance. With m the momentum, over the GLOBAL step:
+
+    M0 <- m M0 + (1 - m) mean(M)        S0 <- m S0 + (1 - m) std(M)        both from 0, updated before use
+    keep (1 - rho) N pairs, drawn without replacement with weights exp(-(M_i - M0)^2 / (2 S0^2))
+    beta = max(0.001, beta_0 (1 + a (mean of kept M - M0)))                 L = mean over kept of -log sigmoid(beta M_i)
+
+Verified in the official code. There M carries no beta, unlike in the paper; so does it here, and `a` is per nat.
+Deviations: one draw for the whole step, the same however it is cut, from a generator of its own (the code draws by rank
+from independent ones); nothing is left out while S0 is below 0.001 nats (0/0 at the start); validation is DPO's loss at
+beta_0 and moves no average.
+"""
+
+import math
+from typing import Any
+
+import torch
+from attrs import evolve
+from jaxtyping import Bool, Float
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, restricted_number_type
+from torch import Tensor
+
+from upo.data.batch import Batch, Step
+from upo.logps import ResponseLogps
+from upo.methods.base import Stage, Term
+from upo.methods.dpo import dpo_loss
+from upo.methods.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.methods.stepwise import step_logps
+from upo.ranks import gather_rows
+
+Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
+"""A share in [0, 1)."""
+
+
+def draw_pairs(
+    gaps: Float[Tensor, "pairs"], mean: float, spread: float, *, kept: int, generator: torch.Generator
+) -> Bool[Tensor, "pairs"]:
+    """Which `kept` pairs stay: drawn without replacement with weights exp(-(M - M0)^2 / (2 S0^2)).
+
+    The largest of log-weight + Gumbel noise, which cannot underflow; noise goes by the gaps' order, so that the result
+    depends on the gaps and not on how they are arranged.
+    """
+    order = gaps.argsort()
+    uniform = torch.rand(len(gaps), generator=generator, dtype=torch.float64).to(gaps.device)
+    keys = -((gaps[order] - mean) ** 2) / (2 * spread**2) - torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
+    stays = torch.zeros(len(gaps), dtype=torch.bool, device=gaps.device)
+    stays[order[keys.topk(kept).indices]] = True
+    return stays
+
+
+def dynamic_beta(kept_mean: float, mean: float, *, beta: float, a: float) -> float:
+    """max(0.001, beta_0 (1 + a (mean of kept M - M0))), no gradient."""
+    return max(1e-3, beta * (1 + a * (kept_mean - mean)))
+
+
+class BetaDPO(PairwiseMethod):
+    """DPO with dynamic beta and a filter of unusual pairs"""
+
+    initial_loss = 0.693147
+    metric_names = (*PREFERENCE_METRICS, "beta", "gaps/mean", "gaps/spread")
+    gap_mean: Tensor
+    gap_spread: Tensor
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: PositiveFloat = 0.1,
+        a: NonNegativeFloat = 0.6,
+        rho: Share = 0.2,  # type: ignore[assignment]
+        momentum: Share = 0.9,  # type: ignore[assignment]
+        filter_seed: NonNegativeInt = 0,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            beta: beta_0, in 1/nats: that of a step with an average gap (paper: 0.1).
+            a: how much beta grows with the gap, in 1/nats; 0 is a fixed beta (paper: 0.6).
+            rho: share of pairs that is left out of each step, in [0, 1) (paper: 0.2).
+            momentum: m of the moving averages, in [0, 1) (code: 0.9).
+            filter_seed: of the draws; each step has its own.
+        """
+        super().__init__(*args, **kwargs)
+        self.beta, self.a, self.rho, self.momentum, self.filter_seed = beta, a, rho, momentum, filter_seed
+        self.register_buffer("gap_mean", torch.zeros(()))
+        self.register_buffer("gap_spread", torch.zeros(()))
+
+    def statistics(self, step: Step) -> dict[str, Tensor]:
+        """beta, the weight of each pair of this rank (0 where it is left out), and the moving averages."""
+        mine = step_logps(self, step)
+        gaps, own = gather_rows((mine.logratio[0::2] - mine.logratio[1::2]).double())
+        weights, beta = torch.ones_like(gaps), self.beta
+        if self.training:
+            m, std = self.momentum, gaps.std(correction=min(1, len(gaps) - 1))
+            self.gap_mean.mul_(m).add_((1 - m) * gaps.mean())
+            self.gap_spread.mul_(m).add_((1 - m) * std)
+            mean, spread = self.gap_mean.item(), self.gap_spread.item()
+            if spread > 1e-3 and self.rho > 0:
+                generator = torch.Generator().manual_seed(1_000_003 * self.filter_seed + self.global_step)
+                kept = max(1, math.floor((1 - self.rho) * len(gaps)))
+                stays = draw_pairs(gaps, mean, spread, kept=kept, generator=generator)
+                weights = stays * (len(gaps) / kept)
+            beta = dynamic_beta((weights * gaps).mean().item(), mean, beta=self.beta, a=self.a)
+        logged = {"beta": gaps.new_tensor(beta), "gaps/mean": self.gap_mean, "gaps/spread": self.gap_spread}
+        return logged | {"weights": weights[own].to(mine.logps.dtype), "reference_logps": mine.logps - mine.logratio}
+
+    def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
+        """Gives a micro-batch the weights of its own pairs; the reference need not run twice."""
+        if not batch.filler:
+            before = step.micro_batches[: next(i for i, b in enumerate(step.micro_batches) if b is batch)]
+            start, pairs = sum(b.counts["prompts"] for b in before if not b.filler), batch.counts["prompts"]
+            known = statistics["reference_logps"][2 * start : 2 * (start + pairs)]
+            statistics = statistics | {"weights": statistics["weights"][start : start + pairs]}
+            batch = evolve(batch, responses=evolve(batch.responses, reference_logps=known))
+        else:
+            statistics = statistics | {"weights": torch.zeros(batch.counts["prompts"], device=self.device)}
+        return super().loss_of(batch, step, statistics, stage)
+
+    def terms(self, batch: Any, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        losses = dpo_loss(logps[0::2].logratio, logps[1::2].logratio, beta=statistics["beta"].item())
+        return {"preference": Term(statistics["weights"] * losses, "prompts")}
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logratio

@@ -1,0 +1,111 @@
+"""SRPO, Self-Improving Robust Preference Optimization (Choi et al., ICLR 2025), https://arxiv.org/abs/2406.01660.
+
+Differs from DPO and IPO: the policy learns, beside its answers, to improve an answer that it is shown. A generator
+pi(y|x) and an improver q(y'|x, y), one model under two prompts, play a min-max game whose solution satisfies identities
+between R(y) = log pi(y|x) / ref(y|x) and Q(y'|y) = log q(y'|x, y) / ref(y'|x, y); with hard labels they give
+
+    L_q  = [1/2 - beta (Q(w|l) - Q(l|l))]^2 + [1/2 - beta (Q(w|w) - Q(l|w))]^2
+    L_pi = [1/2 - beta (R_w - R_l) - beta/2 (Q(w|l) - Q(w|w) + Q(l|l) - Q(l|w))]^2
+    L    = alpha L_pi + (1 - alpha) L_q
+
+Each pair is scored under three prompts: x, (x, w) and (x, l), six log-probs a model. Partly verified: the objective and
+that a combination of two losses exists; the identities are derived, so is L_pi. That alpha weighs L_pi, its value,
+beta's, and that gradients of Q flow in L_pi are choices. An improver that ignores what it is shown leaves IPO.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from attrs import frozen
+from jaxtyping import Bool, Float
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
+from torch import Tensor
+
+from upo.data.batch import LayOut, PairedBatch
+from upo.data.example import Example, Prompt
+from upo.data.layout import Tokens
+from upo.logps import ResponseLogps
+from upo.methods.base import Stage, Term
+from upo.methods.families import PREFERENCE_METRICS, PairwiseMethod
+
+IMPROVE = "Write a better answer to my last message."
+"""What the improver is asked for behind the answer that it is shown."""
+
+Pairs = Float[Tensor, "pairs"]
+
+
+def improver_loss(w_w: Pairs, l_w: Pairs, w_l: Pairs, l_l: Pairs, *, beta: float) -> Pairs:
+    """L_q, one value a pair; `l_w` is Q(l|w), the log-ratio of the rejected response where the chosen one is shown."""
+    return (0.5 - beta * (w_l - l_l)) ** 2 + (0.5 - beta * (w_w - l_w)) ** 2
+
+
+def generator_loss(r_w: Pairs, r_l: Pairs, w_w: Pairs, l_w: Pairs, w_l: Pairs, l_l: Pairs, *, beta: float) -> Pairs:
+    """L_pi, one value a pair, unreduced; 1/4 where policy and reference agree."""
+    return (0.5 - beta * (r_w - r_l) - beta / 2 * (w_l - w_w + l_l - l_w)) ** 2
+
+
+def improver_prompt(prompt: Prompt, shown: str) -> Prompt:
+    """The prompt under which the model improves the answer `shown`."""
+    if isinstance(prompt, str):
+        return f"{prompt}{shown}\n\n{IMPROVE}\n\n"
+    return (*prompt, {"role": "assistant", "content": shown}, {"role": "user", "content": IMPROVE})
+
+
+@frozen(eq=False)
+class SRPOBatch(PairedBatch):
+    """B pairs, each under three prompts: rows 6i to 6i + 5 are w|x, l|x, w|x,w, l|x,w, w|x,l, l|x,l."""
+
+    @classmethod
+    def contexts(cls, example: Example) -> list[Prompt]:
+        return [improver_prompt(example.prompt, response.text) for response in example.responses]
+
+    @classmethod
+    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
+        return cls(lay_out([part for unit in units for part in unit.parts]))
+
+    @property
+    def preferred(self) -> Bool[Tensor, "N"]:
+        """Of the pairs' own responses, w|x and l|x."""
+        return torch.arange(len(self.responses.lengths) // 3, device=self.responses.lengths.device) % 2 == 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pairs and their own responses; what the improver scores again is not counted."""
+        lengths = self.responses.lengths.view(-1, 6)[:, :2]
+        return {"prompts": len(lengths), "responses": lengths.numel(), "tokens": int(lengths.sum())}
+
+
+class SRPO(PairwiseMethod):
+    """Self-Improving Robust Preference Optimization"""
+
+    batch_type = SRPOBatch
+    metric_names = (*PREFERENCE_METRICS, "loss/generator", "loss/improver")
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 0.1, alpha: ClosedUnitInterval = 0.5, **kwargs: Any):
+        """
+        Args:
+            beta: strength of the KL constraints, in 1/nats; at the optimum log-ratios of a pair differ by up to
+                1 / (2 beta) nats (a choice: 0.1).
+            alpha: weight of the generator's loss, in [0, 1]; the improver's is 1 - alpha (a choice: 0.5).
+        """
+        super().__init__(*args, **kwargs)
+        self.beta, self.alpha = beta, alpha
+
+    def terms(self, batch: SRPOBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        r_w, r_l, *q = logps.logratio.view(-1, 6).unbind(1)
+        return {
+            "generator": Term(generator_loss(r_w, r_l, *q, beta=self.beta), "prompts", scale=self.alpha),
+            "improver": Term(improver_loss(*q, beta=self.beta), "prompts", scale=1 - self.alpha),
+        }
+
+    def track(self, stage: Stage, batch: SRPOBatch, logps: ResponseLogps) -> None:
+        """Of the generator alone."""
+        super().track(
+            stage,
+            batch,
+            logps[torch.arange(len(logps.lengths), device=logps.lengths.device).view(-1, 6)[:, :2].flatten()],
+        )
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logratio

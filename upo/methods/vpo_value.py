@@ -1,0 +1,57 @@
+"""VPO, Value-Incentivized Preference Optimization (Cen et al., ICLR 2025), https://arxiv.org/abs/2405.19320.
+
+Differs from DPO: the value of the learned reward on a calibration policy's responses is added, for pessimism where data
+is fixed (their log-ratio is pushed up), for optimism where new data comes in (it is pushed down). `VPO` is the offline
+part: the calibration policy is that of the chosen responses, which makes it regularised DPO (RPO, eta = alpha) up to a
+constant. Online VPO needs responses sampled during training and is not here yet; `vpo_loss` has its sign.
+Partly verified: the two signs and the relation to RPO are; the formula is derived, alpha's default from knowledge.
+"""
+
+from typing import Any
+
+from jaxtyping import Float
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from upo.logps import ResponseLogps
+from upo.methods.dpo import dpo_loss
+from upo.methods.families import PairwiseMethod
+
+
+def vpo_loss(
+    chosen_logratio: Float[Tensor, "pairs"],
+    rejected_logratio: Float[Tensor, "pairs"],
+    calibration_logratio: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+    alpha: float,
+    online: bool = False,
+) -> Float[Tensor, "pairs"]:
+    """-log sigmoid(beta (r_w - r_l)) -+ alpha beta r_cal: minus offline (pessimism), plus online (optimism).
+
+    One value a pair, unreduced; log 2 where policy and reference agree. r_cal: the log-ratio of a response to the same
+    prompt by the calibration policy.
+    """
+    sign = 1 if online else -1
+    return dpo_loss(chosen_logratio, rejected_logratio, beta=beta) + sign * alpha * beta * calibration_logratio
+
+
+class VPO(PairwiseMethod):
+    """Value-Incentivized Preference Optimization, offline"""
+
+    initial_loss = 0.693147
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 0.1, alpha: NonNegativeFloat = 0.01, **kwargs: Any):
+        """
+        Args:
+            beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference.
+            alpha: weight of the value term; 0 is DPO (from knowledge: 0.01 to 0.1).
+        """
+        super().__init__(*args, **kwargs)
+        self.beta, self.alpha = beta, alpha
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        return vpo_loss(chosen.logratio, rejected.logratio, chosen.logratio, beta=self.beta, alpha=self.alpha)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logratio
