@@ -53,6 +53,14 @@ def test_the_mixture_carries_a_gradient_and_a_local_minimum():
     assert (slope > 0).any() and slope[0] < 0
 
 
+@pytest.mark.parametrize(("tau", "downhill"), [(0.05, False), (0.10, False), (0.11, True), (0.5, True)])
+def test_the_slope_where_policy_is_reference(tau, downhill):
+    """(1 - log 2) / (4 tau) - 3 / 4, by z: at the paper's tau a pair starts on the wrong side of a hill."""
+    (slope,) = gradients(lambda x: loss(x, torch.zeros_like(x), beta=1.0, tau=tau), torch.zeros(1))
+    assert slope.item() == pytest.approx((1 - math.log(2)) / (4 * tau) - 0.75, abs=1e-6)
+    assert (slope < 0).item() == downhill
+
+
 def test_gradients():
     w, r = draws(2, 9)
     assert_gradcheck(loss, w, r)
