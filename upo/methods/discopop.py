@@ -3,8 +3,8 @@
 A blend of DPO's logistic loss (pairs ordered wrongly) and an exponential one (ordered rightly), mixed by a sigmoid of
 the margin, through which the gradient runs. Not convex: with the paper's constants the start z = 0 lies between a local
 minimum at z = -0.12 and a maximum at 0.07, so that only noise (or a policy that is not the reference) carries a pair
-over the hill; with tau above (1 - log 2) / 3 = 0.102 the slope at the start is downhill. Deviation: the exponential part
-is computed as exp(log sigmoid(z / tau) - z), because infinity times 0 is NaN at large negative z.
+over the hill; with tau above (1 - log 2) / 3 = 0.102 the slope at the start is downhill. Deviation: the exponential
+part is computed as exp(log sigmoid(z / tau) - z), because infinity times 0 is NaN at large negative z.
 """
 
 from typing import Any
