@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from upo.data.layout import Responses
+from upo.data.repad import padded
 from upo.errors import UserError
 from upo.head import Head
 from upo.ops import linear_logps, prefix_attention
@@ -99,7 +101,7 @@ class Policy(nn.Module):
 
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()
-        config, options = self.model_config, {"dtype": self.dtype, "attn_implementation": "sdpa"}
+        config, options = self.model_config, {"dtype": self.dtype}
         if self.path is None:
             try:
                 model = AutoModelForCausalLM.from_config(config, **options)
@@ -111,13 +113,14 @@ class Policy(nn.Module):
         self.adopt(model)
 
     def adopt(self, model: "PreTrainedModel") -> None:
-        """Takes loaded weights: dropout off, packed attention on, and the checks that the log-probs rely on.
+        """Takes loaded weights: dropout off, packed attention on where it fits, and the checks that log-probs rely on.
 
         Raises:
             UserError: more tokens than embeddings, or logits that `Head` cannot reproduce.
         """
-        prefix_attention.register()
-        model.set_attn_implementation(prefix_attention.NAME)
+        if model._supports_attention_backend:
+            prefix_attention.register()
+            model.set_attn_implementation(prefix_attention.NAME)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -136,8 +139,10 @@ class Policy(nn.Module):
         """How long a prompt and its response may be in the packed layout, in tokens; null for any length.
 
         The mask of that layout stands for plain attention: it is right up to a sliding window's length, and never for
-        convolutions and recurrences, which do not ask it.
+        convolutions, recurrences and attention of a model's own, which do not ask it.
         """
+        if not self.model._supports_attention_backend:
+            return 0
         kinds = set(getattr(self.model_config, "layer_types", None) or ["full_attention", "sliding_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
             return 0
@@ -163,23 +168,21 @@ class Policy(nn.Module):
         Args:
             extras: what else to return. By response token [tokens], in the order of `responses.targets`:
                 `token_logps`, `entropy`, `top_logp`, `sum_p2` (see `linear_values`), `kl` (KL(reference || policy) over
-                the whole vocabulary), all with gradients; `hidden` [tokens, D] and `layers` [tokens, L, D], the state
-                of the last layer and of every layer that predicts the token.
+                the whole vocabulary) and `reverse_kl` (KL(policy || reference)), all with gradients; `hidden`
+                [tokens, D] and `layers` [tokens, L, D], the predicting states of the last and of every layer.
                 By prompt: `prompt_hidden` [B, D], the last layer's state at each prompt's last token.
-            reference: for `kl` the reference's `hidden` and `linear_head()`.
+            reference: for `kl` and `reverse_kl` the reference's `hidden` and `linear_head()`.
 
         Returns:
             `logps` [N], in nats, summed over each response; and the extras by name.
-
-        Raises:
-            UserError: the packed layout is not right for this model.
         """
         longest = self.packable
         if responses.layout == "packed" and longest is not None and responses.position_ids.max() >= longest:
-            raise UserError(
-                f"the packed layout is right for this {self.model.config.model_type} up to {longest} tokens only; "
-                "set data.layout: padded"
+            warnings.warn(
+                f"the packed layout is right for this {self.model.config.model_type} up to {longest} tokens; "
+                "what is longer is padded"
             )
+            responses = padded(responses)
         layers = self._layers(responses, "layers" in extras)
         hidden = layers[-1]
         head = self.linear_head()
@@ -187,9 +190,9 @@ class Policy(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             names = {"token_logps"} | (set(linear_logps.NAMES) & set(extras))
             out = linear_logps.linear_values(states, head, responses.targets, sorted(names))
-            if "kl" in extras:
+            for name in {"kl", "reverse_kl"} & set(extras):
                 assert reference is not None, "the divergence from what?"
-                out["kl"] = linear_kl(states, head, *reference)
+                out[name] = linear_kl(states, head, *reference, reverse=name == "reverse_kl")
         logps = out["token_logps"].new_zeros(len(responses.lengths)).index_add(0, responses.row, out["token_logps"])
         known = {
             "hidden": lambda: states,
@@ -209,15 +212,11 @@ class Policy(nn.Module):
         options = {"input_ids": responses.input_ids, "use_cache": False, "output_hidden_states": every}
         plan = None
         if responses.layout == "packed":
-            plan = prefix_attention.segments(responses)
+            plan = prefix_attention.plan(responses)
             unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device)
             options |= {"position_ids": responses.position_ids, "attention_mask": unread, "segments": plan}
         body = self.model.base_model(**options)
-        if plan is not None and not plan.calls:
-            raise UserError(
-                f"{self.model.config.model_type} has an attention of its own, which the packed layout cannot replace; "
-                "set data.layout: padded"
-            )
+        assert plan is None or plan.calls, f"{self.model.config.model_type} did not ask for the packed attention"
         return [x.flatten(0, 1) for x in (*(body.hidden_states[1:] if every else ()), body.last_hidden_state)]
 
     def files(self) -> dict[str, bytes]:

@@ -25,14 +25,15 @@ def both(form, **options):
     return hidden, head, reference_hidden, reference_head
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("chunk", [1, 7, 23, None])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 5e-6)])
-def test_equals_its_twin_in_value_and_gradient(form, chunk, dtype, tolerance):
+def test_equals_its_twin_in_value_and_gradient(form, chunk, dtype, tolerance, reverse):
     hidden, head, reference_hidden, reference_head = both(form, dtype=dtype)
     upstream = torch.linspace(-2, 3, len(hidden), dtype=dtype)
-    ours = linear_kl(hidden, head, reference_hidden, reference_head, chunk)
-    plain = eager_linear_kl(hidden, head, reference_hidden, reference_head)
+    ours = linear_kl(hidden, head, reference_hidden, reference_head, chunk, reverse)
+    plain = eager_linear_kl(hidden, head, reference_hidden, reference_head, reverse)
     torch.testing.assert_close(ours, plain, atol=tolerance, rtol=tolerance)
     for x, y in zip(
         torch.autograd.grad(ours, leaves(hidden, head), upstream),
@@ -48,6 +49,7 @@ def test_by_hand_and_in_the_right_direction():
     uniform = LinearHead(torch.zeros(3, 1))
     assert linear_kl(one, uniform, one, LinearHead(weight)).item() == pytest.approx(0.0588915)
     assert linear_kl(one, LinearHead(weight), one, uniform).item() == pytest.approx(0.0566330)
+    assert linear_kl(one, uniform, one, LinearHead(weight), reverse=True).item() == pytest.approx(0.0566330)
 
 
 @pytest.mark.parametrize("chunk", [2, None])

@@ -8,6 +8,7 @@ from upo.methods.beta_dpo import BetaDPO
 from upo.methods.cal_dpo import CalDPO
 from upo.methods.cpo import CPO
 from upo.methods.cpo_simpo import CPOSimPO
+from upo.methods.curry_dpo import CurryDPO
 from upo.methods.discopop import DiscoPOP
 from upo.methods.dove import DOVE
 from upo.methods.dpo import DPO
@@ -79,6 +80,7 @@ __all__ = [
     "BetaDPO",
     "CPOSimPO",
     "CalDPO",
+    "CurryDPO",
     "DPOGamma",
     "DiscoPOP",
     "EXOListwise",

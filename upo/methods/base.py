@@ -124,10 +124,11 @@ class Method(pl.LightningModule):
     ) -> ResponseLogps:
         """Log-probs of responses under policy and reference."""
         reference_logps, known, against = responses.reference_logps, {}, None
-        if self.reference is not None and (reference_extras or "kl" in extras):
-            known = self.reference.extras(responses, {*reference_extras, *(("hidden",) if "kl" in extras else ())})
+        divergence = {"kl", "reverse_kl"} & set(extras)
+        if self.reference is not None and (reference_extras or divergence):
+            known = self.reference.extras(responses, {*reference_extras, *(("hidden",) if divergence else ())})
             reference_logps = known.pop("logps")
-            against = (known["hidden"], self.reference.linear_head()) if "kl" in extras else None
+            against = (known["hidden"], self.reference.linear_head()) if divergence else None
         elif self.reference is not None and reference_logps is None:
             reference_logps = self.reference.logps(responses)
         out = self.policy(responses, extras, against)

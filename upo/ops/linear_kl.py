@@ -14,26 +14,34 @@ def linear_kl(
     reference_hidden: Float[Tensor, "tokens E"],
     reference_head: LinearHead,
     chunk: int | None = None,
+    reverse: bool = False,
 ) -> Float[Tensor, "tokens"]:
     """KL(reference || policy) = sum_v q_v (log q_v - log p_v) at each token, in fp32 nats (float64 stays float64).
 
-    The expectation is under the reference, which never gets a gradient. The backward pass computes each chunk's logits
-    again, so that memory holds `chunk` rows of V for each model at a time.
+    The reference never gets a gradient. The backward pass computes each chunk's logits again, so that memory holds
+    `chunk` rows of V for each model at a time.
+
+    Args:
+        reverse: KL(policy || reference) instead, whose expectation is under the policy.
     """
     reference = reference_head.detach()
-    return _LinearKL.apply(hidden, head, reference_hidden.detach(), reference, chunk, *head.tensors)  # type: ignore[return-value]
+    return _LinearKL.apply(hidden, head, reference_hidden.detach(), reference, chunk, reverse, *head.tensors)  # type: ignore[return-value]
 
 
-def eager_linear_kl(hidden: Tensor, head: LinearHead, reference_hidden: Tensor, reference_head: LinearHead) -> Tensor:
+def eager_linear_kl(
+    hidden: Tensor, head: LinearHead, reference_hidden: Tensor, reference_head: LinearHead, reverse: bool = False
+) -> Tensor:
     """The plain twin, which tests compare against."""
     logp = head.logits(hidden).log_softmax(-1)
     logq = reference_head.logits(reference_hidden).log_softmax(-1).detach()
+    if reverse:
+        return (logp.exp() * (logp - logq)).sum(-1)
     return (logq.exp() * (logq - logp)).sum(-1)
 
 
 class _LinearKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, head, reference_hidden, reference, chunk, *tensors):
+    def forward(ctx, hidden, head, reference_hidden, reference, chunk, reverse, *tensors):
         head = head.holding(*tensors)
         chunk = chunk or min(512, max(1, ELEMENTS // (2 * len(head.weight))))
         kl = torch.empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
@@ -43,23 +51,31 @@ class _LinearKL(torch.autograd.Function):
             for x, normalizer in zip((logp, logq), normalizers, strict=True):
                 normalizer[part] = x.logsumexp(-1)
                 x.sub_(normalizer[part, None]).clamp_(min=-1e30)  # log 0: 0 (log 0 - log 0) is 0, not NaN
-            q = logq.exp()
-            kl[part] = q.mul_(logq.sub_(logp)).sum(-1)
-        ctx.save_for_backward(hidden, reference_hidden, *normalizers, *tensors)
+            if reverse:
+                kl[part] = logp.exp().mul_(logp.sub_(logq)).sum(-1)
+            else:
+                kl[part] = logq.exp().mul_(logq.sub_(logp)).sum(-1)
+        ctx.save_for_backward(hidden, reference_hidden, *normalizers, kl, *tensors)
         ctx.form, ctx.reference, ctx.chunk = {"scale": head.scale, "cap": head.cap}, reference, chunk
+        ctx.reverse = reverse
         return kl
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        hidden, reference_hidden, normalizer, reference_normalizer, *tensors = ctx.saved_tensors
+        hidden, reference_hidden, normalizer, reference_normalizer, kl, *tensors = ctx.saved_tensors
         head, reference = LinearHead(*tensors, **ctx.form), ctx.reference
-        gradients = Gradients(hidden, head, (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]))
+        gradients = Gradients(hidden, head, (ctx.needs_input_grad[0], *ctx.needs_input_grad[6:]))
         for part in head.chunks(len(hidden), ctx.chunk):
             logits = head.logits(hidden[part])
             slope = head.slope(logits)
-            p = logits.sub_(normalizer[part, None]).exp_()
-            q = reference.logits(reference_hidden[part]).sub_(reference_normalizer[part, None]).exp_()
-            gradients.add(part, p.sub_(q).mul_(grad[part, None]), slope)  # d KL / d logits = p - q
+            logp = logits.sub_(normalizer[part, None])
+            logq = reference.logits(reference_hidden[part]).sub_(reference_normalizer[part, None])
+            if ctx.reverse:  # d KL / d logits = p (log p - log q - KL)
+                p = logp.exp()
+                d = logp.sub_(logq).clamp_(min=-1e30, max=1e30).sub_(kl[part, None]).mul_(p)
+            else:  # p - q
+                d = logp.exp_().sub_(logq.exp_())
+            gradients.add(part, d.mul_(grad[part, None]), slope)
         of_hidden, *of_tensors = gradients.tensors()
-        return of_hidden, None, None, None, None, *of_tensors
+        return of_hidden, None, None, None, None, None, *of_tensors

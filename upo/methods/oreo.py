@@ -1,0 +1,145 @@
+"""OREO, Offline REasoning Optimization (Wang et al., 2024), https://arxiv.org/abs/2412.16145.
+
+Unpaired solutions with a reward at their end (1 right, 0 wrong). Policy and value function are fitted to the soft
+Bellman equation V(s_t) = R - beta sum_{i >= t} rho_i, rho_i = log policy(a_i|s_i) - log reference(a_i|s_i), so that
+credit falls on single tokens (OREO), lines (StepOREO) or the whole response (TrajectoryOREO: DRO, up to a factor 2).
+
+    value:   mean_t (V(s_t) + beta sum_{i >= t} sg[rho_i] - R)^2
+    policy:  mean_t (sg[V(s_t)] + beta (rho_t + sg[sum_{i > t} rho_i]) - R)^2 + kappa KL(policy || reference)_t
+
+Losses, beta and kappa as in the authors' code. Deviations: V is a head on the policy's detached hidden states, where
+the authors train a second model; both are updated in one step, the policy against the V before it, as there.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+from torch.nn.functional import pad
+
+from upo.data.batch import UnpairedBatch
+from upo.data.layout import Responses
+from upo.logps import ResponseLogps
+from upo.methods.base import Term
+from upo.methods.families import UnpairedMethod
+from upo.methods.upo import ValueHead
+
+
+def oreo_policy_loss(
+    logratio: Float[Tensor, "steps"],
+    value: Float[Tensor, "steps"],
+    reward: Float[Tensor, "N"],
+    owner: Int[Tensor, "steps"],
+    *,
+    beta: float,
+) -> Float[Tensor, "N"]:
+    """mean_t (sg[V_t] + beta (rho_t + sg[sum_{i > t} rho_i]) - R)^2 of each response, unreduced.
+
+    Args:
+        owner: which response a step (a token, a line) belongs to; steps lie in order, response by response.
+    """
+    error = value.detach() + beta * (logratio + later_sums(logratio, owner)) - reward[owner]
+    return _means(error**2, owner, len(reward))
+
+
+def oreo_value_loss(
+    logratio: Float[Tensor, "steps"],
+    value: Float[Tensor, "steps"],
+    reward: Float[Tensor, "N"],
+    owner: Int[Tensor, "steps"],
+    *,
+    beta: float,
+) -> Float[Tensor, "N"]:
+    """mean_t (V_t + beta sum_{i >= t} sg[rho_i] - R)^2 of each response, unreduced; V_t is known before step t."""
+    error = value + beta * (logratio.detach() + later_sums(logratio, owner)) - reward[owner]
+    return _means(error**2, owner, len(reward))
+
+
+def later_sums(x: Float[Tensor, "steps"], owner: Int[Tensor, "steps"]) -> Float[Tensor, "steps"]:
+    """Sum over the later steps of the same response, detached."""
+    past = x.detach().double().cumsum(0)  # over the whole micro-batch: float32 would lose digits
+    end = past[torch.bincount(owner).cumsum(0) - 1]
+    return (end[owner] - past).to(x.dtype)
+
+
+def _means(x: Tensor, owner: Tensor, n: int) -> Tensor:
+    return x.new_zeros(n).index_add(0, owner, x) / torch.bincount(owner, minlength=n)
+
+
+class OREO(UnpairedMethod):
+    """Offline reasoning optimization, a value and a squared error for every token."""
+
+    extras = ("token_logps", "hidden", "reverse_kl")
+    reference_extras = ("token_logps",)
+    metric_names = (*UnpairedMethod.metric_names, "loss/preference", "loss/value", "loss/kl")
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: PositiveFloat = 0.03,
+        kappa: NonNegativeFloat = 0.01,
+        wrong_reward: float = 0.0,
+        value_lr: PositiveFloat = 1e-3,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            beta: strength of the KL constraint, in reward/nats (paper: 0.03).
+            kappa: weight of KL(policy || reference) over the whole vocabulary, a token (paper: 0.01).
+            wrong_reward: of undesirable responses, desirable ones have 1 (paper's mathematics: 0; the default of the
+                authors' code, which their scripts override: -1).
+            value_lr: learning rate of the value head; the authors' second model has the policy's, 5e-6, at which a
+                fresh head would hardly move.
+        """
+        super().__init__(*args, **kwargs)
+        self.beta, self.kappa, self.wrong_reward, self.value_lr = beta, kappa, wrong_reward, float(value_lr)
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if not hasattr(self, "value_head"):
+            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+
+    def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
+        """Tokens at which a step begins: here every one."""
+        return torch.ones_like(responses.row, dtype=torch.bool)
+
+    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        starts, rho = self.starts(batch.responses), logps.extras["token_logps"] - logps.reference_extras["token_logps"]
+        logratio = rho.new_zeros(int(starts.sum())).index_add(0, starts.cumsum(0) - 1, rho)
+        owner, value = batch.responses.row[starts], self.value_head(logps.extras["hidden"][starts]).to(rho.dtype)
+        reward = torch.where(batch.desirable, 1.0, self.wrong_reward).to(rho.dtype)
+        return {
+            "preference": Term(oreo_policy_loss(logratio, value, reward, owner, beta=self.beta), "responses"),
+            "value": Term(oreo_value_loss(logratio, value, reward, owner, beta=self.beta), "responses"),
+            "kl": Term(logps.sums(logps.extras["reverse_kl"]) / logps.lengths, "responses", scale=self.kappa),
+        }
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.beta * logps.logratio
+
+
+class TrajectoryOREO(OREO):
+    """A value and a squared error for the whole response."""
+
+    def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
+        return pad(responses.row[1:] != responses.row[:-1], (1, 0), value=True)
+
+
+class StepOREO(TrajectoryOREO):
+    """A value and a squared error for each reasoning step: a line with the line breaks behind it."""
+
+    @cached_property
+    def breaks(self) -> Bool[Tensor, "V"]:
+        """Which tokens hold a line break."""
+        tokenizer = self.policy.tokenizer
+        return torch.tensor(["\n" in tokenizer.decode([i]) for i in range(len(tokenizer))])
+
+    def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
+        at_break = self.breaks.to(responses.targets.device)[responses.targets]
+        return super().starts(responses) | (pad(at_break[:-1], (1, 0)) & ~at_break)
