@@ -24,11 +24,15 @@ class Blocks:
     """Off only where tests look at the plain form."""
     calls: int = field(default=0, init=False)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, cap: float | None = None
+    ) -> Tensor:
         """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
         attention: Any = _compiled() if self.compiled else flex_attention
         grouped = query.shape[1] != key.shape[1]
-        out = attention(query, key, value, block_mask=self.mask, scale=scale, enable_gqa=grouped)
+        out = attention(
+            query, key, value, _capped(cap) if cap else None, block_mask=self.mask, scale=scale, enable_gqa=grouped
+        )
         return out.transpose(1, 2).contiguous()
 
 
@@ -46,6 +50,12 @@ def blocks(responses: Responses, compiled: bool = True) -> Blocks:
         rows, None, width, width, device=str(prompt.device), _compile=compiled,
     )  # fmt: skip
     return Blocks(mask, compiled)
+
+
+@functools.cache
+def _capped(cap: float) -> Any:
+    """Soft cap of the scores (Gemma 2)."""
+    return lambda score, row, head, q, k: cap * torch.tanh(score / cap)
 
 
 @functools.cache

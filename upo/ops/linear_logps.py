@@ -99,7 +99,7 @@ class _LinearValues(torch.autograd.Function):
                 factor = factor + 2 * s[part, None] * (p - sum_p2[part, None])
             d = p.mul_(factor)
             for g, place in ((pick, targets[part, None]), (top, best)):
-                if g is not None:
+                if g is not None and place is not None:
                     d.scatter_add_(-1, place, g[part, None].to(d.dtype))
             gradients.add(part, d, slope)
         of_hidden, *of_tensors = gradients.tensors()

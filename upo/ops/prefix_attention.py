@@ -4,6 +4,7 @@ A prompt attends causally to itself, once; a response attends to its prompt and 
 scaled dot-product attention under `Responses.attention_mask`, whose cost is the square of a row's length.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from upo.data.layout import Responses
+from upo.errors import UserError
+from upo.ops.capped_attention import capped_attention
 from upo.ops.flex_attention import Blocks, blocks
 
 NAME = "upo_prefix"
@@ -31,8 +34,11 @@ class Segments:
     calls: int = field(default=0, init=False)
     """How many layers have asked: a model that never does would attend to everything."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, cap: float | None = None
+    ) -> Tensor:
         """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
+        attention: Any = partial(capped_attention, cap=cap) if cap else scaled_dot_product_attention
         rows, heads, width, _ = query.shape
         # [1, heads, R T, D], then by piece: splitting costs one concatenation in the backward pass, slicing one a piece
         flat = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]
@@ -44,10 +50,10 @@ class Segments:
             if p is None:
                 out.append(torch.zeros_like(v[i]))
             elif mask is None:
-                out.append(scaled_dot_product_attention(q[i], k[i], v[i], is_causal=True, scale=scale))
+                out.append(attention(q[i], k[i], v[i], is_causal=True, scale=scale))
             else:
                 keys, values = torch.cat([k[p], k[i]], 2), torch.cat([v[p], v[i]], 2)
-                out.append(scaled_dot_product_attention(q[i], keys, values, attn_mask=mask, scale=scale))
+                out.append(attention(q[i], keys, values, attn_mask=mask, scale=scale))
         return torch.cat(out, 2)[0].unflatten(1, (rows, width)).permute(1, 2, 0, 3).contiguous()
 
 
@@ -78,15 +84,26 @@ def prefix_attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer: query [R, heads, T, D], key and value [R, key heads, T, D].
 
-    Without `segments` (generation, the padded layout) it is transformers' own attention.
+    Without `segments` (generation, the padded layout) it is transformers' own attention, or the capped one.
     """
     plan: Segments | Blocks | None = options.pop("segments", None)
-    if plan is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    cap = options.get("softcap")
+    for name in ("s_aux",) if plan is None else ("s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise UserError(
+                f"{type(module).__name__} has `{name}`, which this attention does not know; take another model"
+            )
+    if plan is not None:
+        plan.calls += 1
+        return plan.attend(query, key, value, options.get("scaling"), cap), None
+    if cap:
+        repeat, causal = query.shape[1] // key.shape[1], attention_mask is None and query.shape[2] > 1
+        key, value = (x.repeat_interleave(repeat, 1) for x in (key, value))
+        out = capped_attention(query, key, value, attention_mask, causal, scale=options.get("scaling"), cap=cap)
+        return out.transpose(1, 2).contiguous(), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[return-value]
-    plan.calls += 1
-    return plan.attend(query, key, value, options.get("scaling")), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[return-value]
 
 
 def register() -> None:
