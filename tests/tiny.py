@@ -41,7 +41,7 @@ SHAPES = {
     "gemma2": {"num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8, "query_pre_attn_scalar": 8}
     | {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0},
     "granite": {"num_key_value_heads": 2, "intermediate_size": 48, "logits_scaling": 0.5},
-    "cohere": {"num_key_value_heads": 2, "intermediate_size": 48, "logit_scale": 0.4},
+    "cohere": {"num_key_value_heads": 2, "intermediate_size": 48, "logit_scale": 2.0},
     "mistral": {"num_key_value_heads": 2, "intermediate_size": 48, "sliding_window": None, "head_dim": 8},
     "gpt_neox": {"intermediate_size": 48},
     "gpt2": {},
@@ -136,12 +136,24 @@ def scored_pairs(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]
         yield example.with_responses((evolve(chosen, score=2.0 + i), evolve(rejected, score=1.0)))
 
 
+def scored_alone(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
+    """One response of each of HH's pairs, with a score: chosen and rejected ones by turns."""
+    for i, example in enumerate(hh(rows, report)):
+        yield example.with_responses((Response(example.responses[i % 2].text, score=1.0 - i % 2),))
+
+
 def scored_lists(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
     """HH's pairs as scored lists, every other one of three."""
     for i, example in enumerate(hh(rows, report)):
         chosen, rejected = (Response(r.text, score=score) for r, score in zip(example.responses, (2, 1), strict=True))
         worst = (Response("No.", score=0),) if i % 2 else ()
         yield example.with_responses((rejected, chosen, *worst))
+
+
+def explained(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
+    """HH's pairs with a rationale."""
+    for example in hh(rows, report):
+        yield evolve(example, rationale=f"It says {example.responses[0].text[:20]}")
 
 
 def plain_logps(policy: Policy, prompt: list[int], response: list[int]) -> Tensor:
