@@ -40,6 +40,7 @@ class PreferenceData(pl.LightningDataModule):
         pairs_per_step: PositiveInt = 32,
         tokens_per_microbatch: PositiveInt = 8192,
         layout: Layout = "packed",
+        sampler: type[StepSampler] = StepSampler,
         split_seed: int = 0,
         seed: int = 0,
         workers: NonNegativeInt = 0,
@@ -61,6 +62,8 @@ class PreferenceData(pl.LightningDataModule):
             tokens_per_microbatch: input tokens of one forward pass on one device: lower it when memory runs out, the
                 loss stays the same.
             layout: packed stores a prompt once for all its responses; padded is its simple twin.
+            sampler: class that orders the training units, e.g. upo.data.curriculum.CurriculumSampler; by default they
+                are shuffled.
             split_seed: of the split, the mixing and KTO's partners: runs of different `seed_everything` share them.
             seed: of the order of steps; set by `seed_everything`.
             workers: processes that prepare batches.
@@ -72,6 +75,7 @@ class PreferenceData(pl.LightningDataModule):
         self.max_pairs_per_prompt = max_pairs_per_prompt
         self.pairs_per_step, self.tokens_per_microbatch = pairs_per_step, tokens_per_microbatch
         self.layout: Layout = layout
+        self.sampler = sampler
         self.split_seed, self.seed, self.workers = split_seed, seed, workers
         self.report = DataReport()
         self._resume = (0, 0)
@@ -140,6 +144,10 @@ class PreferenceData(pl.LightningDataModule):
                 cut = [how for how in self.overlong if how != "truncate_response"]  # they are the same everywhere
                 contexts = [x for u in under if (x := self._fit(u, encoder, cut)) is not None]
                 unit = evolve(unit, contexts=tuple(contexts)) if len(contexts) == len(under) else None
+            if unit is not None and (others := batch_type.companions(unit.example)):
+                made = [self._fit(x, encoder, self.overlong) for x in encoder.encode(others, self.report)]
+                found = tuple(x for x in made if x is not None)
+                unit = evolve(unit, contexts=found) if len(found) == len(others) else None
             if unit is not None and batch_type.contradicts(unit):
                 self.report.drop(tokens.example.source, "equal tokens, different preference")
             elif unit is not None:
@@ -172,7 +180,8 @@ class PreferenceData(pl.LightningDataModule):
     def loader(self, split: StepData, *, shuffle: bool) -> DataLoader:
         """Steps of one split for this rank."""
         world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = StepSampler(
+        kind = self.sampler if shuffle else StepSampler
+        sampler = kind(
             [split.cost(i) for i in range(len(split))],
             units_per_step=self.pairs_per_step,
             tokens_per_microbatch=self.tokens_per_microbatch,
@@ -181,6 +190,7 @@ class PreferenceData(pl.LightningDataModule):
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             rank=world[0],
             world_size=world[1],
+            units=split.units,
             alike=self.layout == "padded",
         )
         # An explicit generator: starting an iterator must not draw from the global one, or resumed runs drift.

@@ -8,6 +8,8 @@ import torch
 from attrs import frozen
 from torch.utils.data import Sampler
 
+from upo.data.layout import Tokens
+
 
 @frozen
 class StepPlan:
@@ -40,6 +42,7 @@ class StepSampler(Sampler[StepPlan]):
         rank: int = 0,
         world_size: int = 1,
         alike: bool = False,
+        units: Sequence[Tokens] = (),
     ):
         """
         Args:
@@ -47,23 +50,32 @@ class StepSampler(Sampler[StepPlan]):
             units_per_step: units of one GLOBAL step; the epoch's last step may have fewer.
             tokens_per_microbatch: budget of one forward pass; a longer unit gets a micro-batch of its own.
             alike: whether a micro-batch holds units of like length, for layouts that pad.
+            units: what is sampled, for orders that depend on it.
             epoch: tells the epoch whenever an iterator starts: Lightning sets `sampler.epoch` too late.
         """
         self.costs, self.units_per_step, self.budget = costs, units_per_step, tokens_per_microbatch
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
-        self.epoch, self.resume, self.alike = epoch, (0, 0), alike
+        self.epoch, self.resume, self.alike, self.units = epoch, (0, 0), alike, units
 
     def __len__(self) -> int:
         return -(-len(self.costs) // self.units_per_step)
 
     def __iter__(self) -> Iterator[StepPlan]:
-        order, epoch = list(range(len(self.costs))), self.epoch()
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-            order = torch.randperm(len(order), generator=generator).tolist()
+        epoch = self.epoch()
         first = self.resume[1] if epoch == self.resume[0] else 0
-        for step in range(first, len(self)):
-            yield self.plan(order[step * self.units_per_step : (step + 1) * self.units_per_step])
+        for units in self.steps(epoch)[first:]:
+            yield self.plan(units)
+
+    def steps(self, epoch: int) -> list[list[int]]:
+        """Units of each step of an epoch, in the order in which they are taken."""
+        return self.cut(list(range(len(self.costs))), 1_000_003 * self.seed + epoch)
+
+    def cut(self, units: list[int], seed: int) -> list[list[int]]:
+        """Units, shuffled if so wished, in steps."""
+        if self.shuffle:
+            order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
+            units = [units[i] for i in order]
+        return [units[i : i + self.units_per_step] for i in range(0, len(units), self.units_per_step)]
 
     def plan(self, units: list[int]) -> StepPlan:
         """Micro-batches of one step, dealt out to the ranks by weight."""

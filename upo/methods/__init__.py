@@ -30,6 +30,7 @@ from upo.methods.odpo import ODPO
 from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO
 from upo.methods.orpo import ORPO
 from upo.methods.r_dpo_length import LengthRegularizedDPO
+from upo.methods.rationale import RDPO, RORPO
 from upo.methods.rdpo_robust import RobustDPO
 from upo.methods.rpo_regularized import RegularizedPO
 from upo.methods.rso_hinge import RSOHinge
@@ -37,6 +38,7 @@ from upo.methods.sft import SFT
 from upo.methods.simpo import SimPO
 from upo.methods.slic_hf import SLiCHF
 from upo.methods.soft_labels import SoftCDPO, SoftCIPO
+from upo.methods.spo_degree import SPODegree
 from upo.methods.sppo import SPPOHard, SPPOSoft
 from upo.methods.srpo import SRPO
 from upo.methods.step_apo import StepAPO
@@ -66,6 +68,8 @@ __all__ = [
     "ODPO",
     "OREO",
     "ORPO",
+    "RDPO",
+    "RORPO",
     "SFT",
     "SRPO",
     "TPO",
@@ -96,6 +100,7 @@ __all__ = [
     "RegularizedPO",
     "RobustDPO",
     "SLiCHF",
+    "SPODegree",
     "SPPOHard",
     "SPPOSoft",
     "SimPO",
