@@ -47,8 +47,11 @@ AUXILIARY = {
 }
 ALSO = {
     **dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO"), {"loss/preference", "loss/value", "loss/kl"}),
+    "RDPO": {"loss/preference", "loss/rationale"},
+    "RORPO": {"loss/preference", "loss/nll", "loss/rationale"},
     "SFT": {"nll_per_token", "logps/chosen", "lengths/chosen"},
     "BCO": {"delta"},
+    "SPODegree": {"loss/preference", "loss/degree", "degree/accuracies"},
     "BetaDPO": {"beta", "gaps/mean", "gaps/spread"},
     "CalDPO": {"loss/preference", "loss/calibration"},
     "KTO": {"kl"},
@@ -56,11 +59,17 @@ ALSO = {
     "MPO": {"loss/preference", "loss/quality", "loss/nll"},
     "UPO": AUXILIARY | {"kl"},
     "SRPO": {"loss/generator", "loss/improver"},
+    "GuidedDPO": {"loss/preference", "loss/gold", "logps/gold"},
     "TPO": {"loss/preference", "loss/gold", "logps/gold"},
     "TPOL": {"loss/preference", "loss/gold", "logps/gold"},
+    "TDPO1": {"kl/chosen", "kl/rejected"},
+    "TDPO2": {"kl/chosen", "kl/rejected"},
     "UPODPO": AUXILIARY,
+    "WPO": {"weights"},
 }
-HEADS = dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO", "UPO", "UPODPO"), {"policy.", "value_head."})
+HEADS = dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO", "UPO", "UPODPO"), {"policy.", "value_head."}) | {
+    "SPODegree": {"policy.", "degree_head."}
+}
 OPTIONS: dict[str, dict] = {
     "DiscoPOP": {"tau": 0.5},  # at the paper's 0.05 the slope at the start points the wrong way
     "EXOListwise": {"temperature": 1.0},  # that all couples of a list learn, not only those with the best response
@@ -80,7 +89,10 @@ SOURCES = {
     "GROPO": "tiny.soft_pairs",
     "SoftCDPO": "tiny.soft_pairs",
     "SoftCIPO": "tiny.soft_pairs",
+    "RDPO": "tiny.explained",
+    "RORPO": "tiny.explained",
     "StepAPO": "tiny.scored_pairs",
+    "GuidedDPO": "tiny.triples",
     "TPO": "tiny.triples",
     "TPOL": "tiny.triples",
 }

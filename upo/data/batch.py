@@ -45,6 +45,11 @@ class Batch(Movable):
         return []
 
     @classmethod
+    def companions(cls, example: Example) -> list[Example]:
+        """What a unit brings along with prompts and responses of its own (rationales); also in `Tokens.contexts`."""
+        return []
+
+    @classmethod
     def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
         """Tensors from units; `lay_out` puts them into the chosen layout.
 

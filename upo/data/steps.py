@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from upo.data.batch import Batch, Step
-from upo.data.example import prompt_key
 from upo.data.layout import Layout, Tokens, lay_out
 from upo.data.partners import derangement
 from upo.data.samplers import StepPlan
@@ -34,15 +33,18 @@ class StepData(Dataset[Step]):
         self.stored: Callable[[Sequence[Tokens]], Tensor] | None = None
         """Finds reference log-probs, one a response; None where the reference is asked in each step."""
         self.partners = None
-        if batch_type.borrows_responses:
-            self.partners = derangement([prompt_key(u.example.prompt) for u in units], seed)
+        if batch_type.borrows_responses or batch_type.borrows_units:
+            self.partners = derangement([batch_type.partner_key(u.example) for u in units], seed)
 
     def __len__(self) -> int:
         return len(self.units)
 
     def cost(self, index: int) -> int:
-        """Input tokens of a unit in the chosen layout."""
-        unit = self.units[index]
+        """Input tokens of a unit in the chosen layout, and of the partner that joins it."""
+        joined = [self.partners[index]] if self.partners is not None and self.batch_type.borrows_units else []
+        return sum(self._cost(self.units[i]) for i in (index, *joined))
+
+    def _cost(self, unit: Tokens) -> int:
         if self.layout == "packed":
             return unit.cost
         return sum(len(x.responses) * (len(x.prompt) + max(map(len, x.responses)) - 1) for x in unit.parts)
@@ -75,7 +77,9 @@ class StepData(Dataset[Step]):
             yield from (self._mismatch(i, partner) for i, partner in enumerate(self.partners))
 
     def _mismatch(self, unit: int, donor: int) -> Tokens:
-        """The prompt of one unit with the responses of another; the prompt is cut on the left where it must be."""
+        """What a unit borrows: the donor itself, or its responses behind the own prompt, cut on the left if need be."""
+        if self.batch_type.borrows_units:
+            return self.units[donor]
         prompt, responses = self.units[unit].prompt, self.units[donor].responses
         room = max(2, self.max_length - max(map(len, responses)))
         if len(prompt) > room:

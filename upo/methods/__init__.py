@@ -18,6 +18,7 @@ from upo.methods.exo import EXO, EXOListwise
 from upo.methods.f_dpo import FDPO
 from upo.methods.flex_dpo import FlexDPO
 from upo.methods.geometric import GDPO, GIPO, GROPO
+from upo.methods.guided_dpo import GuidedDPO
 from upo.methods.hybrid_dpo import HybridDPO
 from upo.methods.ipo import IPO, IPOAveraged
 from upo.methods.kto import KTO
@@ -43,9 +44,11 @@ from upo.methods.sppo import SPPOHard, SPPOSoft
 from upo.methods.srpo import SRPO
 from upo.methods.step_apo import StepAPO
 from upo.methods.step_dpo import StepDPO
+from upo.methods.tdpo import TDPO1, TDPO2
 from upo.methods.tpo_triple import TPO, TPOL
 from upo.methods.upo import UPO, UPODPO
 from upo.methods.vpo_value import VPO
+from upo.methods.wpo import WPO
 
 __all__ = [
     "ASFT",
@@ -72,11 +75,14 @@ __all__ = [
     "RORPO",
     "SFT",
     "SRPO",
+    "TDPO1",
+    "TDPO2",
     "TPO",
     "TPOL",
     "UPO",
     "UPODPO",
     "VPO",
+    "WPO",
     "AOTPaired",
     "AOTUnpaired",
     "APODown",
@@ -89,6 +95,7 @@ __all__ = [
     "DiscoPOP",
     "EXOListwise",
     "FlexDPO",
+    "GuidedDPO",
     "HybridDPO",
     "IPOAveraged",
     "InfoNCA",
