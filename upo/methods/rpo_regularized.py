@@ -4,7 +4,7 @@ Differs from DPO: pessimism against overoptimisation turns into the likelihood o
 which the paper takes the chosen ones. Deviations: none. The name stands for several methods; this is "DPO + SFT".
 Two official scalings exist and differ by far more than their numbers tell:
     beta eta sum of log-probs      eta 0.005, beta 0.01 (Mistral) or 0.05 (Gemma)      the default
-    eta mean over tokens           eta 0.2, beta 0.5 (the appendix' second code)       `nll_per_token`
+    eta mean over tokens           eta 0.2, beta 0.5 (second code, in the appendix)  `nll_per_token`
 """
 
 from typing import Any
