@@ -37,7 +37,7 @@ def test_by_hand():
     one, owner = torch.tensor([1.0]), torch.tensor([0, 0])
     assert oreo_policy_loss(rho, value, one, owner, beta=0.1).item() == pytest.approx(0.34)
     down = gradients(lambda x: oreo_policy_loss(x, value, one, owner, beta=0.1), rho)[0]
-    assert down.tolist() == pytest.approx([0.1 * -0.2, 0.1 * -0.8]), "the second token's own error alone, not the first's"
+    assert down.tolist() == pytest.approx([0.1 * -0.2, 0.1 * -0.8])  # not the first error as well
     up = gradients(lambda v: oreo_value_loss(rho, v, one, owner, beta=0.1), value)[0]
     assert up.tolist() == pytest.approx([-0.2, -0.8])
 
@@ -67,9 +67,7 @@ def test_one_step_is_dro_and_the_gradient_is_checked():
     """With a horizon of one nothing is detached: (V - R + beta rho)^2."""
     rho, value = draws(2, 3, scale=1.0)
     owner = torch.arange(3)
-    torch.testing.assert_close(
-        oreo_policy_loss(rho, value, REWARD, owner, beta=0.3), (value - REWARD + 0.3 * rho) ** 2
-    )
+    torch.testing.assert_close(oreo_policy_loss(rho, value, REWARD, owner, beta=0.3), (value - REWARD + 0.3 * rho) ** 2)
     assert_gradcheck(lambda x: oreo_policy_loss(x, value, REWARD, owner, beta=0.3), rho)
     assert_gradcheck(lambda v: oreo_value_loss(rho, v, REWARD, owner, beta=0.3), value)
 
@@ -92,7 +90,7 @@ def test_responses_do_not_leak_into_each_other():
 
 def lines(method, *texts: str):
     tokenizer = method.policy.tokenizer
-    work = [Tokens([5], tuple(tokenizer(t).input_ids + [2] for t in texts), unit([5], *([1],) * len(texts)).example)]
+    work = [Tokens([5], tuple([*tokenizer(t).input_ids, 2] for t in texts), unit([5], *([1],) * len(texts)).example)]
     return arrange(work)
 
 

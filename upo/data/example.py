@@ -44,6 +44,8 @@ class Example:
     responses: tuple[Response, ...]
     soft_label: float | None = None
     """Probability in [0, 1] that responses[0] is preferred to responses[1] (votes); pairs only."""
+    rationale: str | None = None
+    """Why the better response is better, in words."""
     user: str | None = None
     """Who gave the preference, where the data says so."""
     source: str = ""

@@ -32,7 +32,7 @@ class Tokens:
     responses: tuple[list[int], ...]
     example: Example
     contexts: tuple["Tokens", ...] = ()
-    """The same responses under the further prompts that the batch type asks for (`Batch.contexts`)."""
+    """What the batch type asks for beside it: the responses under other prompts (`Batch.contexts`), `companions`."""
 
     @property
     def parts(self) -> tuple["Tokens", ...]:

@@ -10,12 +10,14 @@ def prmbench(row: Row) -> Example:
     """The original solution is chosen, the altered one rejected; one step a line.
 
     Attributes say which steps are right: "step_1", "step_2" ... are 1.0, or 0.0 where `error_steps` lists the step.
+    The rationale says what was altered.
     """
     if row.text("original_question") != row.text("modified_question"):
         raise Unusable("questions of the two solutions differ")
     chosen = _solution(row, "original_process", rank=0, errors=[])
     rejected = _solution(row, "modified_process", rank=1, errors=row.items("error_steps"))
-    return Example(user(row.text("original_question")), (chosen, rejected))
+    reason = row.text("reason") if "reason" in row else ""
+    return Example(user(row.text("original_question")), (chosen, rejected), rationale=reason or None)
 
 
 def _solution(row: Row, field: str, rank: int, errors: list[int]) -> Response:
