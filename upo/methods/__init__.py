@@ -1,5 +1,6 @@
 """One method, one file."""
 
+import upo.reference_store  # noqa: F401  makes its short name known
 from upo.methods.aot import AOTPaired, AOTUnpaired
 from upo.methods.apo_anchored import APODown, APOZero
 from upo.methods.asft import ASFT
