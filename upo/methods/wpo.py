@@ -1,0 +1,70 @@
+"""WPO, Weighted Preference Optimization (Zhou et al., 2024), https://arxiv.org/abs/2406.11827.
+
+Differs from DPO: each pair is weighted by how likely the policy itself would write it, so that off-policy data is
+trained on as if it had been sampled from the policy. The weight compares the policy's log-prob of each token with that
+of its own draws (log sum_v p_v^2, "sampled alignment"), averages over the response, is at most 1 and has no gradient.
+Deviations: none.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor
+
+from upo.data.batch import PairedBatch
+from upo.logps import ResponseLogps
+from upo.methods.base import Stage
+from upo.methods.dpo import DPO, dpo_loss
+
+
+def wpo_weights(
+    chosen_alignment: Float[Tensor, "pairs"], rejected_alignment: Float[Tensor, "pairs"]
+) -> Float[Tensor, "pairs"]:
+    """min(1, omega(y_w) omega(y_l)), omega(y) = exp(alignment), without gradient.
+
+    `alignment` is the mean over the tokens of log p(y_t) - log sum_v p_v^2, in nats a token.
+    """
+    return (chosen_alignment + rejected_alignment).detach().clamp(max=0).exp()
+
+
+def wpo_loss(
+    chosen_logratio: Float[Tensor, "pairs"],
+    rejected_logratio: Float[Tensor, "pairs"],
+    weights: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+) -> Float[Tensor, "pairs"]:
+    """-w log sigmoid(beta (r_w - r_l)); one value a pair, unreduced."""
+    return weights * dpo_loss(chosen_logratio, rejected_logratio, beta=beta)
+
+
+class WPO(DPO):
+    """Weighted Preference Optimization."""
+
+    extras: ClassVar = ("token_logps", "sum_p2")
+    metric_names: ClassVar = (*DPO.metric_names, "weights")
+    initial_loss: ClassVar = None
+
+    def __init__(self, *args: Any, beta: PositiveFloat = 0.01, **kwargs: Any):
+        """
+        Args:
+            beta: strength of the KL constraint, in 1/nats (paper: 0.01).
+        """
+        super().__init__(*args, beta=beta, **kwargs)
+
+    def weights(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        """One a pair, in (0, 1]."""
+        return wpo_weights(
+            *(x.sums(x.extras["token_logps"] - x.extras["sum_p2"].log()) / x.lengths for x in (chosen, rejected))
+        )
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        with torch.no_grad():
+            weights = self.weights(chosen, rejected)
+        return wpo_loss(chosen.logratio, rejected.logratio, weights, beta=self.beta)
+
+    def track(self, stage: Stage, batch: PairedBatch, logps: ResponseLogps) -> None:
+        super().track(stage, batch, logps)
+        self.means(stage).update(weights=self.weights(logps[0::2], logps[1::2]))
