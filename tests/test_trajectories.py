@@ -1,6 +1,12 @@
 """Through the command line: the same losses whatever the split of a step, the layout, the ranks; also after a kill."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,6 +108,59 @@ def test_two_ranks_equal_one(method: str, baseline, upo_fit, tmp_path: Path) -> 
     )  # fmt: skip
     assert done.code == 0, done.text
     assert losses(tmp_path / "ddp") == pytest.approx(expected, abs=2e-5)
+
+
+def stored(*args: str) -> tuple[str, ...]:
+    """Options of a run with a stored reference."""
+    return (*args, "--model.reference", "StoredReference", "--model.reference.folder", "store")
+
+
+@pytest.mark.parametrize(("ranks", "method"), cases((2, "UPO"), of=(1, 2)))
+def test_a_stored_reference_gives_the_same_losses(ranks: int, method: str, baseline, upo_fit, tmp_path: Path) -> None:
+    """Filled by one rank, which a second run only reads, or by two."""
+    expected = plain(method, baseline, upo_fit, tmp_path)
+    path = config(tmp_path, method, tokens_per_microbatch=900)
+    ddp = ("--trainer.strategy", "ddp", "--trainer.devices", "2") if ranks == 2 else ()
+    rows = 120 if method == "DPO" else 240
+    for folder, read in (("first", 0), ("second", rows))[: 3 - ranks]:
+        done = upo_fit(*stored("--config", path), "--trainer.default_root_dir", folder, *ddp, ranks=ranks)
+        assert done.code == 0, done.text
+        assert f"{read} read, {rows - read} computed" in done.text
+        assert losses(tmp_path / folder) == pytest.approx(expected, abs=1e-5 if ranks == 1 else 2e-5)
+
+
+@pytest.mark.slow
+def test_a_store_that_is_killed_while_it_is_filled_is_continued(baseline, upo_fit, tmp_path: Path, shared) -> None:
+    """SIGKILL with a write after each forward pass; then two runs at the same time."""
+    expected = plain("KTO", baseline, upo_fit, tmp_path)
+    path = config(tmp_path, "KTO", tokens_per_microbatch=300)
+    reached = lambda: len(list((tmp_path / "store").rglob("*.safetensors"))) > 3  # noqa: E731
+    args = (*stored("--config", path), "--trainer.default_root_dir")
+    code = "from upo import cli, store_filling; store_filling.SECONDS = 0; cli.main()"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, *args, "killed"], cwd=tmp_path, env=os.environ | {"UPO_SHARED": str(shared)}
+    )
+    while run.poll() is None and not reached():
+        time.sleep(0.01)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    with ThreadPoolExecutor() as threads:
+        both = [threads.submit(upo_fit, *args, folder) for folder in ("one", "other")]
+    for run, folder in zip(both, ("one", "other"), strict=True):
+        assert run.result().code == 0, run.result().text
+        assert "reference log-probs: 0 read" not in run.result().text
+        assert losses(tmp_path / folder) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_stored_reference_is_evaluated_against_it(upo_fit, tmp_path: Path) -> None:
+    args = ("--config", config(tmp_path, "DPO"), "--evaluation", "{prompts: 4, max_new_tokens: 8}")
+    results = []
+    for folder, options in (("live", args), ("stored", stored(*args))):
+        done = upo_fit(*options, "--trainer.max_steps", "2", "--trainer.default_root_dir", folder)
+        assert done.code == 0, done.text
+        results.append(json.loads((tmp_path / folder / "evaluation.json").read_text())["metrics"])
+    assert results[1] == pytest.approx(results[0], rel=1e-5, abs=1e-5) and "policy/kl" in results[1]
 
 
 @pytest.mark.parametrize(("at", "method"), cases((4, "DPO"), (9, "UPO"), of=(4, 9)))

@@ -29,12 +29,6 @@ SECONDS = 30.0
 SAMPLE = 8
 """Stored responses that are computed again when a run starts."""
 
-TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (1e-6, 1e-4)}
-"""How far a stored sum may be off, relative + in nats: what another batch or layout changes in this arithmetic."""
-
-HALF_TOLERANCE = (2e-2, 0.5)
-"""The same in bfloat16 and float16."""
-
 
 class Filling:
     """One run's way to all the values that it needs: read, check a sample, compute the rest."""
@@ -49,31 +43,33 @@ class Filling:
                 for k, response in enumerate(row.responses):
                     self.wanted.setdefault(store.key(row.prompt, response), (row, k))
 
-    def values(self, compute: str) -> dict[bytes, float]:
+    def values(self, tolerance: tuple[float, float]) -> dict[bytes, float]:
+        """Every log-prob that this run needs; those that were there may be off by `tolerance`, relative + in nats."""
         known = self.store.read(self.wanted)
-        self.check(known, compute)
-        before = len(known)
-        if self._any_rank(before < len(self.wanted)):
+        self.check(known, *tolerance)
+        missing: set[bytes] = set()
+        if self._any_rank(len(known) < len(self.wanted)):
             with self.store.locked(self._any_rank, self.trainer.is_global_zero):
                 missing = self.wanted.keys() - self.store.read(self.wanted).keys()
                 self._any_rank(True)  # all ranks have read, and share out the same
                 self.fill(missing)
                 self._any_rank(True)  # all ranks have written
             known = self.store.read(self.wanted)
-            if missing := len(self.wanted) - len(known):
+            if lost := len(self.wanted) - len(known):
                 raise UserError(
-                    f"{missing} reference log-probs that other ranks computed are not in {self.store.folder}; "
+                    f"{lost} reference log-probs that other ranks computed are not in {self.store.folder}; "
                     "set model.reference.init_args.folder to one that all machines share"
                 )
         if self.trainer.is_global_zero:
-            print(f"reference log-probs: {before} read, {len(known) - before} computed ({self.store.folder})")
+            print(
+                f"reference log-probs: {len(known) - len(missing)} read, {len(missing)} computed ({self.store.folder})"
+            )
         return known
 
-    def check(self, known: Mapping[bytes, float], compute: str) -> None:
+    def check(self, known: Mapping[bytes, float], relative: float, absolute: float) -> None:
         """Computes a sample of what is there once more; all ranks the same one, so that all refuse."""
         candidates = [key for key in self.wanted if key in known]
         sample = random.Random(self.data.seed).sample(candidates, min(SAMPLE, len(candidates)))
-        relative, absolute = TOLERANCE.get(compute.split()[0], HALF_TOLERANCE)
         for keys, logps in self.batches(sample, rank=0, world_size=1):
             for key, live in zip(keys, logps, strict=True):
                 if not abs(live - known[key]) <= absolute + relative * abs(live):
@@ -117,6 +113,7 @@ class Filling:
             seed=0,
             rank=rank,
             world_size=world_size,
+            alike=True,
         )
         for plan in sampler:
             shares = [StepPlan(b, [b], 0) for b in plan.micro_batches[: len(plan.micro_batches) - plan.fillers]]

@@ -1,6 +1,7 @@
 """One split of the data, indexed by optimizer steps."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from attrs import evolve
 from torch import Tensor
@@ -71,10 +72,10 @@ class StepData(Dataset[Step]):
         return evolve(batch, filler=filler)
 
     def rows(self) -> Iterator[Tokens]:
-        """Everything that batches are made of: the units, and their prompts with the partners' responses."""
-        yield from self.units
-        if self.partners is not None:
-            yield from (self._mismatch(i, partner) for i, partner in enumerate(self.partners))
+        """Everything that batches are made of: the units, their contexts, their prompts with borrowed responses."""
+        borrowed = (self._mismatch(i, partner) for i, partner in enumerate(self.partners or ()))
+        for unit in chain(self.units, borrowed):
+            yield from unit.parts
 
     def _mismatch(self, unit: int, donor: int) -> Tokens:
         """What a unit borrows: the donor itself, or its responses behind the own prompt, cut on the left if need be."""
