@@ -138,6 +138,14 @@ def test_seed_everything_changes_the_order_and_not_the_split(config: str, tmp_pa
     assert rows[0] != rows[1]
 
 
+@pytest.mark.parametrize("given", ["8", "0.25", "0"])
+def test_validation_is_a_number_of_prompts_or_a_share(config: str, given: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--config", config, "--data.validation", given, "--print_config"])
+    value = yaml.safe_load(capsys.readouterr().out)["data"]["validation"]
+    assert value == yaml.safe_load(given) and type(value) is type(yaml.safe_load(given))
+
+
 def test_help_holds_our_docstrings(capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["--model.help", "UPO"])

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from attrs import evolve
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from upo.data.batch import Batch
@@ -30,7 +30,7 @@ class PreferenceData(pl.LightningDataModule):
     def __init__(
         self,
         sources: tuple[Source, ...],
-        validation: NonNegativeInt | NonNegativeFloat = 0.05,
+        validation: int | float = 0.05,
         rewards: dict[str, Reward] | None = None,
         rewards_cache: str = "~/.cache/upo/rewards",
         max_length: PositiveInt = 1024,
