@@ -62,13 +62,16 @@ ALSO = {
     "GuidedDPO": {"loss/preference", "loss/gold", "logps/gold"},
     "TPO": {"loss/preference", "loss/gold", "logps/gold"},
     "TPOL": {"loss/preference", "loss/gold", "logps/gold"},
+    "MaPO": {"kl/chosen", "kl/rejected", "masks/mean", "masks/density"},
+    "SparsePO": {"kl/chosen", "kl/rejected", "masks/mean", "masks/density"},
     "TDPO1": {"kl/chosen", "kl/rejected"},
     "TDPO2": {"kl/chosen", "kl/rejected"},
     "UPODPO": AUXILIARY,
     "WPO": {"weights"},
 }
 HEADS = dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO", "UPO", "UPODPO"), {"policy.", "value_head."}) | {
-    "SPODegree": {"policy.", "degree_head."}
+    "SPODegree": {"policy.", "degree_head."},
+    "SparsePO": {"policy.", "mask_head."},
 }
 OPTIONS: dict[str, dict] = {
     "DiscoPOP": {"tau": 0.5},  # at the paper's 0.05 the slope at the start points the wrong way

@@ -40,6 +40,7 @@ from upo.methods.sft import SFT
 from upo.methods.simpo import SimPO
 from upo.methods.slic_hf import SLiCHF
 from upo.methods.soft_labels import SoftCDPO, SoftCIPO
+from upo.methods.sparse_po import MaPO, SparsePO
 from upo.methods.spo_degree import SPODegree
 from upo.methods.sppo import SPPOHard, SPPOSoft
 from upo.methods.srpo import SRPO
@@ -103,6 +104,7 @@ __all__ = [
     "KTOPair",
     "KTOZero",
     "LengthRegularizedDPO",
+    "MaPO",
     "NCAListwise",
     "RSOHinge",
     "RegularizedPO",
@@ -114,6 +116,7 @@ __all__ = [
     "SimPO",
     "SoftCDPO",
     "SoftCIPO",
+    "SparsePO",
     "StepAPO",
     "StepDPO",
     "StepOREO",
