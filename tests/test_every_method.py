@@ -45,8 +45,9 @@ AUXILIARY = {
     *(f"weights/{name}" for name in ("mean", "max", "p99", "ess")),
     *(f"value/{name}" for name in ("mean", "explained_variance")),
 }
+OREOS = ("OREO", "StepOREO", "TrajectoryOREO")
 ALSO = {
-    **dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO"), {"loss/preference", "loss/value", "loss/kl"}),
+    **{name: {"loss/preference", "loss/value", "loss/kl"} for name in OREOS},
     "RDPO": {"loss/preference", "loss/rationale"},
     "RORPO": {"loss/preference", "loss/nll", "loss/rationale"},
     "SFT": {"nll_per_token", "logps/chosen", "lengths/chosen"},
@@ -69,7 +70,7 @@ ALSO = {
     "UPODPO": AUXILIARY,
     "WPO": {"weights"},
 }
-HEADS = dict.fromkeys(("OREO", "StepOREO", "TrajectoryOREO", "UPO", "UPODPO"), {"policy.", "value_head."}) | {
+HEADS = {name: {"policy.", "value_head."} for name in (*OREOS, "UPO", "UPODPO")} | {
     "SPODegree": {"policy.", "degree_head."},
     "SparsePO": {"policy.", "mask_head."},
 }

@@ -171,7 +171,7 @@ def trl(work: Work, clock: Clock) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_training_stop = not clock.step()
 
-    table, pairs = [], work.method == "DPO"
+    table, pairs = [], work.method != "KTO"
     for prompt, (chosen, rejected) in rows(work, work.pairs * work.steps):
         common = {"prompt": text(prompt)}
         if pairs:

@@ -26,7 +26,10 @@ def calibration_loss(
 
 
 class CalDPO(PairwiseMethod):
-    """-log sigmoid(r_w - r_l) + (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2: calibrated DPO."""
+    """Calibrated DPO.
+
+    -log sigmoid(r_w - r_l) + (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2.
+    """
 
     metric_names = (*PREFERENCE_METRICS, "loss/preference", "loss/calibration")
     initial_loss = 0.693147

@@ -29,7 +29,7 @@ class Entry:
     @property
     def link(self) -> str:
         found = re.search(r"https?://[^\s)>,;]+", self.module)
-        return found.group().rstrip(".") if found else ""
+        return found.group().rstrip(".:") if found else ""
 
     @property
     def batch(self) -> str:
@@ -76,7 +76,7 @@ def markdown() -> str:
         "| method | what | paper | data | reference | log-probs | file |\n|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(
-        f"| {e.name} | {e.title} | {_short(e.link)} | {e.batch} | {e.reference} | {e.log_probs} "
+        f"| {e.name} | {e.title.replace('|', '/')} | {_short(e.link)} | {e.batch} | {e.reference} | {e.log_probs} "
         f"| [{e.file}]({e.file}) |\n"
         for e in entries()
     )
@@ -95,12 +95,24 @@ def describe(entry: Entry) -> Iterator[str]:
             yield f"{name}:\n  " + (inspect.getdoc(function) or "").replace("\n", "\n  ") + "\n"
     yield f"Data: each example gives a {entry.wants}. Reference: {entry.reference}. Log-probs: {entry.log_probs}.\n"
     yield "Arguments (beside policy, reference, optimizer, scheduler):"
+    known: set[str] = set()
     for base in entry.kind.__mro__:
         if base is Method:
             break
         if "__init__" in vars(base):
-            text = (inspect.getdoc(base.__init__) or "").partition("Args:\n")[2].rstrip()
-            for name, p in inspect.signature(base.__init__).parameters.items():
-                if p.default is not p.empty:
-                    text = re.sub(rf"^( +){name}:", rf"\1{name} (default {p.default!r}):", text, flags=re.M)
-            yield text
+            yield from _arguments(base, known)
+
+
+def _arguments(kind: type, known: set[str]) -> Iterator[str]:
+    """What `kind.__init__` documents and no subclass has said before, with defaults."""
+    text = (inspect.getdoc(kind.__init__) or "").partition("Args:\n")[2].rstrip()
+    parameters = inspect.signature(kind.__init__).parameters
+    for name, said in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", text, flags=re.M):
+        if name not in known and name in parameters:
+            known.add(name)
+            default = parameters[name].default
+            yield (
+                f"    {name}: {said}"
+                if default is inspect.Parameter.empty
+                else f"    {name} (default {default!r}): {said}"
+            )

@@ -13,7 +13,10 @@ from upo.methods.simpo import SimPO
 
 
 class CPOSimPO(ChosenLikelihood, SimPO):
-    """-log sigmoid(beta (a_w - a_l) - gamma) - alpha log policy(y_w|x), a = log policy(y|x) / |y|."""
+    """SimPO with the likelihood of the chosen response.
+
+    -log sigmoid(beta (a_w - a_l) - gamma) - alpha log policy(y_w|x), a = log policy(y|x) / |y|.
+    """
 
     def __init__(
         self,

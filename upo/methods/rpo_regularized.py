@@ -16,7 +16,10 @@ from upo.methods.likelihood import ChosenLikelihood
 
 
 class RegularizedPO(ChosenLikelihood, DPO):
-    """-log sigmoid(beta (r_w - r_l)) - beta eta log policy(y_w|x): DPO with the chosen response's likelihood."""
+    """DPO with the likelihood of the chosen response.
+
+    -log sigmoid(beta (r_w - r_l)) - beta eta log policy(y_w|x).
+    """
 
     def __init__(
         self,
