@@ -6,6 +6,7 @@ the others in the slow one.
 """
 
 import copy
+import datetime
 import gzip
 import inspect
 import json
@@ -114,6 +115,16 @@ def expected(kind: type[Method]) -> set[str]:
 
 
 METHODS = [pytest.param(getattr(upo.methods, name), id=name) for name in upo.methods.__all__]
+TODAY = datetime.date.today().toordinal() % 3
+CORE_OR_THIRD = [
+    pytest.param(
+        *x.values,
+        id=x.id,
+        marks=[] if x.id in CORE else [pytest.mark.slow if i % 3 == TODAY else pytest.mark.nightly],
+    )
+    for i, x in enumerate(METHODS)
+]
+"""A third of the other methods learns in the slow run of a day, all of them at night."""
 CORE_OR_SLOW = [pytest.param(*x.values, id=x.id, marks=[] if x.id in CORE else [pytest.mark.slow]) for x in METHODS]
 
 
@@ -221,7 +232,7 @@ def run(pairs: str, tmp_path_factory: pytest.TempPathFactory):
     return get
 
 
-@pytest.mark.parametrize("kind", CORE_OR_SLOW)
+@pytest.mark.parametrize("kind", CORE_OR_THIRD)
 def test_learns_eight_pairs(kind, run, pairs, tmp_path):
     rows = run(kind).rows if steps_of(kind) == LONG else fit(kind, pairs, tmp_path).rows
     assert len(rows) == LONG

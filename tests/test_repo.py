@@ -14,6 +14,8 @@ from upo.cli import CLI, main
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "upo").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+QUICK = ("quickstart", "llama7b", "stories_", "hh_stories260k_sft", "hh_stories260k_dpo", "hh_stories260k_upo")
+"""Beginnings of the names of experiments that every test run parses; the slow one parses all."""
 
 
 def imports(path: Path) -> set[str]:
@@ -64,13 +66,24 @@ def test_no_method_is_chosen_by_a_string() -> None:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
-def test_experiments_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """Four comment lines, and a config that the parser accepts as it stands."""
-    monkeypatch.chdir(ROOT)
+def test_experiments_say_what_they_are_for(path: Path) -> None:
+    """Four comment lines that begin as they should, with something behind each."""
     lines = path.read_text().splitlines()
     for line, word in zip(lines, ("Question:", "Paper:", "Command:", "Expected:"), strict=False):
-        assert line.startswith(f"# {word}"), line
+        assert line.startswith(f"# {word}") and line.removeprefix(f"# {word}").strip(), line
     assert f"--config {path.relative_to(ROOT)}" in lines[2]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem.startswith(QUICK) else [pytest.mark.slow])
+        for path in EXPERIMENTS
+    ],
+)
+def test_experiments_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A config that the parser accepts as it stands."""
+    monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as exit_:
         CLI(["--config", str(path), "--print_config"])
     assert exit_.value.code == 0
@@ -96,6 +109,8 @@ def test_readme_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch, ca
         assert exit_.value.code == 0
         return
     module = importlib.import_module(entry)
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{entry}.__main__")
     options = [a.partition("=")[0] for a in args if a.startswith("--")]
     source = "".join(Path(m.__file__ or "").read_text() for m in (module, upo.evaluate))
     for option in options:

@@ -91,7 +91,7 @@ def test_split_of_a_step_does_not_matter(budget: int, method: str, baseline, upo
     assert losses(tmp_path / "split") == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m == "UPO" else pytest.mark.slow) for m in METHODS])
 def test_padded_layout_gives_the_same_losses(method: str, baseline, upo_fit, tmp_path: Path) -> None:
     expected = plain(method, baseline, upo_fit, tmp_path)
     done = upo_fit("--config", config(tmp_path, method, layout="padded"), "--trainer.default_root_dir", "padded")
