@@ -80,6 +80,7 @@ def test_a_small_case_ends_with_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "bench.png").stat().st_size > 5_000
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("trl") is None, reason='TRL is missing: pip install "upo[bench]"')
 def test_guard_against_trl(tmp_path: Path):

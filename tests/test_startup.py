@@ -23,6 +23,7 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_help_costs_a_second_more_than_lightning():
     """CPU seconds, the best of three each, in turn: what the machine does besides does not count."""

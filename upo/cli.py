@@ -36,6 +36,7 @@ from upo.parser import ShortErrors
 QUIET = (
     ".*does not have many workers.*",
     ".*litlogger.*",
+    ".*args parameter is intended to run from within Python.*",
     ".*in eval mode at the start.*",
     ".*LeafSpec.*",
     ".*Checkpoint directory.*",
@@ -52,9 +53,7 @@ class CLI(LightningCLI):
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         for noise in QUIET:
             warnings.filterwarnings("ignore", noise)
-        args = sys.argv[1:] if args is None else list(args)
-        self.files = _config_files(args)
-        sys.argv[1:] = []  # Lightning warns where both are given
+        self.files = _config_files(sys.argv[1:] if args is None else args)
         super().__init__(
             model_class=Method,
             datamodule_class=PreferenceData,
@@ -73,7 +72,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             run=False,
-            args=args,
+            args=None if args is None else list(args),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
