@@ -27,7 +27,6 @@ UPO, KTO, LAMBDA0 = "quickstart", "quickstart_kto", "quickstart_upo_lambda0"
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 @pytest.mark.timeout(1800)
 def test_upo_beats_its_reference_on_preference_and_objective(comparison: dict) -> None:
     """Paired by prompt, over three seeds: the whole 95 % interval above 0."""
@@ -37,7 +36,6 @@ def test_upo_beats_its_reference_on_preference_and_objective(comparison: dict) -
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 @pytest.mark.timeout(1800)
 def test_upo_beats_kto_and_lambda0_on_the_objective_and_says_what_it_costs(comparison: dict) -> None:
     for other in (KTO, LAMBDA0):
@@ -47,7 +45,6 @@ def test_upo_beats_kto_and_lambda0_on_the_objective_and_says_what_it_costs(compa
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 @pytest.mark.timeout(1800)
 def test_generated_text_stays_whole(comparison: dict) -> None:
     """Distinct-2, length and the share of valid sentences within 10 % of the reference's."""
