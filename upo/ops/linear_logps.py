@@ -31,7 +31,8 @@ def linear_values(
     `token_logps`: log p of the target; `entropy`: -sum p log p; `top_logp`: log of the largest p, all in nats;
     `sum_p2`: sum p^2, the probability that two draws agree.
 
-    The backward pass computes each chunk's logits again, so that memory holds `chunk` rows of V at a time.
+    The backward pass computes each chunk's logits again, so that memory holds `chunk` rows of V at a time; where one
+    chunk is all, its logits are kept.
     """
     values = _LinearValues.apply(hidden, targets, head, tuple(names), chunk, *head.tensors)
     return dict(zip(names, values, strict=True))  # type: ignore[arg-type]
@@ -54,7 +55,8 @@ class _LinearValues(torch.autograd.Function):
         head = head.holding(*tensors)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         out = {name: torch.empty(len(targets), dtype=dtype, device=hidden.device) for name in (*names, "normalizer")}
-        for part in head.chunks(len(targets), chunk):
+        parts = list(head.chunks(len(targets), chunk))
+        for part in parts:
             logits = head.logits(hidden[part])
             normalizer = out["normalizer"][part] = logits.logsumexp(-1)
             if "token_logps" in out:
@@ -69,7 +71,8 @@ class _LinearValues(torch.autograd.Function):
                     out["sum_p2"][part] = torch.linalg.vector_norm(p, dim=-1).square()
         normalizer = out.pop("normalizer")
         ctx.save_for_backward(hidden, targets, normalizer, out.get("entropy"), out.get("sum_p2"), *tensors)
-        ctx.form, ctx.names, ctx.chunk = {"scale": head.scale, "cap": head.cap}, names, chunk
+        ctx.form, ctx.names, ctx.parts = {"scale": head.scale, "cap": head.cap}, names, parts
+        ctx.logits = logits if len(parts) == 1 and not {"entropy", "sum_p2"} & set(names) else None
         ctx.set_materialize_grads(False)
         return tuple(out[name] for name in names)
 
@@ -82,8 +85,8 @@ class _LinearValues(torch.autograd.Function):
         gradients = Gradients(hidden, head, (needs[0], *needs[5:]))
         given = {name: g for name, g in zip(ctx.names, grads, strict=True) if g is not None}
         pick, h, top, s = (given.get(name) for name in NAMES)
-        for part in head.chunks(len(targets), ctx.chunk):
-            logits = head.logits(hidden[part])
+        for part in ctx.parts:
+            logits, ctx.logits = head.logits(hidden[part]) if ctx.logits is None else ctx.logits, None
             slope = head.slope(logits)
             best = logits.argmax(-1, keepdim=True) if top is not None else None
             logits.sub_(normalizer[part, None])
