@@ -58,21 +58,21 @@ class _LinearValues(torch.autograd.Function):
         parts = list(head.chunks(len(targets), chunk))
         for part in parts:
             logits = head.logits(hidden[part])
-            normalizer = out["normalizer"][part] = logits.logsumexp(-1)
+            p = logits.softmax(-1)  # one fused kernel, half the time of logsumexp
+            top_logp = p.amax(-1).log()
+            normalizer = out["normalizer"][part] = logits.amax(-1) - top_logp
             if "token_logps" in out:
                 out["token_logps"][part] = logits.gather(-1, targets[part, None])[:, 0] - normalizer
             if "top_logp" in out:
-                out["top_logp"][part] = logits.amax(-1) - normalizer
-            if "entropy" in out or "sum_p2" in out:
-                p = logits.sub_(normalizer[:, None]).exp()
-                if "entropy" in out:
-                    out["entropy"][part] = -p.mul(_finite(logits)).sum(-1)
-                if "sum_p2" in out:
-                    out["sum_p2"][part] = torch.linalg.vector_norm(p, dim=-1).square()
+                out["top_logp"][part] = top_logp
+            if "sum_p2" in out:
+                out["sum_p2"][part] = torch.linalg.vector_norm(p, dim=-1).square()
+            if "entropy" in out:
+                out["entropy"][part] = -_finite(logits.sub_(normalizer[:, None])).mul_(p).sum(-1)
         normalizer = out.pop("normalizer")
         ctx.save_for_backward(hidden, targets, normalizer, out.get("entropy"), out.get("sum_p2"), *tensors)
         ctx.form, ctx.names, ctx.parts = {"scale": head.scale, "cap": head.cap}, names, parts
-        ctx.logits = logits if len(parts) == 1 and not {"entropy", "sum_p2"} & set(names) else None
+        ctx.p = p if len(parts) == 1 and head.cap is None and "entropy" not in names else None
         ctx.set_materialize_grads(False)
         return tuple(out[name] for name in names)
 
@@ -86,18 +86,20 @@ class _LinearValues(torch.autograd.Function):
         given = {name: g for name, g in zip(ctx.names, grads, strict=True) if g is not None}
         pick, h, top, s = (given.get(name) for name in NAMES)
         for part in ctx.parts:
-            logits, ctx.logits = head.logits(hidden[part]) if ctx.logits is None else ctx.logits, None
-            slope = head.slope(logits)
-            best = logits.argmax(-1, keepdim=True) if top is not None else None
-            logits.sub_(normalizer[part, None])
-            p = logits.exp() if h is not None else logits.exp_()
+            if ctx.p is not None:
+                p, ctx.p, slope = ctx.p, None, head.scale
+            else:
+                logits = head.logits(hidden[part])
+                p, slope = logits.softmax(-1), head.slope(logits)
+            best = p.argmax(-1, keepdim=True) if top is not None else None
             # d logp / d logits = onehot - p, d entropy = -p (log p + entropy), d sum_p2 = 2 p (p - sum_p2):
             # all of it p times a factor, but for the one-hot rows.
             factor = torch.zeros_like(normalizer[part, None])
             for g in (pick, top):
                 factor = factor if g is None else factor - g[part, None]
             if h is not None:
-                factor = factor - _finite(logits).add_(entropy[part, None]).mul_(h[part, None])
+                logp = _finite(logits.sub_(normalizer[part, None]))
+                factor = factor - logp.add_(entropy[part, None]).mul_(h[part, None])
             if s is not None:
                 factor = factor + 2 * s[part, None] * (p - sum_p2[part, None])
             d = p.mul_(factor)
