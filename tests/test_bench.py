@@ -10,16 +10,21 @@ import pytest
 from attrs import evolve
 
 from upo.bench.__main__ import bench
-from upo.bench.cases import Case, Work, ideal, rows, suite
+from upo.bench.cases import Case, Work, many_responses, rows, suite
 from upo.bench.floor import needed, rate
 from upo.bench.model import text, tokenizer
 from upo.bench.report import verdict
 from upo.errors import UserError
 
 
-def test_ideal_gain_by_hand():
-    assert ideal(100, 100, 2) == pytest.approx(4 / 3)
-    assert ideal(400, 100, 16) == pytest.approx(16 * 500 / 2000)
+def test_what_sharing_prompts_can_save_by_hand():
+    """Two responses: the padded twin computes the prompt's layers and scores twice, the head no more often."""
+    ours = Work("forward", prompt=3, response=2, pairs=1, steps=1)
+    weights = 6 * (4 * 256 * 256 + 3 * 256 * 704)
+    more = 2 * weights * 3 + 4 * 256 * 6 * 6
+    assert needed(evolve(ours, layout="padded"), 1) == pytest.approx(needed(ours, 1) + more)
+    large_prompts = many_responses(16, 4000, 1)
+    assert large_prompts.at_least is not None and 0.85 * 15 < large_prompts.at_least < 0.85 * 16
 
 
 def test_needed_operations_by_hand():

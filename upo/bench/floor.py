@@ -1,7 +1,8 @@
 """The machine's own limit: needed operations by the matrix rate of the model's own shapes.
 
-Needed: each unique token once through the layers (prompts once for all their responses), attention by segments, the
-head where a response token is predicted; twice as much again for the backward pass; once more for a live reference.
+Needed: each unique token once through the layers (a prompt once for all its responses, in the padded twin once for
+each), attention by segments, the head where a response token is predicted; twice as much again for the backward pass;
+once more for a live reference.
 """
 
 import statistics
@@ -31,8 +32,9 @@ def needed(work: Work, forwards: int) -> float:
     total, made = 0.0, rows(work, work.pairs * work.steps)
     for prompt, responses in made:
         p, bodies = len(prompt), [len(r) for r in responses]  # EOS is a target, never an input
-        scores = p * (p + 1) / 2 + sum(n * p + n * (n + 1) / 2 for n in bodies)
-        total += 2 * weights * (p + sum(bodies))
+        prompts = len(bodies) if work.layout == "padded" else 1
+        scores = prompts * p * (p + 1) / 2 + sum(n * p + n * (n + 1) / 2 for n in bodies)
+        total += 2 * weights * (prompts * p + sum(bodies))
         total += 4 * c["hidden_size"] * c["num_hidden_layers"] * scores
         total += 2 * c["hidden_size"] * work.vocabulary * sum(n + 1 for n in bodies)
     return forwards * total / len(made)
