@@ -115,8 +115,8 @@ def test_dotted_keys_reach_what_the_command_line_reaches() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "name"),
-    [("a.beta", 0.05, "beta0.05"), ("a.lr", "1e-4", "lr1e-4"), ("a.class_path", "x.y.UPO", "UPO"), ("on", True, "ontrue"),
-     ("w", {"simple": 1.0, "safe": 2}, "wsimple-1.0-safe-2"), ("path", "data/a b", "pathdata-a-b")],
+    [("a.beta", 0.05, "beta0.05"), ("a.lr", "1e-4", "lr1e-4"), ("a.class_path", "x.y.UPO", "UPO"),
+     ("on", True, "ontrue"), ("w", {"simple": 1.0, "safe": 2}, "wsimple-1.0-safe-2"), ("path", "data/a b", "pathdata-a-b")],
 )  # fmt: skip
 def test_changes_name_runs(key: str, value: object, name: str) -> None:
     assert named(key, value) == name
@@ -229,7 +229,9 @@ def test_a_killed_study_goes_on(here: Path) -> None:
     """The whole study is killed: its runs end too, and the next call continues the one that was running."""
     more = {"trainer.max_steps": 40, "trainer.max_epochs": -1, "checkpoint.every_n_train_steps": 2}
     file = study(runs=[{"name": "a", "config": "dpo.yaml", "overrides": more, "seeds": [0, 1]}])
-    process = subprocess.Popen([sys.executable, "-m", "upo.ablate", str(file)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "upo.ablate", str(file)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     checkpoints = Path("runs/s/a_seed0/checkpoints")
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step=*.ckpt")):

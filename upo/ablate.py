@@ -1,8 +1,8 @@
 """Studies: `python -m upo.ablate experiments/studies/stories/study.yaml`.
 
 One YAML names experiments and what to change in them (upo.study.plan says how). Each run gets a complete YAML of its
-own, is trained where it is missing, and all are compared. What is finished is never trained again: a second call draws the
-comparison anew and does nothing else; a killed study goes on where it was, its runs from their checkpoints.
+own, is trained where it is missing, and all are compared. What is finished is never trained again: a second call draws
+the comparison anew and does nothing else; a killed study goes on where it was, its runs from their checkpoints.
 """
 
 import fcntl
@@ -16,11 +16,13 @@ from pathlib import Path
 import yaml
 from jsonargparse.typing import PositiveInt
 
-from upo.study import tasks
 from upo.errors import UserError, did_you_mean, short_errors
+from upo.study import tasks
 from upo.study.manifest import Manifest, finished
 from upo.study.plan import Planned, Study, read_study
 from upo.study.workers import BEGUN, Task, answer, run_tasks
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -59,13 +61,14 @@ def ablate(
         _refuse_other_config(run)
     stages = _checked(missing)
     if dry_run:
-        _list(study, wanted, missing)
+        _list(study, wanted)
         return []
     with _alone(study.folder):
         manifest = Manifest(study)
+        todo = {run.label for run in missing}
         for run in study.runs:
             run.file.parent.mkdir(parents=True, exist_ok=True)
-            if run in missing or not run.file.exists():
+            if run.label in todo or not run.file.exists():
                 run.file.write_text(run.text())
         manifest.write()
         if sweep is not None:
@@ -94,7 +97,7 @@ def _chosen(study: Study, only: Sequence[str]) -> list[Planned]:
 def _refuse_other_config(run: Planned) -> None:
     """A run folder that an earlier version of the study began is neither kept nor continued in silence."""
     begun = finished(run) or (run.folder / "checkpoints").exists()
-    if begun and run.file.exists() and yaml.safe_load(run.file.read_text()) != run.config:
+    if begun and run.file.exists() and yaml.load(run.file.read_text(), LOADER) != run.config:
         raise UserError(f"{run.folder} was made with other settings ({run.file}); delete it, or name another `folder`")
 
 
@@ -113,13 +116,13 @@ def _checked(missing: Sequence[Planned]) -> list[tuple[Path, Path]]:
     return stages
 
 
-def _list(study: Study, wanted: Sequence[Planned], missing: Sequence[Planned]) -> None:
+def _list(study: Study, wanted: Sequence[Planned]) -> None:
     for name in dict.fromkeys(run.name for run in wanted):
         own = [run for run in wanted if run.name == name]
-        todo = [str(run.seed) for run in own if run in missing]
+        todo = [str(run.seed) for run in own if not finished(run)]
         done = len(own) - len(todo)
         print(f"{name}: seeds to train: {', '.join(todo) or 'none'}" + (f" ({done} finished)" if done else ""))
-    print(f"{len(missing)} of {len(wanted)} runs are to be trained, into {study.folder}")
+    print(f"{sum(not finished(run) for run in wanted)} of {len(wanted)} runs are to be trained, into {study.folder}")
 
 
 @contextmanager

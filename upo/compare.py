@@ -37,8 +37,13 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--baseline", type=Path | None, help="which of them the others are compared with (the first)")
     parser.add_argument("--seeds", type=PositiveInt, default=1, help="train seeds 0, 1, ... of each YAML: how many")
     parser.add_argument(
-        "--at_kl", type=list[PositiveFloat], nargs="+", default=[], help="compare methods at these KL, between strengths"
+        "--at_kl",
+        type=list[PositiveFloat],
+        nargs="+",
+        default=[],
+        help="compare methods at these KL, between strengths",
     )
+    parser.add_argument("--paper", type=bool, default=False, help="print the UPO paper's published cells beside ours")
     parser.add_argument("--out", type=Path | None, help="folder for the files (default: where the first run lies)")
     given = parser.parse_args(args).as_dict()
     try:
@@ -53,6 +58,7 @@ def compare(
     baseline: Path | None = None,
     seeds: int = 1,
     at_kl: Sequence[float] = (),
+    paper: bool = False,
     out: Path | None = None,
 ) -> dict:
     """What `python -m upo.compare` does; returns the content of comparison.json."""
@@ -77,6 +83,10 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     content = table_of(groups, base, figures(read)) | {"notes": notes}
     content |= fronts_of(groups, base, figures(read), at_kl)
+    if paper:
+        from upo.comparison.paper import beside_published
+
+        content["published"] = beside_published(groups)
     write_json(out / "comparison.json", content)
     from upo.comparison.curves import draw_curves
     from upo.comparison.page import page
@@ -124,9 +134,7 @@ def table_of(groups: "Sequence[Group]", base: "Group", names: Sequence[str]) -> 
         return found | ({} if distinct is None else {"distinct_2": {"mean": distinct}})
 
     reference = means(base, "reference")
-    rows = (
-        [{"name": "reference", "method": "", "settings": {}, "seeds": [], "figures": reference}] if reference else []
-    )
+    rows = [{"name": "reference", "method": "", "settings": {}, "seeds": [], "figures": reference}] if reference else []
     for group in groups:
         figures = means(group, "policy") | _plain({ACCURACY: group.mean(ACCURACY)})
         folders = [str(run.folder) for run in group.runs]

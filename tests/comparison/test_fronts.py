@@ -10,9 +10,9 @@ import pytest
 from test_compare import run_folder
 
 from upo.compare import compare, main
-from upo.comparison import equal_kl
+from upo.comparison import Group, Run, equal_kl, grouped, ordered, read_run
 from upo.comparison.fronts import expected_utility, hypervolume, pareto, sparsity
-from upo.comparison import Group, Run, grouped, ordered, read_run
+from upo.comparison.published import MODELS, TABLES, column_of, row_of
 from upo.comparison.settings import differing, settings_of, short_names
 
 # ---- measures of a front ---------------------------------------------------------------------------------------------
@@ -224,3 +224,46 @@ def test_curves_are_drawn_where_runs_logged_them(sweep: list[Path], tmp_path: Pa
         (run / "metrics.csv").write_text("step,train/rewards/margins\n" + "\n".join(rows))
     compare(sweep, out=tmp_path / "out")
     assert (tmp_path / "out" / "comparison.curves.png").stat().st_size > 5_000
+
+
+# ---- published figures -----------------------------------------------------------------------------------------------
+
+
+def test_published_tables_are_whole() -> None:
+    """Nine methods on five models each; the averages that the paper prints, where it prints them, agree."""
+    averages = {
+        0: {"SFT": 29.4, "UPO": 31.6, "KTO": 20.2},
+        1: {"UPO": 28.2, "A-LOL": 67.7},
+        4: {"CSFT": 8.01, "DPO": 8.68},
+    }
+    for number, table in enumerate(TABLES):
+        assert len(table.rows) == 9 and {len(values) for values in table.rows.values()} == {len(MODELS)}
+        for row, mean in averages.get(number, {}).items():
+            assert sum(table.rows[row]) / 5 == pytest.approx(mean, abs=0.12)
+    assert [row_of(name) for name in ("UPO", "ALOL", "OPPO", "AOPPO", "UPODPO")] == [
+        "UPO",
+        "A-LOL",
+        "oPPO",
+        "aoPPO",
+        None,
+    ]
+    paths = ("huggyllama/llama-7b", "ContextualAI/archangel_kto_pythia2-8b", "x/pythia-1.4b-sft", "gpt2")
+    assert [column_of({"model.policy.path": path}) for path in paths] == [0, 3, 2, None]
+
+
+def test_our_cells_stand_beside_published_ones(tmp_path: Path, capsys) -> None:
+    run = run_folder(tmp_path / "upo_seed0", "UPO", 0, 0.3)
+    with pytest.raises(SystemExit):
+        main([str(run), "--paper"])
+    assert "no run is of a published method" in capsys.readouterr().err
+    config = json.loads((run / "config.yaml").read_text())
+    config["model"]["init_args"]["policy"] = {"path": "huggyllama/llama-13b"}
+    (run / "config.yaml").write_text(json.dumps(config))
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    wins = {f"policy/win_rate_vs_chosen{end}": x for end, x in (("", 0.451), ("_low", 0.41), ("_high", 0.49))}
+    evaluation["metrics"] |= wins | {"policy/violations/safe_k10_eps0.001": 0.2}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    main([str(run), "--paper"])
+    out = capsys.readouterr().out
+    assert "45.1 ±4 (44.4)" in out and "20 (23.8)" in out and "(41.4)" in out
+    assert "45.1 ±4 (44.4)" in (tmp_path / "comparison.md").read_text()

@@ -35,15 +35,13 @@ def page(content: Mapping[str, Any]) -> str:
         f'<button data-family="{_safe(family)}"><span style="color:{color}">&#9679;</span> {_safe(family)}</button>'
         for family, color in colors.items()
     )
-    fronts = "".join(
-        f"<section>{_drawing(front, colors)}{_measures(front)}</section>" for front in content["fronts"]
-    )
+    fronts = "".join(f"<section>{_drawing(front, colors)}{_measures(front)}</section>" for front in content["fronts"])
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title>'
         f"<style>{STYLE}</style><h1>Comparison</h1><p>Large points: means over seeds with 95 % intervals; hollow ones "
         "are beaten by another one of their method. Small points: runs. Star: the reference.</p>"
         f'<p class="legend">{legend}</p><div class="fronts">{fronts}</div>{_rows(content)}'
-        f'<script>{SCRIPT}</script></html>\n'
+        f"<script>{SCRIPT}</script></html>\n"
     )
 
 
@@ -105,7 +103,7 @@ def _mean(point: Mapping[str, Any], front: Mapping[str, Any], x: Any, y: Any) ->
     a, b = point["x"]["mean"], point["y"]["mean"]
     settings = "".join(f"\n{key} {value}" for key, value in point["settings"].items())
     tip = _title(f"{point['name']}{settings}\n{front['x']} {cell(point['x'])}\n{front['y']} {cell(point['y'])}")
-    cross = f'M{x(point["x"]["low"])},{y(b)}H{x(point["x"]["high"])}M{x(a)},{y(point["y"]["low"])}V'
+    cross = f"M{x(point['x']['low'])},{y(b)}H{x(point['x']['high'])}M{x(a)},{y(point['y']['low'])}V"
     fill = "" if point["front"] else ' fill="#fff"'
     return (
         f'<path d="{cross}{y(point["y"]["high"])}" fill="none"/>'
@@ -115,7 +113,9 @@ def _mean(point: Mapping[str, Any], front: Mapping[str, Any], x: Any, y: Any) ->
 
 def _measures(front: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(name for own in front["families"].values() for name in own))
-    rows = [[family, *(f"{own[n]:.3g}" if n in own else "" for n in names)] for family, own in front["families"].items()]
+    rows = [
+        [family, *(f"{own[n]:.3g}" if n in own else "" for n in names)] for family, own in front["families"].items()
+    ]
     return _table(["", *(name.replace("_", " ") for name in names)], rows)
 
 

@@ -171,7 +171,7 @@ def ordered(groups: Sequence[Group]) -> list[Group]:
         for group in own:
             values = group.runs[0].settings
             group.settings = {names[key]: shown(values[key]) for key in keys if key in values}
-        found += sorted(own, key=lambda group: [natural(group.runs[0].settings.get(key)) for key in keys])  # noqa: B023
+        found += sorted(own, key=lambda group: [natural(group.runs[0].settings.get(key)) for key in keys])
     place = {method: i for i, method in enumerate(dict.fromkeys(group.method for group in groups))}
     return sorted(found, key=lambda group: place[group.method])
 

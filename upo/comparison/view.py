@@ -30,7 +30,7 @@ def print_comparison(content: Mapping[str, Any]) -> None:
     console.print("mean ± half of the 95 % interval over prompts and seeds")
     figures = [name for name in content["figures"] if not many or name in TRADED]
     if many:
-        console.print(_lines([(_label(row), row["figures"]) for row in rows], figures, marked=False))
+        console.print(_lines([(row["name"], row["figures"]) for row in rows], figures, marked=False))
     else:
         table = Table("")
         for row in rows:
@@ -55,10 +55,26 @@ def print_comparison(content: Mapping[str, Any]) -> None:
             console.print(f"at KL {measured['kl']:g}, minus {measured['baseline']}; * the interval excludes 0")
             part = list(measured["minus_baseline"].items())
             console.print(_lines(part, _known(part), marked=True))
+    for published in content.get("published", []):
+        console.print(f"{published['title']}: ours (published)")
+        heads, lines = _published(published)
+        table = Table(*heads)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    return row["name"]
+def _published(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of a published table; of ours alone the models that we have."""
+    cells = table["cells"]
+    ours = [model for model in next(iter(cells.values())) if any("ours" in row[model] for row in cells.values())]
+    models = ours or list(next(iter(cells.values())))
+
+    def text(own: Mapping[str, float]) -> str:
+        half = f" ±{own['half']:.3g}" if "half" in own else ""
+        return f"{own['ours']:.3g}{half} ({own['published']:g})" if "ours" in own else f"({own['published']:g})"
+
+    return ["", *models], [[row, *(text(own[model]) for model in models)] for row, own in cells.items()]
 
 
 def _settings(row: Mapping[str, Any]) -> str:
@@ -154,6 +170,8 @@ def markdown(content: Mapping[str, Any], pictures: Sequence[str]) -> str:
         names = list(dict.fromkeys(name for own in front["families"].values() for name in own))
         lines = [[k, *(f"{v[n]:.3g}" if n in v else "" for n in names)] for k, v in front["families"].items()]
         parts.append(_pipes(["", *(name.replace("_", " ") for name in names)], lines))
+    for published in content.get("published", []):
+        parts += [f"## {published['title']}", "Ours (published).", _pipes(*_published(published))]
     parts += [f"![{name}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
 

@@ -20,6 +20,7 @@ from upo.errors import UserError, did_you_mean
 
 KEYS = ("folder", "generate", "seeds", "baseline", "overrides", "runs", "compare")
 ENTRY_KEYS = ("name", "config", "overrides", "grid", "list", "seeds")
+COMPARE_KEYS = ("at_kl", "paper")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -86,6 +87,7 @@ def read_study(file: Path) -> Study:
     baseline = content.get("baseline")
     if baseline is not None and baseline not in names:
         raise UserError(f"{file}: the baseline `{baseline}` is no run; {did_you_mean(str(baseline), names)}")
+    _known(content.get("compare") or {}, COMPARE_KEYS, f"{file}, `compare`")
     generate = content.get("generate") or []
     if not all(isinstance(x, dict) and isinstance(x.get("out"), str) for x in generate):
         raise UserError(f"{file}: `generate` is a list of mappings, each with `out`, the file that it writes")
@@ -162,7 +164,7 @@ def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:
     """
     *parents, last = str(key).split(".")
     node: Any = config
-    for part, following in zip(parents, [*parents[1:], last], strict=True):
+    for part, following in zip(parents, [*parents, last][1:], strict=True):
         node = _arguments(node, part)
         if isinstance(node, list):
             node = node[_place(node, part, key, where)]

@@ -9,8 +9,8 @@ gc.disable()
 import matplotlib.pyplot  # noqa: E402, F401
 import transformers.models.llama.modeling_llama  # noqa: E402, F401
 
-import upo.cli  # noqa: E402, F401
-import upo.measure  # noqa: E402, F401
+import upo.cli  # noqa: E402
+import upo.measure  # noqa: E402
 import upo.sampling  # noqa: E402, F401
 
 gc.enable()

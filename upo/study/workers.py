@@ -5,7 +5,6 @@ multiprocessing's fork server. Each run still is a process of its own, with its 
 """
 
 import contextlib
-import io
 import multiprocessing
 import os
 import signal
