@@ -106,7 +106,8 @@ def test_the_table_shows_the_trade_side_by_side(runs: list[Path], tmp_path: Path
     assert places == list(range(places[0], places[0] + 3))
     assert any("minus x_kto" in line for line in lines)
     assert "0.200 ±0.000*" in [x for x in lines if "objective" in x][-1]
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"comparison.json", "comparison.png"}
+    files = {f"comparison.{end}" for end in ("json", "md", "html", "png")}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == files
     main([str(p) for p in sorted((tmp_path / "out").iterdir())] + [*map(str, runs), "--out", str(tmp_path / "out")])
 
 

@@ -108,7 +108,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.folder = Path(self.config.trainer.default_root_dir)
         self.checkpoint = _prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
-        _run_earlier_stages([_beside(path, self.files) for path in self.config.after])
+        _run_earlier_stages([beside(path, self.files) for path in self.config.after])
 
     def instantiate_trainer(self, **kwargs: Any):
         trainer, given = self.config_init.trainer, self.config_init.trainer.logger
@@ -181,7 +181,7 @@ def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str
     return None
 
 
-def _beside(path: str, configs: Sequence[Path]) -> Path:
+def beside(path: str, configs: Sequence[Path]) -> Path:
     """A path of the config, relative to the YAML that names it or to the working directory."""
     folders = [config.parent for config in configs]
     return next((f / path for f in reversed(folders) if (f / path).exists()), Path(path))

@@ -1,9 +1,10 @@
 """Runs compared: `python -m upo.compare runs/quickstart runs/quickstart_kto`.
 
-Runs that differ in their seed alone are one row. Intervals are 95 % ones over prompts and seeds
-(upo.metrics.intervals.crossed); differences are taken between the same prompt and the same seed first, so that what
-makes a prompt easy or hard drops out. What a method gains is never shown without what it costs: preference, objective
-and KL stand side by side.
+Runs that differ in their seed alone are one row; rows stand by method and name the hyper-parameters that differ.
+Intervals are 95 % ones over prompts and seeds (upo.metrics.intervals.crossed); differences are taken between the same
+prompt and the same seed first, so that what makes a prompt easy or hard drops out. What a method gains is never shown
+without what it costs: preference, objective and KL stand side by side. Of a method at several strengths there are
+fronts (upo.comparison.fronts) and figures at equal KL (upo.comparison.equal_kl).
 """
 
 import subprocess
@@ -12,19 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from upo.errors import UserError
 
 if TYPE_CHECKING:
-    from upo.comparison import Group
+    from upo.comparison.runs import Group
     from upo.metrics.intervals import Interval
 
 ACCURACY = "val/rewards/accuracies"
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Compares finished runs: a table, paired differences, comparison.json and comparison.png.
+    """Compares finished runs: tables, paired differences, fronts; as comparison.json, .md, .html and pictures.
 
     Runs that differ in their seed alone are averaged. YAMLs of experiments may stand for runs: what is not trained yet
     is trained first, one run folder a seed, called <run folder>_seed<k>.
@@ -35,6 +36,14 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or YAMLs of experiments")
     parser.add_argument("--baseline", type=Path | None, help="which of them the others are compared with (the first)")
     parser.add_argument("--seeds", type=PositiveInt, default=1, help="train seeds 0, 1, ... of each YAML: how many")
+    parser.add_argument(
+        "--at_kl",
+        type=list[PositiveFloat],
+        nargs="+",
+        default=[],
+        help="compare methods at these KL, between strengths",
+    )
+    parser.add_argument("--paper", type=bool, default=False, help="print the UPO paper's published cells beside ours")
     parser.add_argument("--out", type=Path | None, help="folder for the files (default: where the first run lies)")
     given = parser.parse_args(args).as_dict()
     try:
@@ -44,39 +53,80 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def compare(runs: Sequence[Path], baseline: Path | None = None, seeds: int = 1, out: Path | None = None) -> dict:
+def compare(
+    runs: Sequence[Path],
+    baseline: Path | None = None,
+    seeds: int = 1,
+    at_kl: Sequence[float] = (),
+    paper: bool = False,
+    out: Path | None = None,
+) -> dict:
     """What `python -m upo.compare` does; returns the content of comparison.json."""
     from upo.callbacks.run_folder import write_json
-    from upo.comparison import figures, grouped, read_run, unlike
+    from upo.comparison.runs import figures, grouped, ordered, read_run, unlike
 
     named = [run for run in runs if not run.name.startswith("comparison.")]  # `runs/*` catches earlier results too
     folders = [folder for run in named for folder in finished(run, seeds)]
+    if not folders:
+        raise UserError("no runs to compare")
     read = [read_run(folder) for folder in folders]
     groups = grouped(read)
     start = read_run(finished(baseline, seeds)[0]).key if baseline is not None else groups[0].runs[0].key
     base = next((group for group in groups if group.runs[0].key == start), None)
     if base is None:
         raise UserError(f"--baseline {baseline} is none of the runs; name it among them too")
-    if names := unlike(read):
-        print(
-            f"note: the runs were evaluated with different {', '.join(names)}: evaluate them alike",
-            file=sys.stderr,
-        )
+    groups = ordered(groups)
+    notes = [f"evaluated with different {', '.join(unlike(read))}: evaluate them alike"] if unlike(read) else []
+    for note in notes:
+        print(f"note: the runs were {note}", file=sys.stderr)
     out = out or folders[0].parent
-    content = table_of(groups, base, figures(read))
     out.mkdir(parents=True, exist_ok=True)
+    content = table_of(groups, base, figures(read)) | {"notes": notes}
+    content |= fronts_of(groups, base, figures(read), at_kl)
+    if paper:
+        from upo.comparison.paper import beside_published
+
+        content["published"] = beside_published(groups)
     write_json(out / "comparison.json", content)
-    from upo.comparison_view import draw, print_comparison
+    from upo.comparison.curves import draw_curves
+    from upo.comparison.page import page
+    from upo.comparison.pictures import draw_fronts
+    from upo.comparison.view import markdown, print_comparison
 
     print_comparison(content)
-    if draw(groups, out / "comparison.png"):
-        print(f"{out / 'comparison.png'}, {out / 'comparison.json'}")
+    pictures = [
+        name
+        for name, drawn in (
+            ("comparison.png", draw_fronts(content["fronts"], out / "comparison.png")),
+            ("comparison.curves.png", draw_curves(groups, out / "comparison.curves.png")),
+        )
+        if drawn
+    ]
+    (out / "comparison.md").write_text(markdown(content, pictures))
+    (out / "comparison.html").write_text(page(content), encoding="utf-8")
+    print(", ".join(str(out / name) for name in ("comparison.json", "comparison.md", "comparison.html", *pictures)))
     return content
+
+
+def fronts_of(
+    groups: "Sequence[Group]", base: "Group", names: Sequence[str], at_kl: Sequence[float]
+) -> dict[str, list[dict[str, Any]]]:
+    """Fronts of all methods, and their figures at equal KL; a baseline there is its method at all strengths."""
+    from upo.comparison import equal_kl
+    from upo.comparison.fronts import fronts
+
+    families: dict[str, list[Group]] = {}
+    for group in groups:
+        families.setdefault(group.family, []).append(group)
+    return {
+        "fronts": fronts(groups, names),
+        "at_kl": [equal_kl.at_kl(families, names, x, base.family) for x in at_kl],
+    }
 
 
 def table_of(groups: "Sequence[Group]", base: "Group", names: Sequence[str]) -> dict[str, Any]:
     """Means by row and figure, then differences: from each run's own reference, and from the baseline."""
-    from upo.comparison import difference
+    from upo.comparison.runs import difference
 
     def means(group: "Group", writer: str) -> dict[str, Any]:
         found = _plain({name: group.mean(f"{writer}/{name}") for name in names})
@@ -84,7 +134,7 @@ def table_of(groups: "Sequence[Group]", base: "Group", names: Sequence[str]) -> 
         return found | ({} if distinct is None else {"distinct_2": {"mean": distinct}})
 
     reference = means(base, "reference")
-    rows = [{"name": "reference", "method": "", "seeds": [], "figures": reference}] if reference else []
+    rows = [{"name": "reference", "method": "", "settings": {}, "seeds": [], "figures": reference}] if reference else []
     for group in groups:
         figures = means(group, "policy") | _plain({ACCURACY: group.mean(ACCURACY)})
         folders = [str(run.folder) for run in group.runs]
@@ -92,6 +142,8 @@ def table_of(groups: "Sequence[Group]", base: "Group", names: Sequence[str]) -> 
             {
                 "name": group.name,
                 "method": group.method,
+                "family": group.family,
+                "settings": group.settings,
                 "seeds": group.seeds,
                 "runs": folders,
                 "figures": figures,

@@ -1,13 +1,15 @@
-"""Runs side by side: reading run folders, grouping them by everything but the seed, means and paired differences."""
+"""Run folders read, grouped by everything but the seed, ordered by method; means and paired differences."""
 
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
 
+from upo.comparison.settings import differing, natural, settings_of, short_names, shown
 from upo.errors import UserError
 from upo.metrics.intervals import Interval, crossed
 
@@ -25,9 +27,15 @@ class Run:
     method: str
     """Class name."""
     seed: int
-    key: str
+    settings: dict[str, Any]
     """Everything of the configuration that makes a result, without the seed."""
+    family: str
+    """Runs of one method at several strengths: the entry of a study, elsewhere the method."""
     evaluation: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return json.dumps(self.settings, sort_keys=True, default=str)
 
     @property
     def name(self) -> str:
@@ -49,10 +57,17 @@ class Group:
 
     name: str
     runs: list[Run] = field(factory=list)
+    settings: dict[str, str] = field(factory=dict)
+    """The hyper-parameters in which groups of its method differ."""
+    _means: dict[str, Interval | None] = field(factory=dict)
 
     @property
     def method(self) -> str:
         return self.runs[0].method
+
+    @property
+    def family(self) -> str:
+        return self.runs[0].family
 
     @property
     def seeds(self) -> list[int]:
@@ -60,8 +75,10 @@ class Group:
 
     def mean(self, figure: str) -> Interval | None:
         """Mean over prompts and seeds; None where no run has the figure."""
-        rows = [(prompt, run.seed, x) for run in self.runs for prompt, x in run.values(figure)]
-        return _interval(rows)
+        if figure not in self._means:
+            rows = [(prompt, run.seed, x) for run in self.runs for prompt, x in run.values(figure)]
+            self._means[figure] = _interval(rows)
+        return self._means[figure]
 
     def plain(self, figure: str) -> float | None:
         """Mean over the runs of a figure that is none of single prompts, such as `policy/distinct_2`."""
@@ -112,16 +129,20 @@ def read_run(folder: Path) -> Run:
         )
     if not (folder / "evaluation.json").is_file():
         raise UserError(f"{folder} is not evaluated yet; run: python -m upo.evaluate {folder} --judge REWARD")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
+    config = yaml.load((folder / "config.yaml").read_text(), loader)
     method = str(config["model"]["class_path"]).rpartition(".")[2]
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    return Run(folder, method, int(config.get("seed_everything") or 0), _key(config), evaluation)
+    seed = int(config.get("seed_everything") or 0)
+    return Run(folder, method, seed, settings_of(config), _entry(folder) or method, evaluation)
 
 
-def _key(config: dict[str, Any]) -> str:
-    trainer = {k: config["trainer"].get(k) for k in ("max_epochs", "max_steps", "gradient_clip_val", "precision")}
-    data = {k: v for k, v in config["data"].items() if k not in ("seed", "workers", "rewards_cache")}
-    return json.dumps([config["model"], data, trainer], sort_keys=True, default=str)
+def _entry(folder: Path) -> str | None:
+    """The study's entry that a run comes from, by the manifest beside its folder."""
+    with suppress(OSError, ValueError, KeyError):
+        rows = json.loads((folder.parent / "manifest.json").read_text())["runs"]
+        return next((row["entry"] for row in rows if Path(row["folder"]).name == folder.name), None)
+    return None
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
@@ -138,6 +159,21 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
             raise UserError(f"{twin.folder} and {run.folder} are the same run with the same seed; name one of them")
         group.runs.append(run)
     return list(groups.values())
+
+
+def ordered(groups: Sequence[Group]) -> list[Group]:
+    """By method, in the order in which methods came, then by the hyper-parameters that differ; names these."""
+    found = []
+    for family in dict.fromkeys((group.method, group.family) for group in groups):
+        own = [group for group in groups if (group.method, group.family) == family]
+        keys = differing([group.runs[0].settings for group in groups if group.method == family[0]])
+        names = short_names(keys)
+        for group in own:
+            values = group.runs[0].settings
+            group.settings = {names[key]: shown(values[key]) for key in keys if key in values}
+        found += sorted(own, key=lambda group: [natural(group.runs[0].settings.get(key)) for key in keys])
+    place = {method: i for i, method in enumerate(dict.fromkeys(group.method for group in groups))}
+    return sorted(found, key=lambda group: place[group.method])
 
 
 def unlike(runs: Sequence[Run]) -> list[str]:

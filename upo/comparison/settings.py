@@ -1,0 +1,66 @@
+"""What of a configuration makes a result, and how to say in few words where two configurations differ."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TRAINER = ("max_epochs", "max_steps", "gradient_clip_val", "precision", "callbacks")
+HARMLESS = ("seed", "workers", "rewards_cache")
+"""Arguments of the data that change no result, or only as the seed does."""
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that makes a result, the seed aside: dotted key to plain value; classes lose their `init_args`."""
+    trainer = {k: config["trainer"].get(k) for k in TRAINER}
+    data = {k: v for k, v in config["data"].items() if k not in HARMLESS}
+    after = {"after": config["after"]} if config.get("after") else {}
+    return _flat({"model": config["model"], "data": data, "trainer": trainer} | after, "")
+
+
+def _flat(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {key: value}
+    found: dict[str, Any] = {}
+    for name, x in value.items():
+        inner = key if name == "init_args" else f"{key}.{name}".strip(".")
+        if name == "init_args" and not x:
+            continue
+        found |= _flat(x, inner)
+    return found
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys in which they are not all alike, in the order of the first that has them."""
+    keys = dict.fromkeys(key for own in settings for key in own)
+    return [k for k in keys if len({json.dumps(own.get(k), sort_keys=True, default=str) for own in settings}) > 1]
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest ending of each key that is no other key's."""
+    found = {}
+    for key in keys:
+        parts = key.removesuffix(".class_path").split(".")
+        for n in range(1, len(parts) + 1):
+            end = ".".join(parts[-n:])
+            if sum(f".{other.removesuffix('.class_path')}".endswith(f".{end}") for other in keys) == 1:
+                break
+        found[key] = end
+    return found
+
+
+def shown(value: Any) -> str:
+    """A setting as a table shows it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str):
+        return value.rpartition(".")[2] if value.count(".") and "/" not in value and " " not in value else value
+    return json.dumps(value, default=str)
+
+
+def natural(value: Any) -> tuple[int, float, str]:
+    """Sorts settings: none first, numbers by size, the rest as text."""
+    if value is None:
+        return 0, 0.0, ""
+    if isinstance(value, (int, float)):
+        return 1, float(value), ""
+    return 2, 0.0, str(value)

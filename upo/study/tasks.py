@@ -1,0 +1,46 @@
+"""What a study does in forked processes; imported by the parent too, so what is heavy is imported where it is used."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def train(config: Path, folder: Path) -> None:
+    """A run from its YAML: from the beginning, or from its newest checkpoint."""
+    from upo.callbacks.checkpoint_io import latest
+    from upo.cli import main
+
+    main(["--config", str(config), *(["--ckpt_path", "last"] if latest(folder) else [])])
+
+
+def stage(config: Path, folder: Path) -> None:
+    """An earlier stage of several runs: trained once, and exported where they look for it."""
+    from upo.export import export
+
+    if not (folder / "summary.json").exists():
+        train(config, folder)
+    export(folder, folder / "export")
+
+
+def generate(arguments: Path) -> None:
+    """A preference set from a YAML with the arguments of `upo.generate`."""
+    from upo.command import command
+    from upo.generate import generate as function
+
+    command(function, "generate", ["--config", str(arguments)], positional=False)
+
+
+def compare(runs: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """`upo.compare`, its mistakes as one sentence."""
+    from upo.compare import compare as function
+    from upo.errors import short_errors
+
+    with short_errors():
+        function(runs, **options)
+
+
+def check(files: Sequence[tuple[str, Path]]) -> tuple[str | None, list[tuple[Path, Path]]]:
+    """See upo.study.check."""
+    from upo.study.check import check as function
+
+    return function(files)
