@@ -170,8 +170,8 @@ class Policy(nn.Module):
                 `token_logps`, `entropy`, `top_logp`, `sum_p2` (see `linear_values`), `kl` (KL(reference || policy) over
                 the whole vocabulary) and `reverse_kl` (KL(policy || reference)), all with gradients; `hidden`
                 [tokens, D] and `layers` [tokens, L, D], the predicting states of the last and of every layer.
-                By prompt [B, D]: `prompt_hidden`, the last layer's state at each prompt's last token, and `prompt_mean`,
-                the mean of its states over all tokens of the prompt.
+                By prompt [B, D]: `prompt_hidden`, the last layer's state at each prompt's last token, and
+                `prompt_mean`, the mean of its states over all tokens of the prompt.
             reference: for `kl` and `reverse_kl` the reference's `hidden` and `linear_head()`.
 
         Returns:

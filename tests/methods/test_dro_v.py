@@ -1,7 +1,5 @@
 """DRO-V: both gradients, its optimum, and the reward's scale, measured on the training data."""
 
-from types import SimpleNamespace
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -11,7 +9,8 @@ from tiny import arrange, unit, units
 from training import fit, make, pairs_file, resumed_equals_uninterrupted
 
 from upo.data.batch import UnpairedBatch
-from upo.data.example import Response
+from upo.data.example import Example, Response
+from upo.data.layout import Tokens
 from upo.errors import UserError
 from upo.logps import ResponseLogps
 from upo.methods.dro_v import DROV, dro_v_policy_loss, dro_v_value_loss
@@ -61,8 +60,8 @@ def test_descending_both_gradients_ends_at_the_closed_form():
     tau = 0.5
     theta = REFERENCE.log().clone().requires_grad_()
     value = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([theta, value], lr=0.05)
-    for _ in range(600):
+    optimizer = torch.optim.Adam([theta, value], lr=0.1)
+    for _ in range(300):
         optimizer.zero_grad()
         rho = theta.log_softmax(0) - REFERENCE.log()
         v = value.expand(3)
@@ -85,10 +84,10 @@ def test_with_the_best_v_of_two_responses_it_is_a_regression_of_their_difference
 # ---- the class -----------------------------------------------------------------------------------------------------
 
 
-def labelled(*responses: tuple[bool, float]) -> SimpleNamespace:
+def labelled(*responses: tuple[bool, float]) -> Tokens:
     """A unit of labelled responses with a measured length."""
     made = tuple(Response("x", desirable=good, rewards={"length": length}) for good, length in responses)
-    return SimpleNamespace(example=SimpleNamespace(responses=made))
+    return Tokens([3], ([4],) * len(made), Example("p", made))
 
 
 def test_the_scale_is_that_of_all_responses_of_the_training_data():
@@ -145,4 +144,4 @@ def test_a_pair_is_worth_1_and_minus_1():
     example = unit([3], [4], [5]).example
     ranked = example.with_responses(tuple(evolve(r, rank=i) for i, r in enumerate(example.responses)))
     (view,) = UnpairedBatch.views(ranked, 5)
-    assert made(DROV).measure_scale([SimpleNamespace(example=view)]) == (0.0, 1.0)
+    assert made(DROV).measure_scale([evolve(unit([3], [4], [5]), example=view)]) == (0.0, 1.0)

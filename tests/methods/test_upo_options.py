@@ -30,16 +30,11 @@ CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 128, "initializer
 COLUMNS = {"safety": 0.7, "reading": 0.3}
 LABELS = [True, False, True, True, True, False, True, False, True, True]
 OPTIONS = {
-    "clip": (UPO, {"weight_clip": 1.5}),
     "normalized": (UPO, {"normalize_weights": True}),
-    "clipped and normalized": (UPO, {"normalize_weights": True, "weight_clip": 1.5}),
-    "mean": (UPO, {"value_at": "mean"}),
-    "per reward": (UPO, {"value_per_reward": True}),
-    "all": (UPO, {"value_per_reward": True, "value_at": "mean", "normalize_weights": True}),
-    "ipo": (UPOIPO, {"normalize_weights": True}),
+    "all": (UPO, {"normalize_weights": True, "weight_clip": 8.0, "value_per_reward": True, "value_at": "mean"}),
+    "ipo": (UPOIPO, {"value_per_reward": True}),
     "shuffled": (UPOShuffled, {}),
-    "shuffled and normalized": (UPOShuffled, {"normalize_weights": True}),
-    "auxiliary": (AuxiliaryOnly, {"normalize_weights": True}),
+    "auxiliary": (AuxiliaryOnly, {"value_at": "mean", "weight_clip": 8.0}),
 }
 
 
@@ -108,7 +103,7 @@ def test_the_cut_of_a_step_and_the_layout_do_not_matter(name, methods):
     made = methods[name]
     whole = run(made, step(made))
     assert whole.isfinite().all() and whole[1:].abs().max() > 1e-3
-    for budget, layout in ((1, "packed"), (24, "packed"), (40, "padded")):
+    for budget, layout in ((24, "packed"), (40, "padded")):
         cut = step(made, budget, layout=layout)
         assert len(cut.micro_batches) > 1
         close(run(made, cut), whole)
@@ -177,19 +172,19 @@ def test_clipped_by_hand():
 
 
 def test_clipped_weights_reach_the_loss_and_the_metrics():
-    made = method(weight_clip=1.2)
+    made = method(weight_clip=8.0)
     used, plain = weights_of(made)
-    assert plain.max() > 1.2 > plain.min()
-    torch.testing.assert_close(used, plain.clamp(max=1.2))
+    assert plain.max() > 8 > plain.min()
+    torch.testing.assert_close(used, plain.clamp(max=8))
     run(made, whole := step(made))
     made.loss_of(whole.micro_batches[0], whole, made.statistics(whole), "train")
-    assert made.collect("train")["weights/max"].item() == pytest.approx(1.2)
+    assert made.collect("train")["weights/max"].item() == pytest.approx(8)
 
 
-@pytest.mark.parametrize("clip", [None, 1.2])
+@pytest.mark.parametrize("clip", [None, 8.0])
 def test_normalized_weights_have_mean_1_over_the_step(clip):
     used, plain = weights_of(method(normalize_weights=True, weight_clip=clip))
-    plain = plain.clamp(max=clip)
+    plain = plain.clamp(max=clip or math.inf)
     torch.testing.assert_close(used, plain / plain.mean())
     assert used.mean().item() == pytest.approx(1, abs=1e-6)
 
@@ -263,7 +258,9 @@ def test_one_reward_of_weight_1_needs_no_head_of_its_own():
 def safety_only(made) -> Step:
     whole = step(made)
     (batch,) = whole.micro_batches
-    return Step((evolve(batch, responses=evolve(batch.responses, rewards=batch.responses.rewards[:, :1])),), whole.counts)
+    return Step(
+        (evolve(batch, responses=evolve(batch.responses, rewards=batch.responses.rewards[:, :1])),), whole.counts
+    )
 
 
 def test_the_mean_of_prompt_states_is_that_of_the_prompt_alone():
@@ -327,10 +324,10 @@ def test_over_many_steps_shuffled_weights_say_nothing_of_a_response(monkeypatch)
     """Each response's mean weight tends to the mean of all: their spread falls as with independent draws."""
     made, total = method(UPOShuffled), torch.zeros(10)
     every = torch.arange(10).double()
-    for number in range(2000):
+    for number in range(500):
         monkeypatch.setattr(UPOShuffled, "global_step", number)
         total += made.couple(every).float()
-    assert (total / 2000 - 4.5).abs().max() < 4 * every.std().item() / 2000**0.5
+    assert (total / 500 - 4.5).abs().max() < 4 * every.std().item() / 500**0.5
 
 
 def test_the_auxiliary_term_alone_is_upos_without_its_preference():
@@ -349,8 +346,8 @@ class Shuffled(UPOShuffled):
     """With the options of a run that is killed and continued."""
 
     def __init__(self, *args, **kwargs):
-        options = {"reward_weights": {"length": 0.05}, "value_warmup_steps": 1, "normalize_weights": True}
-        super().__init__(*args, **options, value_per_reward=True, **kwargs)
+        options = {"reward_weights": {"length": 0.05}, "value_warmup_steps": 1, "value_dropout": 0.0}
+        super().__init__(*args, **options, normalize_weights=True, value_per_reward=True, **kwargs)
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):

@@ -1,9 +1,10 @@
 """Reward-weighted SFT: the likelihood of every response, chosen and rejected alike, times its auxiliary reward.
 
-Weighted behaviour cloning, a baseline of A-LOL (Baheti et al., ICLR 2024), https://arxiv.org/abs/2305.14718. Differs from
-SFT: rewards instead of labels say what to imitate, and a response counts by its mean token. Differs from UPO's auxiliary
-term: no value to compare with, no exponential, so that good responses to easy prompts weigh as much as those to hard
-ones. Preferences are not used; a reward of 0 leaves a response out. Deviations from the baseline: means over tokens.
+Weighted behaviour cloning, a baseline of A-LOL (Baheti et al., ICLR 2024), https://arxiv.org/abs/2305.14718. Differs
+from SFT: rewards instead of labels say what to imitate, and a response counts by its mean token. Differs from UPO's
+auxiliary term: no value to compare with, no exponential, so that good responses to easy prompts weigh as much as those
+to hard ones. Preferences are not used; a reward of 0 leaves a response out. Deviation from the baseline: means over
+tokens.
 """
 
 from typing import Any
@@ -45,7 +46,7 @@ class RewardWeightedSFT(Method):
         rewards = logps.objective(self.reward_weights)
         if (lowest := rewards.min()) < 0:
             raise UserError(
-                f"a response has the reward {lowest:.4g}: RewardWeightedSFT would drive its likelihood to 0 without end; "
+                f"a response has the reward {lowest:.4g}: RewardWeightedSFT would push its likelihood to 0; "
                 "choose rewards and `reward_weights` that are never negative"
             )
         return {"nll": Term(reward_weighted_loss(logps.logps, logps.lengths, rewards), "responses")}

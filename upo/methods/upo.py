@@ -183,6 +183,7 @@ class AuxiliaryRewards(Method):
             return known
         every = torch.zeros(step.counts["responses"], dtype=torch.float64, device=self.device)
         for batch in step.micro_batches:
+            assert batch.places is not None, "StepData numbers the responses"
             r, out = batch.responses, self.policy(batch.responses, self.extras)
             logps = ResponseLogps(out.pop("logps"), r.lengths, r.prompt_index, rewards=r.rewards, extras=out)
             if not batch.filler:
@@ -214,8 +215,8 @@ class AuxiliaryRewards(Method):
 
     def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
-        objective, value, weights = self.objective(logps), self.value(logps, dropout=False), self.log_weights(logps)
-        weights, preferred = weights.exp(), batch.preferred
+        objective, value, preferred = self.objective(logps), self.value(logps, dropout=False), batch.preferred
+        weights = advantage_weights(objective, value, lam=self.lam, clip=self.weight_clip)
         self.means(stage).update(
             **{"objective/chosen": objective[preferred], "objective/rejected": objective[~preferred]}
         )
