@@ -55,7 +55,10 @@ ALSO = {
     "BCO": {"delta"},
     "SPODegree": {"loss/preference", "loss/degree", "degree/accuracies"},
     "BetaDPO": {"beta", "gaps/mean", "gaps/spread"},
+    "AuxiliaryOnly": AUXILIARY - {"loss/preference"},
     "CalDPO": {"loss/preference", "loss/calibration"},
+    "DROV": {"loss/preference", "loss/value"},
+    "RewardWeightedSFT": {f"{name}/{side}" for name in ("objective", "nll") for side in ("chosen", "rejected")},
     "KTO": {"kl"},
     "KTOPair": {"kl/chosen", "kl/rejected"},
     "MPO": {"loss/preference", "loss/quality", "loss/nll"},
@@ -69,9 +72,12 @@ ALSO = {
     "TDPO1": {"kl/chosen", "kl/rejected"},
     "TDPO2": {"kl/chosen", "kl/rejected"},
     "UPODPO": AUXILIARY,
+    "UPOIPO": AUXILIARY,
+    "UPOShuffled": AUXILIARY | {"kl"},
     "WPO": {"weights"},
 }
-HEADS = {name: {"policy.", "value_head."} for name in (*OREOS, "UPO", "UPODPO")} | {
+UPOS = ("AuxiliaryOnly", "UPO", "UPODPO", "UPOIPO", "UPOShuffled")
+HEADS = {name: {"policy.", "value_head."} for name in (*OREOS, *UPOS, "DROV")} | {
     "SPODegree": {"policy.", "degree_head."},
     "SparsePO": {"policy.", "mask_head."},
 }
@@ -79,8 +85,10 @@ OPTIONS: dict[str, dict] = {
     "DiscoPOP": {"tau": 0.5},  # at the paper's 0.05 the slope at the start points the wrong way
     "EXOListwise": {"temperature": 1.0},  # that all couples of a list learn, not only those with the best response
     "InfoNCA": {"temperature": 1.0},
+    "MODPO": {"reward_weights": {"length": 0.02}},
     "MPO": {"losses": {"preference": upo.methods.DPO, "quality": upo.methods.NCA}, "nll_weight": 1.0},
     "NCAListwise": {"temperature": 1.0},
+    "RewardWeightedSFT": {"reward_weights": {"length": 0.02}},
 }
 """Arguments of the methods that need some."""
 SOURCES = {
@@ -238,7 +246,9 @@ def test_learns_eight_pairs(kind, run, pairs, tmp_path):
     assert len(rows) == LONG
     assert all(value == value for row in rows for value in row.values()), "no NaN"
     first, last = rows[0], rows[-1]
-    if "train/rewards/accuracies" in last:
+    if kind is upo.methods.AuxiliaryOnly:  # learns from no preference; its first three steps warm up
+        assert last["train/loss/auxiliary"] < 0.7 * rows[3]["train/loss/auxiliary"]
+    elif "train/rewards/accuracies" in last:
         name = "train/loss/preference" if "train/loss/preference" in last else "train/loss"
         assert last[name] < (0.7 * first[name] if kind.__name__ in CORE else first[name])
         assert last["train/rewards/accuracies"] == 1.0
@@ -363,6 +373,8 @@ def test_validation_is_the_mean_over_everything_however_it_is_cut(kind, run):
     of_steps = {name for name in whole if name.startswith("val/kl")}  # reference points belong to a step
     if of_steps or issubclass(kind, CoupledLoss):
         of_steps |= {"val/loss", "val/loss/preference"}
+    if kind is upo.methods.UPOShuffled:  # a permutation of each step's responses
+        of_steps |= {"val/loss/auxiliary"}
     for name in set(whole) - of_steps:
         assert whole[name] == pytest.approx(cut[name], rel=1e-4), name
     if "val/rewards/accuracies" in whole:

@@ -1,5 +1,7 @@
 """All that a loss may look at."""
 
+from collections.abc import Mapping
+
 import torch
 from attrs import field, frozen
 from jaxtyping import Float, Int
@@ -53,6 +55,19 @@ class ResponseLogps:
         if self.reference_logps is None:
             raise UserError("this loss needs reference log-probs; set `model.reference`, e.g. to FrozenReference")
         return self.reference_logps
+
+    @property
+    def annotated(self) -> Float[Tensor, "*N M"]:
+        """Auxiliary rewards, a column for each that the method names in `rewards`."""
+        assert self.rewards is not None, "the data module brings the columns named in `rewards`"
+        return self.rewards
+
+    def objective(self, weights: Mapping[str, float]) -> Float[Tensor, "*N"]:
+        """R = sum_i w_i r_i, weights in the order of the columns.
+
+        Not a matrix product: those are rounded to bfloat16 under mixed precision.
+        """
+        return (self.annotated * self.annotated.new_tensor(list(weights.values()))).sum(-1)
 
     def sums(self, values: Float[Tensor, "tokens"]) -> Float[Tensor, "N"]:
         """Values of the tokens of a micro-batch (extras), added up over each response."""

@@ -170,7 +170,8 @@ class Policy(nn.Module):
                 `token_logps`, `entropy`, `top_logp`, `sum_p2` (see `linear_values`), `kl` (KL(reference || policy) over
                 the whole vocabulary) and `reverse_kl` (KL(policy || reference)), all with gradients; `hidden`
                 [tokens, D] and `layers` [tokens, L, D], the predicting states of the last and of every layer.
-                By prompt: `prompt_hidden` [B, D], the last layer's state at each prompt's last token.
+                By prompt [B, D]: `prompt_hidden`, the last layer's state at each prompt's last token, and
+                `prompt_mean`, the mean of its states over all tokens of the prompt.
             reference: for `kl` and `reverse_kl` the reference's `hidden` and `linear_head()`.
 
         Returns:
@@ -198,6 +199,7 @@ class Policy(nn.Module):
             "hidden": lambda: states,
             "layers": lambda: torch.stack([x[responses.predict] for x in layers[:-1]], 1),
             "prompt_hidden": lambda: hidden[responses.prompt_end],
+            "prompt_mean": lambda: responses.prompt_means(hidden),
         }
         return {"logps": logps} | {name: out[name] if name in out else known[name]() for name in extras}
 

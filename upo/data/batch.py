@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 import torch
 from attrs import evolve, field, frozen
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from upo.data.example import Example, Prompt, Response, prompt_key
@@ -24,6 +24,8 @@ class Batch(Movable):
     responses: Responses
     filler: bool = field(default=False, kw_only=True)
     """True where a rank had too little work: the forward runs, nothing counts."""
+    places: Int[Tensor, "N"] | None = field(default=None, kw_only=True)
+    """Where each response of the units stands among those of the GLOBAL step, however it is cut."""
 
     wants: ClassVar[str] = "response"
     """What an example must have to give a unit, in words."""

@@ -110,6 +110,14 @@ class Responses(Movable):
         causal = torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool, device=prompt.device).tril()
         return (same_prompt & visible & causal)[:, None]
 
+    def prompt_means(self, states: Float[Tensor, "positions D"]) -> Float[Tensor, "B D"]:
+        """Means over the tokens of each prompt, in float32 at least; a padded prompt stands there K times, alike."""
+        prompt = self.prompt_of.flatten().masked_fill(self.response_of.flatten() >= 0, -1)
+        own, number = prompt >= 0, len(self.prompt_end)
+        states = states[own].to(torch.promote_types(states.dtype, torch.float32))
+        sums = states.new_zeros(number, states.shape[1]).index_add(0, prompt[own], states)
+        return sums / torch.bincount(prompt[own], minlength=number)[:, None]
+
 
 def lay_out(
     units: Sequence[Tokens],

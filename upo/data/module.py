@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from upo.data.batch import Batch
 from upo.data.example import Example, prompt_key
 from upo.data.layout import Layout, Tokens
+from upo.data.relabel import relabel
 from upo.data.report import DataReport
 from upo.data.samplers import StepSampler
 from upo.data.source import Source
@@ -33,6 +34,7 @@ class PreferenceData(pl.LightningDataModule):
         validation: int | float = 0.05,
         rewards: dict[str, Reward] | None = None,
         rewards_cache: str = "~/.cache/upo/rewards",
+        relabel: dict[str, float] | None = None,
         max_length: PositiveInt = 1024,
         max_response: PositiveInt | None = None,
         overlong: list[Overlong] = ["drop"],
@@ -53,6 +55,9 @@ class PreferenceData(pl.LightningDataModule):
                 No prompt is ever on both sides.
             rewards: auxiliary rewards by name, measured once for every response before training.
             rewards_cache: folder that keeps measured rewards, by content.
+            relabel: weights by name of a reward in `rewards`: their sum replaces the preferences and labels of training
+                and validation data, higher is better, ties are dropped; null keeps them. Evaluation by generation
+                still compares with what the data prefers.
             max_length: prompt and response together, in tokens; never beyond the model's context.
             max_response: a response alone, in tokens; null: as `max_length`.
             overlong: what happens to longer ones; a list is tried in order: drop | truncate_prompt_left |
@@ -70,7 +75,7 @@ class PreferenceData(pl.LightningDataModule):
         """
         super().__init__()
         self.sources, self.validation, self.rewards = sources, validation, rewards or {}
-        self.rewards_cache = Path(rewards_cache).expanduser()
+        self.rewards_cache, self.relabel = Path(rewards_cache).expanduser(), relabel or {}
         self.max_length, self.max_response, self.overlong = max_length, max_response or max_length, overlong
         self.max_pairs_per_prompt = max_pairs_per_prompt
         self.pairs_per_step, self.tokens_per_microbatch = pairs_per_step, tokens_per_microbatch
@@ -110,13 +115,17 @@ class PreferenceData(pl.LightningDataModule):
                 f"the method reads the rewards {list(rewards)}, but `data.rewards` lacks {missing}; "
                 "name a reward class there or change `model.reward_weights`"
             )
+        if missing := [name for name in self.relabel if name not in self.rewards]:
+            raise UserError(f"`data.relabel` weighs {missing}, which `data.rewards` lacks: {list(self.rewards)}")
         train, validation = self.examples()
         self.held_out = validation
-        if rewards:
+        if rewards or self.relabel:
             from upo.rewards.annotate import annotate
 
-            wanted = {name: self.rewards[name] for name in rewards}
+            wanted = {name: self.rewards[name] for name in (*rewards, *self.relabel)}
             train, validation = (annotate(x, wanted, self.rewards_cache) for x in (train, validation))
+        if self.relabel:
+            train, validation = relabel(train, validation, self.relabel, self.report)
         encoder = Encoder(tokenizer)
         self.train = self._split("train", train, encoder, batch_type, rewards)
         self.val = self._split("validation", validation, encoder, batch_type, rewards)

@@ -1,8 +1,9 @@
 """One split of the data, indexed by optimizer steps."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 
+import torch
 from attrs import evolve
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -52,10 +53,15 @@ class StepData(Dataset[Step]):
 
     def __getitem__(self, plan: StepPlan) -> Step:
         full = len(plan.micro_batches) - plan.fillers
-        batches = [self.batch(units, filler=i >= full) for i, units in enumerate(plan.micro_batches)]
+        numbers = [len(self.units[i].responses) for i in plan.units]
+        first = dict(zip(plan.units, accumulate(numbers, initial=0), strict=False))
+        batches = []
+        for i, units in enumerate(plan.micro_batches):
+            places = [first[u] + k for u in units for k in range(len(self.units[u].responses))]
+            batches.append(evolve(self.batch(units, filler=i >= full), places=torch.tensor(places)))
         counts = {
             "prompts": len(plan.units),
-            "responses": sum(len(self.units[i].responses) for i in plan.units),
+            "responses": sum(numbers),
             "tokens": sum(len(r) for i in plan.units for r in self.units[i].responses),
         }
         return Step(tuple(batches), counts)

@@ -12,7 +12,7 @@ class ValueLoss(ABC):
     """A loss of the error u = R - V, unreduced."""
 
     @abstractmethod
-    def __call__(self, error: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    def __call__(self, error: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """One value an error."""
 
 
@@ -27,7 +27,7 @@ class Expectile(ValueLoss):
         """
         self.tau = tau
 
-    def __call__(self, error: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    def __call__(self, error: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         return (self.tau - (error < 0).to(error.dtype)).abs() * error**2
 
 
@@ -41,7 +41,7 @@ class Linex(ValueLoss):
         """
         self.lam = lam
 
-    def __call__(self, error: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    def __call__(self, error: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         x = self.lam * error
         # Beyond 20 a straight line of the same slope: exp would overflow, and its gradient would own the whole batch.
         safe = x.clamp(max=20)

@@ -15,6 +15,7 @@ from upo.methods.dove import DOVE
 from upo.methods.dpo import DPO
 from upo.methods.dpo_gamma import DPOGamma
 from upo.methods.dpop import DPOP
+from upo.methods.dro_v import DROV
 from upo.methods.exo import EXO, EXOListwise
 from upo.methods.f_dpo import FDPO
 from upo.methods.flex_dpo import FlexDPO
@@ -26,6 +27,7 @@ from upo.methods.kto import KTO
 from upo.methods.kto_pair import KTOPair
 from upo.methods.kto_zero import KTOZero
 from upo.methods.ln_dpo import LNDPO, LNDPOP
+from upo.methods.modpo import MODPO
 from upo.methods.mpo import MPO
 from upo.methods.nca import NCA, InfoNCA, NCAListwise
 from upo.methods.odpo import ODPO
@@ -34,6 +36,7 @@ from upo.methods.orpo import ORPO
 from upo.methods.r_dpo_length import LengthRegularizedDPO
 from upo.methods.rationale import RDPO, RORPO
 from upo.methods.rdpo_robust import RobustDPO
+from upo.methods.reward_weighted_sft import RewardWeightedSFT
 from upo.methods.rpo_regularized import RegularizedPO
 from upo.methods.rso_hinge import RSOHinge
 from upo.methods.sft import SFT
@@ -48,7 +51,8 @@ from upo.methods.step_apo import StepAPO
 from upo.methods.step_dpo import StepDPO
 from upo.methods.tdpo import TDPO1, TDPO2
 from upo.methods.tpo_triple import TPO, TPOL
-from upo.methods.upo import UPO, UPODPO
+from upo.methods.upo import UPO, UPODPO, UPOIPO
+from upo.methods.upo_controls import AuxiliaryOnly, UPOShuffled
 from upo.methods.vpo_value import VPO
 from upo.methods.wpo import WPO
 
@@ -59,6 +63,7 @@ __all__ = [
     "DOVE",
     "DPO",
     "DPOP",
+    "DROV",
     "EXO",
     "FDPO",
     "GDPO",
@@ -68,6 +73,7 @@ __all__ = [
     "KTO",
     "LNDPO",
     "LNDPOP",
+    "MODPO",
     "MPO",
     "NCA",
     "ODPO",
@@ -83,12 +89,14 @@ __all__ = [
     "TPOL",
     "UPO",
     "UPODPO",
+    "UPOIPO",
     "VPO",
     "WPO",
     "AOTPaired",
     "AOTUnpaired",
     "APODown",
     "APOZero",
+    "AuxiliaryOnly",
     "BetaDPO",
     "CPOSimPO",
     "CalDPO",
@@ -108,6 +116,7 @@ __all__ = [
     "NCAListwise",
     "RSOHinge",
     "RegularizedPO",
+    "RewardWeightedSFT",
     "RobustDPO",
     "SLiCHF",
     "SPODegree",
@@ -121,4 +130,5 @@ __all__ = [
     "StepDPO",
     "StepOREO",
     "TrajectoryOREO",
+    "UPOShuffled",
 ]

@@ -25,7 +25,7 @@ from upo.data.layout import Responses
 from upo.logps import ResponseLogps
 from upo.methods.base import Term
 from upo.methods.families import UnpairedMethod
-from upo.methods.upo import ValueHead
+from upo.methods.value_head import ValueHead
 
 
 def oreo_policy_loss(

@@ -9,25 +9,32 @@ level, ...): arbitrary rewards R(x, y) = sum_i w_i r_i(x, y), known for every re
 
 Differs from its parents by the two added terms. Where the paper is silent (marked [C] below) the choice is an option:
 lambda's reading, tau, where V is read (the last prompt token: V must not see y), the head's own learning rate and
-clipping. V in the exponent comes from a dropout-free pass of the head.
+clipping, what becomes of large weights. V in the exponent comes from a dropout-free pass of the head.
 """
 
+import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from jsonargparse import lazy_instance
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
-from upo.data.batch import Batch
+from upo.data.batch import Batch, Step
 from upo.functional.value_losses import Expectile, ValueLoss
 from upo.logps import ResponseLogps
 from upo.methods.base import Method, Stage, Term
 from upo.methods.dpo import DPO
+from upo.methods.ipo import IPO
 from upo.methods.kto import KTO
+from upo.methods.value_head import ValueHead, ValueHeads
 from upo.metrics.weights import AdvantageWeights
+from upo.ranks import sum_over_ranks
+
+STATES = {"last": "prompt_hidden", "mean": "prompt_mean"}
+"""What `value_at` asks the policy for."""
 
 
 def auxiliary_loss(
@@ -41,32 +48,27 @@ def auxiliary_loss(
     return -weights.detach() * (logps / lengths if length_normalize else logps)
 
 
-def advantage_weights(objective: Float[Tensor, "N"], value: Float[Tensor, "N"], *, lam: float) -> Float[Tensor, "N"]:
-    """exp(lambda (R - V)), neither clipped nor normalised."""
-    return torch.exp(lam * (objective - value))
+def log_weights(
+    objective: Float[Tensor, "N"], value: Float[Tensor, "N"], *, lam: float, clip: float | None = None
+) -> Float[Tensor, "N"]:
+    """lambda (R - V), at most log clip."""
+    exponent = lam * (objective - value)
+    return exponent if clip is None else exponent.clamp(max=math.log(clip))
 
 
-class ValueHead(nn.Module):
-    """V(x): two hidden layers on the policy's last hidden state, in float32, on detached input."""
-
-    def __init__(self, width: int, dropout: float):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, width), nn.Dropout(dropout), nn.ReLU(),
-            nn.Linear(width, width), nn.Dropout(dropout), nn.ReLU(),
-            nn.Linear(width, 1),
-        )  # fmt: skip
-
-    def forward(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B"]:
-        with torch.autocast(hidden.device.type, enabled=False):
-            dtype = self.layers[0].weight.dtype
-            return self.layers(hidden.detach().to(dtype))[:, 0]
+def advantage_weights(
+    objective: Float[Tensor, "N"], value: Float[Tensor, "N"], *, lam: float, clip: float | None = None
+) -> Float[Tensor, "N"]:
+    """min(exp(lambda (R - V)), clip), not normalised; null does not clip."""
+    return torch.exp(log_weights(objective, value, lam=lam, clip=clip))
 
 
 class AuxiliaryRewards(Method):
     """Adds designers' objectives to any preference method: `class UPO(AuxiliaryRewards, KTO)`."""
 
     extras = ("prompt_hidden",)
+    couples_weights: ClassVar[bool] = False
+    """Whether a weight depends on the other responses of the step whatever the options are."""
 
     def __init__(
         self,
@@ -75,9 +77,13 @@ class AuxiliaryRewards(Method):
         gamma: NonNegativeFloat = 0.5,
         lam: NonNegativeFloat = 5.0,
         length_normalize: bool = True,
+        weight_clip: PositiveFloat | None = None,
+        normalize_weights: bool = False,
         value_loss: ValueLoss = lazy_instance(Expectile),
         value_coefficient: NonNegativeFloat = 0.1,
         value_warmup_steps: NonNegativeInt = 100,
+        value_at: Literal["last", "mean"] = "last",
+        value_per_reward: bool = False,
         value_lr: PositiveFloat = 1e-3,
         value_grad_clip: PositiveFloat = 0.1,
         value_dropout: ClosedUnitInterval = 0.1,
@@ -92,9 +98,15 @@ class AuxiliaryRewards(Method):
                 [C] The likeliest reading of the paper is 5; other readings are 2 and 0.5.
             length_normalize: divide log policy(y|x) by |y| in the auxiliary term (paper); without it the optimum of
                 that term alone is data(y) exp(lambda R), with it data(y) exp(lambda R) / |y|.
+            weight_clip: largest weight, before any normalisation; null (paper) leaves them as they are.
+            normalize_weights: divide weights by their mean over the GLOBAL step, which stands for the Z(x) that the
+                paper drops; costs a forward pass of the policy. Logged weights are those before. [C] off.
             value_loss: what fits V: Expectile (paper; tau is [C]) or Linex.
             value_coefficient: c_V (paper: 0.1).
             value_warmup_steps: optimizer steps during which only V learns from the rewards (paper: 100).
+            value_at: where V is read [C]: the state of the prompt's last token, or the mean of those of all its tokens.
+            value_per_reward: a head V_i for each reward and V = sum_i w_i V_i, instead of one for R [C]. With an
+                expectile V is then the sum of their expectiles; with Linex the mean weight is no longer 1.
             value_lr: learning rate of the value head [C]: at the policy's a fresh head would hardly move.
             value_grad_clip: norm clipping of the value head alone.
             value_dropout: dropout inside the value head, in L_V only.
@@ -103,8 +115,10 @@ class AuxiliaryRewards(Method):
         self.reward_weights = dict(reward_weights or {"readability": 0.05, "safety": 0.95})
         self.rewards = tuple(self.reward_weights)
         self.gamma, self.lam, self.length_normalize = gamma, lam, length_normalize
+        self.weight_clip, self.normalize_weights = weight_clip, normalize_weights
         self.value_loss, self.value_coefficient = value_loss, value_coefficient
         self.value_warmup_steps, self.value_dropout = value_warmup_steps, value_dropout
+        self.extras, self.value_per_reward = (STATES[value_at],), value_per_reward
         self.value_lr, self.value_grad_clip = float(value_lr), float(value_grad_clip)
         self.train_weights, self.val_weights = AdvantageWeights(), AdvantageWeights()
         self._warned = False
@@ -114,48 +128,100 @@ class AuxiliaryRewards(Method):
         losses = ("loss/preference", "loss/auxiliary", "loss/value")
         return [*super().names, *losses, "objective/chosen", "objective/rejected"]
 
+    @property
+    def warming_up(self) -> bool:
+        return self.global_step < self.value_warmup_steps
+
     def configure_model(self) -> None:
         super().configure_model()
         if not hasattr(self, "value_head"):
-            self.value_head = ValueHead(self.policy.hidden_size, self.value_dropout)
+            shape = (self.policy.hidden_size, self.value_dropout)
+            self.value_head = ValueHeads(*shape, len(self.rewards)) if self.value_per_reward else ValueHead(*shape)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         head = {"params": list(self.value_head.parameters()), "lr": self.value_lr, "grad_clip": self.value_grad_clip}
         return [*super().parameter_groups(), head]
 
+    # ---- R, V and the weights --------------------------------------------------------------------------------
+
     def objective(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
         """R = sum_i w_i r_i."""
-        assert logps.rewards is not None, "the data module brings the columns named in `rewards`"
-        return logps.rewards @ logps.rewards.new_tensor(list(self.reward_weights.values()))
+        return logps.objective(self.reward_weights)
+
+    def targets(self, logps: ResponseLogps) -> tuple[Float[Tensor, "N H"], Float[Tensor, "H"]]:
+        """What each of H heads is fitted to, and what it weighs in V: R with 1, or every r_i with w_i."""
+        if not self.value_per_reward:
+            column = self.objective(logps)[:, None]
+            return column, column.new_ones(1)
+        rewards = logps.annotated
+        return rewards, rewards.new_tensor(list(self.reward_weights.values()))
+
+    def values(self, logps: ResponseLogps, *, dropout: bool) -> Float[Tensor, "N H"]:
+        """What each head says of each response's prompt."""
+        self.value_head.train(dropout)
+        values = self.value_head(logps.extras[self.extras[0]])
+        return values.view(len(values), -1)[logps.prompt_index]
 
     def value(self, logps: ResponseLogps, *, dropout: bool) -> Float[Tensor, "N"]:
         """V of each response's prompt."""
-        self.value_head.train(dropout)
-        return self.value_head(logps.extras["prompt_hidden"])[logps.prompt_index]
+        return (self.values(logps, dropout=dropout) * self.targets(logps)[1]).sum(1)
+
+    def log_weights(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
+        """lambda (R - V) of each response, clipped."""
+        value = self.value(logps, dropout=False)
+        return log_weights(self.objective(logps), value, lam=self.lam, clip=self.weight_clip)
+
+    def couple(self, every: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The log weights to use, of all responses of the GLOBAL step, from those of each by itself."""
+        return every - every.logsumexp(0) + math.log(len(every)) if self.normalize_weights else every
+
+    @torch.no_grad()
+    def statistics(self, step: Step) -> dict[str, Tensor]:
+        """Log weights in the order of `Batch.places`, where they depend on each other."""
+        known = super().statistics(step)
+        if self.warming_up or not (self.normalize_weights or self.couples_weights):
+            return known
+        every = torch.zeros(step.counts["responses"], dtype=torch.float64, device=self.device)
+        for batch in step.micro_batches:
+            assert batch.places is not None, "StepData numbers the responses"
+            r, out = batch.responses, self.policy(batch.responses, self.extras)
+            logps = ResponseLogps(out.pop("logps"), r.lengths, r.prompt_index, rewards=r.rewards, extras=out)
+            if not batch.filler:
+                every[batch.places] = self.log_weights(logps).double()
+        return known | {"log_weights": self.couple(sum_over_ranks(every))}
+
+    # ---- the loss --------------------------------------------------------------------------------------------
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        objective = self.objective(logps)
+        return super().terms(batch, logps, statistics) | self.auxiliary_terms(batch, logps, statistics)
+
+    def auxiliary_terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        """gamma L_aux and c_V L_V."""
+        target, weight = self.targets(logps)
         with torch.no_grad():
-            weights = advantage_weights(objective, self.value(logps, dropout=False), lam=self.lam)
-            if self.global_step < self.value_warmup_steps:  # beside an untrained V they may be inf, and 0 * inf is NaN
-                weights = torch.zeros_like(weights)
+            if self.warming_up:  # beside an untrained V they may be inf, and 0 * inf is NaN
+                weights = target.new_zeros(len(target))
+            elif "log_weights" in statistics:
+                weights = statistics["log_weights"][batch.places].exp().to(target.dtype)
+            else:
+                weights = self.log_weights(logps).exp()
         auxiliary = auxiliary_loss(logps.logps, logps.lengths, weights, length_normalize=self.length_normalize)
-        value = self.value_loss(objective - self.value(logps, dropout=self.training))
-        return super().terms(batch, logps, statistics) | {
+        # a reward that counts against R has its better side below V_i
+        errors = weight.sign() * (target - self.values(logps, dropout=self.training))
+        return {
             "auxiliary": Term(auxiliary, "responses", scale=self.gamma),
-            "value": Term(value, "responses", scale=self.value_coefficient),
+            "value": Term(self.value_loss(errors).mean(1), "responses", scale=self.value_coefficient),
         }
 
     def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
-        objective, value = self.objective(logps), self.value(logps, dropout=False)
-        weights = advantage_weights(objective, value, lam=self.lam)
-        preferred = batch.preferred
+        objective, value, preferred = self.objective(logps), self.value(logps, dropout=False), batch.preferred
+        weights = advantage_weights(objective, value, lam=self.lam, clip=self.weight_clip)
         self.means(stage).update(
             **{"objective/chosen": objective[preferred], "objective/rejected": objective[~preferred]}
         )
         (self.train_weights if stage == "train" else self.val_weights).update(weights, objective, value)
-        if weights.max() > 20 and self.global_step >= self.value_warmup_steps and not self._warned:
+        if weights.max() > 20 and not self.warming_up and not self._warned:
             self._warned = True
             warnings.warn(
                 f"an advantage weight reached {weights.max():.0f}: few responses own the auxiliary term; "
@@ -175,3 +241,7 @@ class UPO(AuxiliaryRewards, KTO):
 
 class UPODPO(AuxiliaryRewards, DPO):
     """The same with DPO as the preference loss."""
+
+
+class UPOIPO(AuxiliaryRewards, IPO):
+    """The same with IPO as the preference loss."""

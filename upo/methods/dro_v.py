@@ -1,0 +1,130 @@
+"""DRO-V, Direct Reward Optimisation with a value (Richemond et al., 2024), https://arxiv.org/abs/2405.19107.
+
+Single responses with a reward, no pairs: the optimum of the KL-constrained problem obeys
+r - V(x) = tau log(policy / reference) for every response, which is fitted by least squares. Policy and value get
+gradients of their own: the policy's is that of 0.5 (r - V - tau rho)^2 divided by tau, the value's treats rho as given.
+
+r is +1 for desirable and -1 for undesirable responses, plus weighted auxiliary rewards, with mean 0 and variance 1 over
+the responses of the TRAINING data, as in the paper: measured once before the first step, so that it neither depends on
+how steps are cut nor changes in a resumed run. (Distributionally robust optimisation, also DRO, is something else.)
+
+Deviations: V is a head on the policy's detached hidden states at the prompt's end, where the authors found a second
+model with a value at every token to be better; its learning rate is its own.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from upo.data.batch import UnpairedBatch
+from upo.data.layout import Tokens
+from upo.errors import UserError
+from upo.logps import ResponseLogps
+from upo.methods.base import Term
+from upo.methods.families import UnpairedMethod
+from upo.methods.value_head import ValueHead
+
+
+def dro_v_policy_loss(
+    logratio: Float[Tensor, "N"], value: Float[Tensor, "N"], reward: Float[Tensor, "N"], *, tau: float
+) -> Float[Tensor, "N"]:
+    """(r - sg[V] - tau rho)^2 / (2 tau), one value a response, unreduced.
+
+    The paper's -[log policy (r - V) - tau / 2 rho^2] up to a constant of the policy, and 0 at the optimum.
+    """
+    return (reward - value.detach() - tau * logratio) ** 2 / (2 * tau)
+
+
+def dro_v_value_loss(
+    logratio: Float[Tensor, "N"], value: Float[Tensor, "N"], reward: Float[Tensor, "N"], *, tau: float
+) -> Float[Tensor, "N"]:
+    """0.5 (V - sg[r - tau rho])^2, one value a response, unreduced."""
+    return 0.5 * (value - (reward - tau * logratio).detach()) ** 2
+
+
+class DROV(UnpairedMethod):
+    """Direct Reward Optimisation with a learned value."""
+
+    extras = ("prompt_hidden",)
+    metric_names = (*UnpairedMethod.metric_names, "loss/preference", "loss/value")
+    reward_scale: Tensor
+    """Mean and standard deviation of r over the training data [2]."""
+
+    def __init__(
+        self,
+        *args: Any,
+        tau: PositiveFloat = 1.0,
+        preference_weight: NonNegativeFloat = 1.0,
+        reward_weights: dict[str, float] | None = None,
+        reward_scale: tuple[float, PositiveFloat] | None = None,
+        value_lr: PositiveFloat = 1e-3,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            tau: strength of the KL constraint, in units of the standardised reward a nat (paper: 1).
+            preference_weight: what +1 and -1 weigh in r.
+            reward_weights: further parts of r, weights by name of a reward in `data.rewards`; null: none.
+            reward_scale: mean and standard deviation to standardise r with, e.g. [0, 1] for r as it is; null measures
+                them on the training data.
+            value_lr: learning rate of the value head; at the policy's a fresh head would hardly move.
+        """
+        super().__init__(*args, **kwargs)
+        self.tau, self.preference_weight, self.value_lr = tau, preference_weight, float(value_lr)
+        self.reward_weights = dict(reward_weights or {})
+        self.rewards = tuple(self.reward_weights)
+        self.measures_scale = reward_scale is None
+        self.register_buffer("reward_scale", torch.tensor(reward_scale or (0.0, 1.0), dtype=torch.float32))
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if not hasattr(self, "value_head"):
+            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.measures_scale:
+            mean, deviation = self.measure_scale(self.trainer.datamodule.train.units)  # type: ignore[attr-defined]
+            self.reward_scale.copy_(torch.tensor([mean, deviation]))
+
+    def measure_scale(self, units: list[Tokens]) -> tuple[float, float]:
+        """Mean and standard deviation of r over the responses of the training data.
+
+        Raises:
+            UserError: all are equal.
+        """
+        responses = [r for u in units for r in u.example.responses]
+        labels = torch.tensor([self.preference_weight * (1 if r.desirable else -1) for r in responses])
+        auxiliary = [sum(w * r.rewards[name] for name, w in self.reward_weights.items()) for r in responses]
+        every = labels.double() + torch.tensor(auxiliary, dtype=torch.float64)
+        deviation = every.std(correction=0).item()
+        if deviation < 1e-9:
+            raise UserError(
+                f"DROV learns from differences in rewards, but all {len(every)} responses of the training data have "
+                f"r = {every[0]:.4g}; give it desirable and undesirable ones, or `reward_weights`"
+            )
+        return every.mean().item(), deviation
+
+    def standardized(self, batch: UnpairedBatch, logps: ResponseLogps) -> Float[Tensor, "N"]:
+        """r of each response, standardised."""
+        reward = self.preference_weight * (2 * batch.desirable.to(self.reward_scale.dtype) - 1)
+        if self.reward_weights:
+            reward = reward + logps.objective(self.reward_weights)
+        return (reward - self.reward_scale[0]) / self.reward_scale[1]
+
+    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        reward = self.standardized(batch, logps)
+        value = self.value_head(logps.extras["prompt_hidden"])[logps.prompt_index]
+        return {
+            "preference": Term(dro_v_policy_loss(logps.logratio, value, reward, tau=self.tau), "responses"),
+            "value": Term(dro_v_value_loss(logps.logratio, value, reward, tau=self.tau), "responses"),
+        }
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return self.tau * logps.logratio

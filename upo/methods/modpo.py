@@ -1,0 +1,72 @@
+"""MODPO, Multi-Objective DPO (Zhou et al., Findings of ACL 2024), https://arxiv.org/abs/2310.03708.
+
+Differs from DPO: of what the policy's implicit reward has to explain, the other objectives' part m is known and taken
+out as a margin; the rest, in units of the preference's weight w_0, is a Bradley-Terry reward. The optimum is
+reference * exp((w_0 r_0 + sum_i w_i r_i) / beta), r_0 the users' reward, as long as labels are as noisy as
+Bradley-Terry says: with one certain label a pair, m changes the size of the push and never its sign.
+
+Deviation: the paper's weights sum to 1; here nothing forces them to. Margins come from annotated rewards, where the
+authors may also take other policies' log-ratios.
+"""
+
+from typing import Any
+
+from jaxtyping import Float
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from upo.logps import ResponseLogps
+from upo.methods.families import PairwiseMethod
+
+
+def modpo_loss(
+    chosen_logratio: Float[Tensor, "pairs"],
+    rejected_logratio: Float[Tensor, "pairs"],
+    margin: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+    preference_weight: float,
+) -> Float[Tensor, "pairs"]:
+    """-log sigmoid((beta (r_w - r_l) - m) / w_0); one value a pair, unreduced.
+
+    Args:
+        margin: m = sum_i w_i (r_i(y_w) - r_i(y_l)), the weighted auxiliary rewards of chosen less rejected.
+        preference_weight: w_0 > 0.
+    """
+    return -logsigmoid((beta * (chosen_logratio - rejected_logratio) - margin) / preference_weight)
+
+
+class MODPO(PairwiseMethod):
+    """Multi-Objective DPO: auxiliary rewards as margins."""
+
+    def __init__(
+        self,
+        *args: Any,
+        reward_weights: dict[str, float],
+        preference_weight: PositiveFloat = 0.5,
+        beta: PositiveFloat = 0.1,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            reward_weights: w_i by name of a reward in `data.rewards`, on the scale of the users' reward (a difference
+                of 1 there is odds of e); the paper lets them and preference_weight sum to 1.
+            preference_weight: w_0 of what the labels say; 1 with reward weights of 0 is DPO. Small ones saturate:
+                the margin is divided by it.
+            beta: strength of the KL constraint, in 1/nats (authors' code: 0.1).
+        """
+        super().__init__(*args, **kwargs)
+        self.reward_weights = dict(reward_weights)
+        self.rewards = tuple(self.reward_weights)
+        self.preference_weight, self.beta = preference_weight, beta
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        margin = chosen.objective(self.reward_weights) - rejected.objective(self.reward_weights)
+        return modpo_loss(
+            chosen.logratio, rejected.logratio, margin, beta=self.beta, preference_weight=self.preference_weight
+        )
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        """Of all objectives together: w_0 r_0 + sum_i w_i r_i, up to a constant of the prompt."""
+        return self.beta * logps.logratio

@@ -1,0 +1,58 @@
+"""Reward-weighted SFT: the likelihood of every response, chosen and rejected alike, times its auxiliary reward.
+
+Weighted behaviour cloning, a baseline of A-LOL (Baheti et al., ICLR 2024), https://arxiv.org/abs/2305.14718. Differs
+from SFT: rewards instead of labels say what to imitate, and a response counts by its mean token. Differs from UPO's
+auxiliary term: no value to compare with, no exponential, so that good responses to easy prompts weigh as much as those
+to hard ones. Preferences are not used; a reward of 0 leaves a response out. Deviation from the baseline: means over
+tokens.
+"""
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from upo.data.batch import UnpairedBatch
+from upo.errors import UserError
+from upo.logps import ResponseLogps
+from upo.methods.base import Method, Stage, Term
+
+
+def reward_weighted_loss(
+    logps: Float[Tensor, "N"], lengths: Int[Tensor, "N"], rewards: Float[Tensor, "N"]
+) -> Float[Tensor, "N"]:
+    """-R(x, y) log policy(y|x) / |y|, one value a response, unreduced."""
+    return -rewards * logps / lengths
+
+
+class RewardWeightedSFT(Method):
+    """Likelihood of all responses, weighted by auxiliary rewards."""
+
+    batch_type = UnpairedBatch
+    needs_reference = False
+    length_normalized = True
+    metric_names = tuple(f"{name}/{side}" for name in ("objective", "nll") for side in ("chosen", "rejected"))
+
+    def __init__(self, *args: Any, reward_weights: dict[str, float], **kwargs: Any):
+        """
+        Args:
+            reward_weights: w_i by name of a reward in `data.rewards`; R = sum_i w_i r_i must never be negative.
+        """
+        super().__init__(*args, **kwargs)
+        self.reward_weights = dict(reward_weights)
+        self.rewards = tuple(self.reward_weights)
+
+    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        rewards = logps.objective(self.reward_weights)
+        if (lowest := rewards.min()) < 0:
+            raise UserError(
+                f"a response has the reward {lowest:.4g}: RewardWeightedSFT would push its likelihood to 0; "
+                "choose rewards and `reward_weights` that are never negative"
+            )
+        return {"nll": Term(reward_weighted_loss(logps.logps, logps.lengths, rewards), "responses")}
+
+    def track(self, stage: Stage, batch: UnpairedBatch, logps: ResponseLogps) -> None:
+        rewards, good = logps.objective(self.reward_weights), batch.preferred
+        values = {"objective": rewards, "nll": -logps.mean}
+        self.means(stage).update(**{f"{name}/chosen": x[good] for name, x in values.items()})
+        self.means(stage).update(**{f"{name}/rejected": x[~good] for name, x in values.items()})
