@@ -30,6 +30,16 @@ from upo.methods.kto import KTO
 from upo.metrics.weights import AdvantageWeights
 
 
+REWARD_WEIGHTS = {"readability": 0.05, "safety": 0.95}
+"""The paper's w_i."""
+
+
+def weighted_objective(rewards: Float[Tensor, "N M"] | None, weights: dict[str, float]) -> Float[Tensor, "N"]:
+    """R = sum_i w_i r_i, from the reward columns in the order of the weights."""
+    assert rewards is not None, "the data module brings the columns named in `rewards`"
+    return rewards @ rewards.new_tensor(list(weights.values()))
+
+
 def auxiliary_loss(
     logps: Float[Tensor, "N"],
     lengths: Int[Tensor, "N"],
@@ -100,7 +110,7 @@ class AuxiliaryRewards(Method):
             value_dropout: dropout inside the value head, in L_V only.
         """
         super().__init__(*args, **kwargs)
-        self.reward_weights = dict(reward_weights or {"readability": 0.05, "safety": 0.95})
+        self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
         self.rewards = tuple(self.reward_weights)
         self.gamma, self.lam, self.length_normalize = gamma, lam, length_normalize
         self.value_loss, self.value_coefficient = value_loss, value_coefficient
@@ -125,8 +135,7 @@ class AuxiliaryRewards(Method):
 
     def objective(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
         """R = sum_i w_i r_i."""
-        assert logps.rewards is not None, "the data module brings the columns named in `rewards`"
-        return logps.rewards @ logps.rewards.new_tensor(list(self.reward_weights.values()))
+        return weighted_objective(logps.rewards, self.reward_weights)
 
     def value(self, logps: ResponseLogps, *, dropout: bool) -> Float[Tensor, "N"]:
         """V of each response's prompt."""
