@@ -1,6 +1,6 @@
 """Advantages that are known before the first step: V is fitted on prompts, frozen, and used once.
 
-`A = r - V(x)` for every response of the data set, r = its label (desirable 1) + the designers' R. Before training starts,
+`A = r - V(x)` for every response of the data set, r = its label (desirable 1) + designers' R. Before training starts,
 each distinct prompt goes through the policy as it starts, all ranks sharing the work; a value head is fitted to the
 training responses' rewards on these states. Then V has done its work: responses without a positive advantage leave the
 data, the others carry theirs as a reward column, which samplers may read too. Checkpoints hold the advantages, so that

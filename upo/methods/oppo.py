@@ -106,7 +106,9 @@ class OPPO(UnpairedMethod):
         """
         super().__init__(*args, **kwargs)
         if clip_high < 1:
-            raise UserError(f"clip_high={clip_high:g} would clip a policy that equals the reference; set it to 1 or more")
+            raise UserError(
+                f"clip_high={clip_high:g} would clip a policy that equals the reference; set it to 1 or more"
+            )
         self.gamma, self.lam, self.clip_low, self.clip_high = gamma, lam, clip_low, clip_high
         self.value_coefficient, self.kl_coefficient = value_coefficient, kl_coefficient
         self.value_lr = float(value_lr)

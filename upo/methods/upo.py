@@ -29,7 +29,6 @@ from upo.methods.dpo import DPO
 from upo.methods.kto import KTO
 from upo.metrics.weights import AdvantageWeights
 
-
 REWARD_WEIGHTS = {"readability": 0.05, "safety": 0.95}
 """The paper's w_i."""
 
