@@ -47,7 +47,13 @@ AUXILIARY = {
     *(f"value/{name}" for name in ("mean", "explained_variance")),
 }
 OREOS = ("OREO", "StepOREO", "TrajectoryOREO")
+ALOLS = ("ALOL", "ALOLKL", "ALOLRefFree", "ALOLSequence")
+PPO = {"loss/preference", "loss/value", "loss/kl", "advantages/mean", "advantages/std", "clipped"}
 ALSO = {
+    **{name: {"logps", "advantages", "desirable"} for name in ALOLS},
+    "AOPPO": PPO | {"objective/chosen", "objective/rejected"},
+    "CSFT": {"nll_per_token", "nll_per_token/good", "nll_per_token/bad"},
+    "OPPO": PPO,
     **{name: {"loss/preference", "loss/value", "loss/kl"} for name in OREOS},
     "RDPO": {"loss/preference", "loss/rationale"},
     "RORPO": {"loss/preference", "loss/nll", "loss/rationale"},
@@ -77,11 +83,12 @@ ALSO = {
     "WPO": {"weights"},
 }
 UPOS = ("AuxiliaryOnly", "UPO", "UPODPO", "UPOIPO", "UPOShuffled")
-HEADS = {name: {"policy.", "value_head."} for name in (*OREOS, *UPOS, "DROV")} | {
+HEADS = {name: {"policy.", "value_head."} for name in (*OREOS, *UPOS, "DROV", "AOPPO", "OPPO")} | {
     "SPODegree": {"policy.", "degree_head."},
     "SparsePO": {"policy.", "mask_head."},
 }
 OPTIONS: dict[str, dict] = {
+    **{name: {"reward_weights": {"length": 0.02}} for name in (*ALOLS, "AOPPO")},
     "DiscoPOP": {"tau": 0.5},  # at the paper's 0.05 the slope at the start points the wrong way
     "EXOListwise": {"temperature": 1.0},  # that all couples of a list learn, not only those with the best response
     "InfoNCA": {"temperature": 1.0},
@@ -91,6 +98,9 @@ OPTIONS: dict[str, dict] = {
     "RewardWeightedSFT": {"reward_weights": {"length": 0.02}},
 }
 """Arguments of the methods that need some."""
+SINGLES = {"pairs_per_step": 16, "tokens_per_microbatch": 300}
+DATA = dict.fromkeys((*ALOLS, "CSFT"), SINGLES)
+"""Settings of the data for methods whose units are single responses: a step is all of them as well."""
 SOURCES = {
     "DOVE": "tiny.scored_alone",
     "EXOListwise": "tiny.scored_lists",
@@ -213,7 +223,9 @@ def fit(
         (Source(SOURCES.get(kind.__name__, "hh"), path=pairs),),
         rewards={"length": Words()},
         rewards_cache=str(folder / "cache"),
-        **{"validation": 0, "max_length": 256, "pairs_per_step": 8, "tokens_per_microbatch": 600} | data,
+        **{"validation": 0, "max_length": 256, "pairs_per_step": 8, "tokens_per_microbatch": 600}
+        | DATA.get(kind.__name__, {})
+        | data,
     )
     trainer = pl.Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", gradient_clip_val=1.0, logger=False, callbacks=[watch],
@@ -261,7 +273,8 @@ def test_learns_eight_pairs(kind, run, pairs, tmp_path):
 def test_several_micro_batches_make_a_step(kind, run):
     done = run(kind)
     (step,) = done.data.train_dataloader()
-    assert len(step.micro_batches) > 1 and step.counts["prompts"] == 8
+    assert len(step.micro_batches) > 1 and step.counts["prompts"] == len(done.data.train)
+    assert len(done.data.train) == 8 or kind.__name__ in DATA
     assert done.trainer.global_step == steps_of(kind)
 
 
@@ -364,13 +377,14 @@ def test_validation_is_the_mean_over_everything_however_it_is_cut(kind, run):
     done = run(kind)
     done.data.val, options = done.data.train, {"enable_checkpointing": False, "enable_progress_bar": False}
     values = []
-    for done.data.pairs_per_step in (8, 3):
+    everything = done.data.pairs_per_step
+    for done.data.pairs_per_step in (everything, 3):
         trainer = pl.Trainer(accelerator="cpu", logger=False, **options)
         values += trainer.validate(done.method, done.data, verbose=False)
-    done.data.pairs_per_step = 8
+    done.data.pairs_per_step = everything
     whole, cut = values
     assert set(whole) == {f"val/{name}" for name in expected(kind) | {"loss"}}
-    of_steps = {name for name in whole if name.startswith("val/kl")}  # reference points belong to a step
+    of_steps = {n for n in whole if n.startswith(("val/kl", "val/advantages/"))}  # what belongs to a step
     if of_steps or issubclass(kind, CoupledLoss):
         of_steps |= {"val/loss", "val/loss/preference"}
     if kind is upo.methods.UPOShuffled:  # a permutation of each step's responses

@@ -1,6 +1,7 @@
 """The one error that a user can cause: printed in one to three lines, exit code 2, no traceback."""
 
 import difflib
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,3 +37,20 @@ def short_errors() -> Iterator[None]:
             raise
         print(f"error: {inner}", file=sys.stderr)
         sys.exit(2)
+
+
+class hub_errors:
+    """Turns transformers' long reports about a missing or broken folder into one sentence."""
+
+    def __init__(self, name: str, what: str):
+        self.name, self.what = name, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        if isinstance(error, OSError | ValueError | json.JSONDecodeError):
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(
+                f"no {self.what} at `{self.name}`: neither a readable local folder nor a reachable hub name ({reason})"
+            ) from None

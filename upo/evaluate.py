@@ -114,7 +114,7 @@ class Evaluation:
                 continue
             written = sample(
                 model.model,
-                encoder.tokenizer,
+                model.tokenizer,
                 [example.prompt for example in asked],
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
@@ -224,7 +224,11 @@ def evaluate(
     twin = None
     if reference is not None:
         twin = method.policy.frozen_copy()
-        twin.adopt(load_model(reference)[0])
+        model, twin.tokenizer = load_model(reference)
+        known, others = (p.tokenizer.get_vocab().items() for p in (method.policy, twin))
+        if not (known <= others or others <= known):
+            raise UserError(f"{reference} has another vocabulary than the policy; name a reference that shares it")
+        twin.adopt(model)
     figures = evaluation.run(method, data, out or folder, twin)
     if out is None and (summary := folder / "summary.json").is_file():
         summarize(folder, json.loads(summary.read_text()) | figures)

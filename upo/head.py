@@ -1,4 +1,4 @@
-"""The output head of a Hugging Face model: where its weights are, and what happens to its logits afterwards."""
+"""The output head of a Hugging Face model: its weights, what happens to its logits, embeddings for new tokens."""
 
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 """Config fields by which models multiply or divide their logits (Cohere; Granite and others; Falcon-H1; Muse)."""
+
+
+@torch.no_grad()
+def grow(model: "PreTrainedModel", rows: int) -> None:
+    """Gives a model embeddings for `rows` tokens, in and out, where it has fewer.
+
+    New ones are the mean of the old: all ranks agree without a random number, and no new token starts out likely.
+    """
+    old = model.get_input_embeddings().weight.shape[0]
+    if rows <= old:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for x in (module.weight, getattr(module, "bias", None)):
+            if x is not None:
+                x[old:] = x[:old].float().mean(0).to(x.dtype)
 
 
 @frozen

@@ -63,11 +63,8 @@ class ResponseLogps:
         return self.rewards
 
     def objective(self, weights: Mapping[str, float]) -> Float[Tensor, "*N"]:
-        """R = sum_i w_i r_i, weights in the order of the columns.
-
-        Not a matrix product: those are rounded to bfloat16 under mixed precision.
-        """
-        return (self.annotated * self.annotated.new_tensor(list(weights.values()))).sum(-1)
+        """R = sum_i w_i r_i, weights in the order of the columns."""
+        return objective(self.annotated, weights)
 
     def sums(self, values: Float[Tensor, "tokens"]) -> Float[Tensor, "N"]:
         """Values of the tokens of a micro-batch (extras), added up over each response."""
@@ -96,3 +93,11 @@ class ResponseLogps:
             self.reference_extras,
             row,
         )
+
+
+def objective(rewards: Float[Tensor, "*N M"], weights: Mapping[str, float]) -> Float[Tensor, "*N"]:
+    """R = sum_i w_i r_i, weights in the order of the columns.
+
+    Not a matrix product: those are rounded to bfloat16 under mixed precision.
+    """
+    return (rewards * rewards.new_tensor(list(weights.values()))).sum(-1)

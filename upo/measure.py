@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from tqdm import tqdm
 
 from upo.data.batch import PairedBatch
+from upo.data.control import control_ids
 from upo.data.example import Example, Response, prompt_key
 from upo.data.layout import Tokens, lay_out
 from upo.data.report import DataReport
@@ -74,7 +75,11 @@ def pairs_of(examples: Sequence[Example], data: "PreferenceData", encoder: Encod
 def log_probs(
     policy: Policy, reference: Policy | None, units: Sequence[Tokens], data: "PreferenceData", title: str
 ) -> ResponseLogps:
-    """Log-probs of all responses under policy and reference, on the CPU; prompt_index counts the units."""
+    """Log-probs of all responses under policy and reference, on the CPU; prompt_index counts the units.
+
+    Args:
+        units: their prompts end with the policy's control token, where it has one; the reference reads its own there.
+    """
     costs = [unit.cost for unit in units]
     plan = StepSampler(
         costs,
@@ -88,12 +93,16 @@ def log_probs(
         first.append(first[-1] + len(unit.responses))
     logps, reference_logps = torch.zeros(first[-1]), torch.zeros(first[-1])
     device = next(policy.parameters()).device
+    known = [control_ids(model.tokenizer) for model in (policy, reference) if model is not None]
     for indices in tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None):
         row_tokens = data.tokens_per_microbatch
         batch = lay_out([units[i] for i in indices], data.layout, row_tokens=row_tokens, pad_id=0).to(device)
         places = torch.tensor([k for i in indices for k in range(first[i], first[i + 1])])
         logps[places] = policy(batch)["logps"].float().cpu()
         if reference is not None:
+            if known[0] != known[1]:
+                own = [_behind(units[i], *known) for i in indices]
+                batch = lay_out(own, data.layout, row_tokens=row_tokens, pad_id=0).to(device)
             reference_logps[places] = reference(batch)["logps"].float().cpu()
     return ResponseLogps(
         logps,
@@ -101,6 +110,11 @@ def log_probs(
         torch.tensor([i for i, unit in enumerate(units) for _ in unit.responses]),
         None if reference is None else reference_logps,
     )
+
+
+def _behind(unit: Tokens, control: list[int], other: list[int]) -> Tokens:
+    """A unit behind another control token than the one its prompt ends with; both may be empty."""
+    return evolve(unit, prompt=[*unit.prompt[: len(unit.prompt) - len(control)], *other])
 
 
 def pair_wins(method: "Method", logps: ResponseLogps) -> dict[str, list[float]]:

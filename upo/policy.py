@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import json
 import sys
 import tempfile
 import warnings
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from upo.data.control import add_controls
 from upo.data.layout import Responses
 from upo.data.repad import padded
-from upo.errors import UserError
-from upo.head import Head
+from upo.errors import UserError, hub_errors
+from upo.head import Head, grow
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
 from upo.ops.linear_kl import linear_kl
@@ -53,9 +53,19 @@ class Policy(nn.Module):
             raise UserError("a model from scratch needs policy.tokenizer: a hub name, a folder or an import path")
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype = getattr(torch, dtype)
+        self.controls: tuple[str, ...] = ()
+        """Tokens that a method puts between prompt and response, set before `tokenizer` is read; generation stands
+        behind the first one."""
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, with the method's control tokens."""
+        tokenizer = self._load_tokenizer()
+        if self.controls:
+            add_controls(tokenizer, self.controls)
+        return tokenizer
+
+    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
         name = str(self.tokenizer_path)
         module, _, function = name.rpartition(".")
         if module and "/" not in name and not Path(name).exists():
@@ -65,7 +75,7 @@ class Policy(nn.Module):
                 pass  # a hub name with a dot in it
         from transformers import AutoTokenizer
 
-        with _hub_errors(name, "tokenizer"):
+        with hub_errors(name, "tokenizer"):
             return AutoTokenizer.from_pretrained(name)
 
     @cached_property
@@ -74,7 +84,7 @@ class Policy(nn.Module):
         from transformers import AutoConfig
 
         if self.path is not None:
-            with _hub_errors(self.path, "model"):
+            with hub_errors(self.path, "model"):
                 config = AutoConfig.from_pretrained(self.path)
         else:
             fields = {"vocab_size": len(self.tokenizer)} | (self.config or {})
@@ -108,8 +118,10 @@ class Policy(nn.Module):
             except ValueError as error:
                 raise UserError(f"policy.config: {str(error).split('.')[0]}") from None
         else:
-            with _hub_errors(self.path, "model"):
+            with hub_errors(self.path, "model"):
                 model = AutoModelForCausalLM.from_pretrained(self.path, config=config, **options)
+        if self.controls:
+            grow(model, len(self.tokenizer))
         self.adopt(model)
 
     def adopt(self, model: "PreTrainedModel") -> None:
@@ -229,20 +241,3 @@ class Policy(nn.Module):
                 self.model.generation_config.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
-
-
-class _hub_errors:
-    """Turns transformers' long reports about a missing or broken folder into one sentence."""
-
-    def __init__(self, name: str, what: str):
-        self.name, self.what = name, what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
-        if isinstance(error, OSError | ValueError | json.JSONDecodeError):
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(
-                f"no {self.what} at `{self.name}`: neither a readable local folder nor a reachable hub name ({reason})"
-            ) from None

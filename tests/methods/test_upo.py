@@ -10,7 +10,8 @@ from tiny import arrange, policy, units
 from upo.data.batch import PairedBatch, Step, UnpairedBatch
 from upo.functional.value_losses import Expectile, Linex
 from upo.logps import ResponseLogps
-from upo.methods.upo import UPO, UPODPO, ValueHead, advantage_weights, auxiliary_loss
+from upo.methods.upo import UPO, UPODPO, advantage_weights, auxiliary_loss
+from upo.methods.value_head import ValueHead
 from upo.policy import Policy
 from upo.reference import FrozenReference
 

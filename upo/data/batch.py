@@ -151,6 +151,18 @@ class UnpairedBatch(Batch):
 
 
 @frozen(eq=False)
+class SingleBatch(UnpairedBatch):
+    """Labelled responses, each a unit of its own: for methods that draw them, or write their prompts, one by one."""
+
+    wants, unit = UnpairedBatch.wants, "responses"
+
+    @classmethod
+    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+        views = UnpairedBatch.views(example, max_pairs)
+        return [view.with_responses((r,)) for view in views for r in view.responses]
+
+
+@frozen(eq=False)
 class ListwiseBatch(Batch):
     """N responses with a score each, K of one prompt side by side; higher is better."""
 

@@ -46,6 +46,8 @@ class Example:
     """Probability in [0, 1] that responses[0] is preferred to responses[1] (votes); pairs only."""
     rationale: str | None = None
     """Why the better response is better, in words."""
+    control: str | None = None
+    """A token between prompt and responses that says what kind of response follows (CSFT); set by batch types."""
     user: str | None = None
     """Who gave the preference, where the data says so."""
     source: str = ""

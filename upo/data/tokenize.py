@@ -8,6 +8,7 @@ differences are counted in the data report.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from upo.data.control import control_of
 from upo.data.example import Example, Prompt
 from upo.data.layout import Tokens
 from upo.data.report import DataReport
@@ -55,6 +56,7 @@ class Encoder:
             raise UserError("the tokenizer has no EOS token: a policy could never learn to stop; set `eos_token` in it")
         self.bos = tokenizer.bos_token_id if tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id] else None
         self.eos = tokenizer.eos_token_id
+        self.control = control_of(tokenizer)
         apart = [i for text in ("a", "b") for i in self._ids([text])[0]]
         # SentencePiece-like tokenizers put a space before every text; an anchor keeps it off the response.
         self.anchor = "" if tokenizer.decode(apart) == "ab" else ANCHORS[0]
@@ -64,12 +66,20 @@ class Encoder:
             return []
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids  # type: ignore[return-value]
 
-    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Prompt ids with exactly one BOS where the model wants one."""
+    def prompts(self, prompts: Sequence[Prompt], controls: Sequence[str | None] | None = None) -> list[list[int]]:
+        """Prompt ids with exactly one BOS where the model wants one.
+
+        Args:
+            controls: the control token behind each prompt; by default the one of generation, where there is one.
+        """
         ids = self._ids([render(self.tokenizer, p) for p in prompts])
-        if self.bos is None:
-            return ids
-        return [x if x[:1] == [self.bos] else [self.bos, *x] for x in ids]
+        if self.bos is not None:
+            ids = [x if x[:1] == [self.bos] else [self.bos, *x] for x in ids]
+        controls = [self.control] * len(ids) if controls is None else controls
+        return [
+            x if c is None else [*x, self.tokenizer.convert_tokens_to_ids(c)]
+            for x, c in zip(ids, controls, strict=True)
+        ]
 
     def response_text(self, prompt: Prompt, response: str, complete: bool = True) -> str | None:
         """The response as it stands behind the rendered prompt, up to and without EOS or, if not complete, turn's end.
@@ -127,8 +137,11 @@ class Encoder:
                 continue
             kept.append(example)
             texts += rendered  # type: ignore[arg-type]
-        prompts, responses = self.prompts([e.prompt for e in kept]), self.responses(texts)
-        whole = self._ids([render(self.tokenizer, e.prompt) + t for e, t in zip(_owners(kept), texts, strict=True)])
+        controls = [e.control or self.control for e in kept]
+        prompts, responses = self.prompts([e.prompt for e in kept], controls), self.responses(texts)
+        starts = [render(self.tokenizer, e.prompt) + (c or "") for e, c in zip(kept, controls, strict=True)]
+        owners = [i for i, e in enumerate(kept) for _ in e.responses]
+        whole = self._ids([starts[i] + t for i, t in zip(owners, texts, strict=True)])
         tokens, i = [], 0
         for example, prompt in zip(kept, prompts, strict=True):
             mine = slice(i, i + len(example.responses))
@@ -144,10 +157,6 @@ class Encoder:
             )
             tokens.append(Tokens(prompt, tuple(scored), example))
         return tokens
-
-
-def _owners(examples: Sequence[Example]) -> list[Example]:
-    return [e for e in examples for _ in e.responses]
 
 
 def fit(

@@ -1,6 +1,7 @@
 """One method, one file."""
 
 import upo.reference_store  # noqa: F401  makes its short name known
+from upo.methods.a_lol import ALOL, ALOLKL, ALOLRefFree, ALOLSequence
 from upo.methods.aot import AOTPaired, AOTUnpaired
 from upo.methods.apo_anchored import APODown, APOZero
 from upo.methods.asft import ASFT
@@ -9,6 +10,7 @@ from upo.methods.beta_dpo import BetaDPO
 from upo.methods.cal_dpo import CalDPO
 from upo.methods.cpo import CPO
 from upo.methods.cpo_simpo import CPOSimPO
+from upo.methods.csft import CSFT
 from upo.methods.curry_dpo import CurryDPO
 from upo.methods.discopop import DiscoPOP
 from upo.methods.dove import DOVE
@@ -31,6 +33,7 @@ from upo.methods.modpo import MODPO
 from upo.methods.mpo import MPO
 from upo.methods.nca import NCA, InfoNCA, NCAListwise
 from upo.methods.odpo import ODPO
+from upo.methods.oppo import AOPPO, OPPO
 from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO
 from upo.methods.orpo import ORPO
 from upo.methods.r_dpo_length import LengthRegularizedDPO
@@ -57,9 +60,13 @@ from upo.methods.vpo_value import VPO
 from upo.methods.wpo import WPO
 
 __all__ = [
+    "ALOL",
+    "ALOLKL",
+    "AOPPO",
     "ASFT",
     "BCO",
     "CPO",
+    "CSFT",
     "DOVE",
     "DPO",
     "DPOP",
@@ -77,6 +84,7 @@ __all__ = [
     "MPO",
     "NCA",
     "ODPO",
+    "OPPO",
     "OREO",
     "ORPO",
     "RDPO",
@@ -92,6 +100,8 @@ __all__ = [
     "UPOIPO",
     "VPO",
     "WPO",
+    "ALOLRefFree",
+    "ALOLSequence",
     "AOTPaired",
     "AOTUnpaired",
     "APODown",

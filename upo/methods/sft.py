@@ -7,7 +7,7 @@ micro-batches are.
 from jaxtyping import Float
 from torch import Tensor
 
-from upo.data.batch import DemonstrationBatch
+from upo.data.batch import Batch, DemonstrationBatch
 from upo.logps import ResponseLogps
 from upo.methods.base import Method, Stage, Term
 
@@ -24,10 +24,10 @@ class SFT(Method):
     needs_reference = False
     metric_names = ("nll_per_token", "logps/chosen", "lengths/chosen")
 
-    def terms(self, batch: DemonstrationBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         return {"nll": Term(sft_loss(logps.logps), "tokens")}
 
-    def track(self, stage: Stage, batch: DemonstrationBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         self.means(stage).update(**{
             "nll_per_token": (-logps.mean, logps.lengths),
             "logps/chosen": logps.logps,

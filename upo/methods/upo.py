@@ -36,6 +36,9 @@ from upo.ranks import sum_over_ranks
 STATES = {"last": "prompt_hidden", "mean": "prompt_mean"}
 """What `value_at` asks the policy for."""
 
+REWARD_WEIGHTS = {"readability": 0.05, "safety": 0.95}
+"""The paper's w_i."""
+
 
 def auxiliary_loss(
     logps: Float[Tensor, "N"],
@@ -112,7 +115,7 @@ class AuxiliaryRewards(Method):
             value_dropout: dropout inside the value head, in L_V only.
         """
         super().__init__(*args, **kwargs)
-        self.reward_weights = dict(reward_weights or {"readability": 0.05, "safety": 0.95})
+        self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
         self.rewards = tuple(self.reward_weights)
         self.gamma, self.lam, self.length_normalize = gamma, lam, length_normalize
         self.weight_clip, self.normalize_weights = weight_clip, normalize_weights

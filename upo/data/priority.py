@@ -1,0 +1,33 @@
+"""Priority sampling: units with a larger advantage come more often (A-LOL, https://arxiv.org/abs/2305.14718)."""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from upo.data.samplers import StepSampler
+from upo.errors import UserError
+
+ADVANTAGE = "advantage"
+"""Among the rewards of a response: its priority, known since before the first step."""
+
+
+class PrioritySampler(StepSampler):
+    """An epoch draws as many units as there are, with replacement, each time in proportion to their advantages."""
+
+    @cached_property
+    def mass(self) -> Float[Tensor, "units"]:
+        """Cumulative advantages; negative ones count as 0."""
+        try:
+            own = [sum(max(0.0, r.rewards[ADVANTAGE]) for r in u.example.responses) for u in self.units]
+        except KeyError:
+            raise UserError("PrioritySampler draws by advantage; take a method that has one, e.g. ALOL") from None
+        return torch.tensor(own, dtype=torch.float64).cumsum(0)
+
+    def steps(self, epoch: int) -> list[list[int]]:
+        number, size = len(self.costs), self.units_per_step
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        places = self.mass[-1] * torch.rand(number, generator=generator, dtype=torch.float64)
+        drawn = torch.searchsorted(self.mass, places, right=True).clamp(max=number - 1).tolist()
+        return [drawn[i : i + size] for i in range(0, number, size)]

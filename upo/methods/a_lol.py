@@ -1,0 +1,127 @@
+"""A-LOL, Advantage-Leftover Lunch (Baheti et al., 2024), https://arxiv.org/abs/2305.14718.
+
+Offline policy gradient with the whole response as one action, on the responses that are better than expected:
+A = r - V(x), V fitted before training and frozen (`upo.methods.fitted_value`), r = label + designers' R as in UPO's
+baseline; responses with A <= 0 are dropped. With `data.sampler: upo.data.priority.PrioritySampler` the others are
+drawn in proportion to A, on top of their weight in the loss, as the authors do; without it they come equally often.
+
+    ALOL          - A clip(pi / ref, 1 - c, 1 + c) log pi           the ratio of whole responses
+    ALOLSequence  - A sum_t clip(pi_t / ref_t, 1 - c, 1 + c) log pi_t
+    ALOLRefFree   - A log pi
+    ALOLKL        - A log pi + beta (log pi - log ref)
+
+Ratios and advantages carry no gradient. Deviations: V is a head on the policy's states at the prompt's end and is
+fitted to the training data's rewards, where the authors fit attention pooling to those of the reference's own samples:
+with few prompts V may learn single responses by heart, so keep `value_warmup_steps` small. Where A < beta, ALOLKL
+pushes a response DOWN: its second term is taken over data, and is no divergence there.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
+from torch import Tensor
+
+from upo.logps import ResponseLogps
+from upo.methods.fitted_value import FittedValue
+
+
+def clipped_ratio(logratio: Float[Tensor, "_"], *, clip: float) -> Float[Tensor, "_"]:
+    """clip(pi / ref, 1 - c, 1 + c), without gradient; clipped as a logarithm, because exp of a sum overflows."""
+    low = math.log1p(-clip) if clip < 1 else -math.inf
+    return torch.exp(logratio.detach().clamp(low, math.log1p(clip)))
+
+
+def a_lol_loss(
+    logps: Float[Tensor, "N"], logratio: Float[Tensor, "N"], advantage: Float[Tensor, "N"], *, clip: float
+) -> Float[Tensor, "N"]:
+    """-sg[A clip(pi / ref, 1 - c, 1 + c)] log pi of each response, unreduced."""
+    return -advantage.detach() * clipped_ratio(logratio, clip=clip) * logps
+
+
+def a_lol_sequence_loss(
+    token_logps: Float[Tensor, "tokens"],
+    token_logratio: Float[Tensor, "tokens"],
+    advantage: Float[Tensor, "N"],
+    row: Int[Tensor, "tokens"],
+    *,
+    clip: float,
+) -> Float[Tensor, "N"]:
+    """-sg[A] sum_t sg[clip(pi_t / ref_t, 1 - c, 1 + c)] log pi_t of each response, unreduced.
+
+    Args:
+        row: which of the N responses a token belongs to.
+    """
+    weighted = clipped_ratio(token_logratio, clip=clip) * token_logps
+    return -advantage.detach() * weighted.new_zeros(len(advantage)).index_add(0, row, weighted)
+
+
+def a_lol_ref_free_loss(logps: Float[Tensor, "N"], advantage: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """-sg[A] log pi of each response, unreduced."""
+    return -advantage.detach() * logps
+
+
+def a_lol_kl_loss(
+    logps: Float[Tensor, "N"], logratio: Float[Tensor, "N"], advantage: Float[Tensor, "N"], *, beta: float
+) -> Float[Tensor, "N"]:
+    """-sg[A] log pi + beta log(pi / ref) of each response, unreduced."""
+    return -advantage.detach() * logps + beta * logratio
+
+
+class ALOL(FittedValue):
+    """Likelihood of better-than-expected responses, weighted by advantage and clipped ratio."""
+
+    def __init__(self, *args: Any, clip: ClosedUnitInterval = 0.9, **kwargs: Any):
+        """
+        Args:
+            clip: c, how far the ratio may leave 1 before its weight stays the same (paper: 0.9); 0 is ALOLRefFree.
+        """
+        super().__init__(*args, **kwargs)
+        self.clip = clip
+
+    def loss(self, logps: ResponseLogps, advantage: Tensor) -> Tensor:
+        return a_lol_loss(logps.logps, logps.logratio, advantage, clip=self.clip)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return logps.logratio
+
+
+class ALOLSequence(ALOL):
+    """A-LOL with a clipped ratio for each token."""
+
+    extras: ClassVar = ("token_logps",)
+    reference_extras: ClassVar = ("token_logps",)
+
+    def loss(self, logps: ResponseLogps, advantage: Tensor) -> Tensor:
+        ours, theirs = (x["token_logps"] for x in (logps.extras, logps.reference_extras))
+        assert logps.row is not None
+        return a_lol_sequence_loss(ours, ours - theirs, advantage, logps.row, clip=self.clip)
+
+
+class ALOLRefFree(FittedValue):
+    """A-LOL without a ratio: advantage-weighted likelihood."""
+
+    needs_reference = False
+
+    def loss(self, logps: ResponseLogps, advantage: Tensor) -> Tensor:
+        return a_lol_ref_free_loss(logps.logps, advantage)
+
+
+class ALOLKL(FittedValue):
+    """A-LOL with the log-ratio as a penalty instead of a clipped ratio."""
+
+    def __init__(self, *args: Any, beta: NonNegativeFloat = 0.1, **kwargs: Any):
+        """
+        Args:
+            beta: weight of the log-ratio, in units of reward/nats (paper: about 0.1; the authors' code: 0).
+        """
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+
+    def loss(self, logps: ResponseLogps, advantage: Tensor) -> Tensor:
+        return a_lol_kl_loss(logps.logps, logps.logratio, advantage, beta=self.beta)
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return logps.logratio

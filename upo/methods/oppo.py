@@ -1,0 +1,205 @@
+"""oPPO, offline one-step PPO: the baseline of KTO (Ethayarajh et al., 2024), https://arxiv.org/abs/2402.01306.
+
+PPO's clipped objective on the responses of the data set, as if the reference had written them: the reward is +1 or -1
+on a response's last token, log-probs before the update are the reference's, and each step sees new data (one epoch).
+
+    A_t   = sum_{i >= t} (gamma lam)^(i - t) delta_i,   delta_t = r_t + gamma V_{t+1} - V_t      then whitened
+    loss  = mean_t max(-A_t ratio_t, -A_t clip(ratio_t, low, high))
+            + c_V mean_t 1/2 (V_t - sum_{i >= t} gamma^(i - t) r_i)^2 + c_KL mean_t log(policy / reference)_t
+
+`AOPPO` is UPO's baseline (Badrinath et al., 2025, https://arxiv.org/abs/2405.17956): the last token's reward is that
+plus the designers' R. Advantages are whitened over the tokens of the GLOBAL step, from a pass without gradient before
+the first backward, so that they do not depend on how the step is cut.
+Deviations from the HALOs code: V is fitted to the reward from token t on (there: behind t, so that V and delta
+disagree by one token). The third term is an average over data, not over the policy's own samples: no divergence, it
+only lowers the likelihood of what is in the data; HALOs subtract it (c_KL = -0.1).
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
+from torch import Tensor
+from torch.nn.functional import pad
+
+from upo.data.batch import Step, UnpairedBatch
+from upo.errors import UserError
+from upo.logps import ResponseLogps, objective
+from upo.methods.base import Stage, Term
+from upo.methods.families import UnpairedMethod
+from upo.methods.upo import REWARD_WEIGHTS
+from upo.methods.value_head import ValueHead
+from upo.ranks import sum_over_ranks
+
+FAR = 20.0
+"""Log-ratios of a token beyond this, in nats, are cut: exp would overflow in float32."""
+
+
+def ppo_loss(
+    logratio: Float[Tensor, "tokens"], advantage: Float[Tensor, "tokens"], *, low: float, high: float
+) -> Float[Tensor, "tokens"]:
+    """max(-A ratio, -A clip(ratio, low, high)) of each token, unreduced; advantages carry no gradient."""
+    ratio, advantage = torch.exp(logratio.clamp(max=FAR)), advantage.detach()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(low, high))
+
+
+def generalized_advantage(
+    reward: Float[Tensor, "tokens"],
+    value: Float[Tensor, "tokens"],
+    row: Int[Tensor, "tokens"],
+    *,
+    gamma: float,
+    lam: float,
+) -> Float[Tensor, "tokens"]:
+    """A_t of Schulman et al. (2016), https://arxiv.org/abs/1506.02438, equation 16; V is 0 behind the last token.
+
+    Args:
+        value: what is expected from token t on, before it is known.
+        row: which response a token belongs to; tokens lie in order, response by response.
+    """
+    following = pad(torch.where(row[1:] == row[:-1], value[1:], 0.0), (0, 1))
+    return discounted_sums(reward + gamma * following - value, row, gamma * lam)
+
+
+def discounted_sums(x: Float[Tensor, "tokens"], row: Int[Tensor, "tokens"], factor: float) -> Float[Tensor, "tokens"]:
+    """sum_{i >= t} factor^(i - t) x_i over the rest of token t's response."""
+    reach = 1
+    while reach < len(x) and (same := row[reach:] == row[:-reach]).any():  # x holds the sums of the next `reach` tokens
+        x = x + pad(torch.where(same, factor**reach * x[reach:], 0.0), (0, reach))
+        reach *= 2
+    return x
+
+
+class OPPO(UnpairedMethod):
+    """Offline one-step PPO with rewards of +1 and -1 on the last token."""
+
+    extras = ("token_logps", "hidden")
+    reference_extras = ("token_logps",)
+    metric_names = (
+        *UnpairedMethod.metric_names,
+        *("loss/preference", "loss/value", "loss/kl", "advantages/mean", "advantages/std", "clipped"),
+    )
+    initial_loss = 0.0
+
+    def __init__(
+        self,
+        *args: Any,
+        gamma: ClosedUnitInterval = 0.99,
+        lam: ClosedUnitInterval = 0.95,
+        clip_low: ClosedUnitInterval = 0.5,
+        clip_high: PositiveFloat = 2.0,
+        value_coefficient: NonNegativeFloat = 0.01,
+        kl_coefficient: float = 0.1,
+        value_lr: PositiveFloat = 1e-3,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            gamma: discount of rewards, a token (HALOs: 0.99).
+            lam: lambda of the generalized advantage (HALOs: 0.95); 1 trusts the rewards, 0 the next token's value.
+            clip_low: ratio below which a token of negative advantage is pushed down no further (HALOs: 0.5).
+            clip_high: ratio above which a token of positive advantage is pushed up no further (HALOs: 1 / 0.5, a later
+                version 1.5).
+            value_coefficient: weight of the value loss (HALOs: 0.01).
+            kl_coefficient: weight of the mean log-ratio of the data's tokens, in 1/nats (0.1; see the sign above).
+            value_lr: learning rate of the value head; at the policy's a fresh head would hardly move.
+        """
+        super().__init__(*args, **kwargs)
+        if clip_high < 1:
+            raise UserError(
+                f"clip_high={clip_high:g} would clip a policy that equals the reference; set it to 1 or more"
+            )
+        self.gamma, self.lam, self.clip_low, self.clip_high = gamma, lam, clip_low, clip_high
+        self.value_coefficient, self.kl_coefficient = value_coefficient, kl_coefficient
+        self.value_lr = float(value_lr)
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if not hasattr(self, "value_head"):
+            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+
+    def last_reward(self, batch: UnpairedBatch) -> Float[Tensor, "N"]:
+        """The reward of each response, given on its last token."""
+        return 2.0 * batch.desirable - 1.0
+
+    def token_rewards(self, batch: UnpairedBatch) -> Float[Tensor, "tokens"]:
+        """0 on all tokens but the last of each response."""
+        row = batch.responses.row
+        last = pad(row[1:] != row[:-1], (0, 1), value=True)
+        return torch.where(last, self.last_reward(batch)[row], 0.0)
+
+    def advantages(self, batch: UnpairedBatch, value: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+        """Not yet whitened."""
+        rewards, row = self.token_rewards(batch).to(value.dtype), batch.responses.row
+        return generalized_advantage(rewards, value.detach(), row, gamma=self.gamma, lam=self.lam)
+
+    @torch.no_grad()
+    def statistics(self, step: Step) -> dict[str, Tensor]:
+        """Mean and standard deviation of the advantages of all tokens of the global step."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for batch in step.micro_batches:
+            hidden = self.policy(batch.responses, ("hidden",))["hidden"]
+            if not batch.filler:
+                a = self.advantages(batch, self.value_head(hidden)).double()
+                sums += torch.stack([torch.ones_like(a).sum(), a.sum(), (a**2).sum()])
+        number, total, squares = sum_over_ranks(sums)
+        mean = total / number
+        variance = (squares / number - mean**2).clamp(min=0)
+        return {"advantages/mean": mean, "advantages/std": (variance + 1e-8).sqrt()}
+
+    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        rho = self.token_logratio(logps)
+        value = self.value_head(logps.extras["hidden"]).to(rho.dtype)
+        raw = self.advantages(batch, value)
+        whitened = ((raw - statistics["advantages/mean"]) / statistics["advantages/std"]).to(rho.dtype)
+        returns = discounted_sums(self.token_rewards(batch).to(rho.dtype), batch.responses.row, self.gamma)
+        return {
+            "preference": Term(ppo_loss(rho, whitened, low=self.clip_low, high=self.clip_high), "tokens"),
+            "value": Term(0.5 * (value - returns) ** 2, "tokens", scale=self.value_coefficient),
+            "kl": Term(rho, "tokens", scale=self.kl_coefficient),
+        }
+
+    def token_logratio(self, logps: ResponseLogps) -> Float[Tensor, "tokens"]:
+        """log(policy / reference) of each token, in nats."""
+        return logps.extras["token_logps"] - logps.reference_extras["token_logps"]
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        return logps.logratio
+
+    def track(self, stage: Stage, batch: UnpairedBatch, logps: ResponseLogps) -> None:
+        super().track(stage, batch, logps)
+        ratio = self.token_logratio(logps).exp()
+        self.means(stage).update(clipped=((ratio < self.clip_low) | (ratio > self.clip_high)).float())
+
+
+class AOPPO(OPPO):
+    """oPPO whose reward is +1 or -1 plus the designers' objectives R."""
+
+    metric_names = (*OPPO.metric_names, "objective/chosen", "objective/rejected")
+
+    def __init__(self, *args: Any, reward_weights: dict[str, float] | None = None, **kwargs: Any):
+        """
+        Args:
+            reward_weights: w_i by name of a reward in `data.rewards`; the UPO paper's and default:
+                {readability: 0.05, safety: 0.95}.
+        """
+        super().__init__(*args, **kwargs)
+        self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
+        self.rewards = tuple(self.reward_weights)
+
+    def objective(self, batch: UnpairedBatch) -> Float[Tensor, "N"]:
+        """R = sum_i w_i r_i."""
+        assert batch.responses.rewards is not None, "the data module brings the columns named in `rewards`"
+        return objective(batch.responses.rewards, self.reward_weights)
+
+    def last_reward(self, batch: UnpairedBatch) -> Float[Tensor, "N"]:
+        return super().last_reward(batch) + self.objective(batch)
+
+    def track(self, stage: Stage, batch: UnpairedBatch, logps: ResponseLogps) -> None:
+        super().track(stage, batch, logps)
+        r, good = self.objective(batch), batch.desirable
+        self.means(stage).update(**{"objective/chosen": r[good], "objective/rejected": r[~good]})
