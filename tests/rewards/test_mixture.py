@@ -130,7 +130,7 @@ def options(folder, limit=None, **more) -> dict:
 
 
 def upo():
-    return make(UPO, reward_weights={"mix": 1.0}, value_dropout=0.0, value_warmup_steps=1)
+    return make(UPO, reward_weights={"mix": 1.0}, value_dropout=0.0, value_warmup_steps=1, lam=0.2)
 
 
 def pairs(folder, prompts=tiny.PAIRS) -> str:

@@ -114,9 +114,9 @@ def test_fingerprint_follows_content_not_place(make, tmp_path):
 
 
 def test_mistakes(make, tmp_path):
-    with pytest.raises(UserError, match="has 3 outputs.*SafetyClassifier"):
+    with pytest.raises(UserError, match=r"has 3 outputs.*SafetyClassifier"):
         HuggingFaceReward(make(labels=3))([""], ["x"])
-    with pytest.raises(UserError, match="no trained reward model: its weights lack `score.weight`"):
+    with pytest.raises(UserError, match=r"no trained reward model: its weights lack `score.weight`"):
         HuggingFaceReward(make(cls=LlamaModel))([""], ["x"])
     with pytest.raises(UserError, match="no reward model at"):
         HuggingFaceReward(str(tmp_path))([""], ["x"])

@@ -69,15 +69,14 @@ def test_readability_is_nine_minus_grade_over_five(monkeypatch):
 
 def test_one_formula_instead_of_the_consensus():
     """Flesch and Kincaid's by hand: .39 words a sentence + 11.8 syllables a word - 15.59."""
-    text = "The cat sat on the mat today. A dog ran home to eat."
-    words, sentences, syllables = 13, 2, 14
+    text = "The children visited the museum yesterday. They loved beautiful paintings."
+    words, sentences, syllables = 10, 2, 20
     grade = 0.39 * words / sentences + 11.8 * syllables / words - 15.59
     hard = "Notwithstanding considerable heterogeneity, epidemiological investigations demonstrate associations."
-    easy = score(Grade("flesch_kincaid_grade"), text)[0]
-    assert easy == pytest.approx(grade, abs=0.01)
+    assert score(Grade("flesch_kincaid_grade"), text)[0] == pytest.approx(grade, abs=0.01)
     for formula in ("smog_index", "coleman_liau_index", "automated_readability_index", "gunning_fog"):
         values = score(Grade(formula), hard, text, "", "...")
-        assert values[0] > 12 > values[1] and values[2:] == [0, 0], formula
+        assert values[0] > 15 > values[1] > 0 and values[2:] == [0, 0], formula
         assert score(Readability(formula), hard, "")[0] == 0
     middle = [min(max((9 - g) / 5, 0), 1) for g in score(Grade("gunning_fog"), text, hard)]
     assert score(Readability("gunning_fog"), text, hard) == pytest.approx(middle)
@@ -190,5 +189,13 @@ listing.main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ["Function", "Readability", "SafetyClassifier", "WordListSafety", "HuggingFaceReward", "range [0, 1]", "lower is better"]:
+    for name in [
+        "Function",
+        "Readability",
+        "SafetyClassifier",
+        "WordListSafety",
+        "HuggingFaceReward",
+        "range [0, 1]",
+        "lower is better",
+    ]:
         assert name in done.stdout

@@ -74,7 +74,7 @@ def test_labels_without_pairs(tmp_path):
     rows = [("a", "one two", True), ("b", "one two three!", False), ("c", "one", True)]
     file.write_text("".join(json.dumps({"prompt": p, "completion": y, "label": v}) + "\n" for p, y, v in rows))
     data = PreferenceData((Source("trl", path=str(file)),), validation=0, rewards_cache=str(tmp_path / "cache"))
-    content, columns = survey(data, {"calm": Pattern("!")}, {"calm": 2.0})
+    content, _ = survey(data, {"calm": Pattern("!")}, {"calm": 2.0})
     assert content["pairs"] == 0 and content["responses"] == [2, 1]
     assert content["rewards"]["calm"]["chosen"]["mean"] == 1 and content["rewards"]["calm"]["rejected"]["mean"] == 0
     assert content["rewards"]["objective"]["chosen"]["mean"] == 2 and "conflict" not in content["rewards"]["calm"]

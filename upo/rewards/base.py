@@ -32,7 +32,9 @@ class Reward(ABC):
     def fingerprint(self) -> str:
         """The cache key: changes whenever values could (class, arguments, library version, model weights)."""
 
-    def fit(self, train: Sequence[Example], held_out: Sequence[Example], cache_dir: str | Path | None = None) -> None:
+    def fit(  # noqa: B027
+        self, train: Sequence[Example], held_out: Sequence[Example], cache_dir: str | Path | None = None
+    ) -> None:
         """Learns from the data set what it needs before it measures; most rewards need nothing.
 
         Args:
@@ -45,7 +47,7 @@ class Reward(ABC):
         """What `fit` learned, in plain numbers; goes into checkpoints. Empty where nothing was."""
         return {}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:  # noqa: B027
         """Takes the `state` of a checkpoint instead of fitting anew."""
 
 

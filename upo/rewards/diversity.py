@@ -16,8 +16,8 @@ class LexicalDiversity(Reward):
     """MTLD: the mean number of words for which the share of distinct words stays above a threshold.
 
     Unit: words, 0 and up, larger is more varied; 70 to 120 is usual for edited prose. The mean of a pass forward and
-    one backward; case and punctuation do not count. Below about 50 words it says little: a text that repeats nothing has
-    its own length. Put it into a `Mixture` with `normalize` before it meets rewards in [0, 1].
+    one backward; case and punctuation do not count. Below about 50 words it says little: a text that repeats nothing
+    has its own length. Put it into a `Mixture` with `normalize` before it meets rewards in [0, 1].
     """
 
     range: ClassVar[tuple[float, float]] = (0.0, float("inf"))

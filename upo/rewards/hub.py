@@ -1,4 +1,4 @@
-"""Sequence classifiers and reward models of Hugging Face: loading with short errors, and what identifies their content."""
+"""Sequence classifiers and reward models of Hugging Face: loading with short errors, and what identifies them."""
 
 import hashlib
 import json

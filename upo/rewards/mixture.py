@@ -14,7 +14,8 @@ class Mixture(VectorReward):
 
     m_i and s_i are mean and standard deviation over all responses of the training split. They are stored in the
     checkpoint and read back from it: a resumed run must find the same ones, an evaluation uses those of the training.
-    Range: that of its members; normalised, about -3 to 3 times the weights, with mean 0. Larger is better as long as
+    Range: that of its members; normalised, about -3 to 3 times the weights, with mean 0 (UPO's `lam` is per unit of
+    reward: 5 would be far too much for that). Larger is better as long as
     members of which less is better have negative weights. The members' own values, not normalised, stand beside the sum
     as `<name>/<member>`.
     """

@@ -13,10 +13,10 @@ class HuggingFaceReward(Reward):
     """The one output of a reward model for prompt and response together.
 
     Range: all real numbers; unit: the model's own, for models trained on preferences nats of log-odds, comparable
-    between responses to one prompt only. Larger is better. The text is the tokenizer's chat template where it has one (a
-    plain prompt becomes a user's turn); otherwise two segments, prompt and response, where the tokenizer has a separator
-    for them, and the response right behind the prompt where not. What is too long is cut on the left. Put it into a
-    `Mixture` with `normalize` before it meets rewards in [0, 1].
+    between responses to one prompt only. Larger is better. The text is the tokenizer's chat template where it has one
+    (a plain prompt becomes a user's turn); otherwise two segments, prompt and response, where the tokenizer has a
+    separator for them, and the response right behind the prompt where not. What is too long is cut on the left. Put it
+    into a `Mixture` with `normalize` before it meets rewards in [0, 1].
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class HuggingFaceReward(Reward):
 
     def fingerprint(self) -> str:
         """Library version and the content of weights, configuration and tokenizer."""
-        model, tokenizer = self._load()
+        tokenizer = self._load()[1]
         return f"HuggingFaceReward 1 max_length={self.max_length} {tokenizer.chat_template!r} {self._content}"
 
     def _load(self) -> tuple[Any, Any]:

@@ -56,9 +56,7 @@ def survey(
     if limit is not None and limit < len(train):
         train = [train[i] for i in sorted(Random(0).sample(range(len(train)), limit))]
     sides, paired = _sides(train, data.max_pairs_per_prompt, rewards, data.rewards_cache)
-    columns = {
-        name: _column([[r.rewards[name] for r in side] for side, _ in sides]) for name in sides[0][0][0].rewards
-    }
+    columns = {name: _column([[r.rewards[name] for r in side] for side, _ in sides]) for name in sides[0][0][0].rewards}
     better = {k: v for name, reward in rewards.items() for k, v in _directions(name, reward, columns).items()}
     columns = {name: columns[name] for name in better}  # without what the data brought along
     if weights:

@@ -18,8 +18,10 @@ SIDES = ("chosen", "rejected")
 def print_survey(content: Mapping[str, Any]) -> None:
     """A line a reward, then who goes with whom."""
     console = wide_console()
-    counts = f"{content['pairs']:,} pairs" if content["pairs"] else "{:,} desirable, {:,} undesirable responses".format(
-        *content["responses"]
+    counts = (
+        f"{content['pairs']:,} pairs"
+        if content["pairs"]
+        else "{:,} desirable, {:,} undesirable responses".format(*content["responses"])
     )
     console.print(f"training split: {content['prompts']:,} prompts, {counts}", highlight=False)
     table = Table("reward", "weight", "better", "chosen", "5 / 50 / 95 %", "rejected", "5 / 50 / 95 %")
@@ -39,12 +41,14 @@ def print_survey(content: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        "conflict: pairs whose rejected response is better by the reward (95 % interval over prompts); correlations are "
-        "Spearman's, over all responses, label 1 for chosen",
+        "conflict: pairs whose rejected response is better by the reward (95 % interval over prompts); correlations "
+        "are Spearman's, over all responses, label 1 for chosen",
         highlight=False,
     )
     names = content["correlations"]["names"]
-    table = Table("", *(Text(name) for name in names[:-1]), title="correlations", title_justify="left")
+    table = Table("", title="correlations", title_justify="left")
+    for name in names[:-1]:
+        table.add_column(Text(name), justify="right")
     for name, row in zip(names, correlations, strict=True):
         table.add_row(Text(name), *map(_signed, row[:-1]))
     console.print(table)
