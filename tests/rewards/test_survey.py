@@ -74,10 +74,10 @@ def test_labels_without_pairs(tmp_path):
     rows = [("a", "one two", True), ("b", "one two three!", False), ("c", "one", True)]
     file.write_text("".join(json.dumps({"prompt": p, "completion": y, "label": v}) + "\n" for p, y, v in rows))
     data = PreferenceData((Source("trl", path=str(file)),), validation=0, rewards_cache=str(tmp_path / "cache"))
-    content, _ = survey(data, {"calm": Pattern("!")}, {"calm": 2.0})
+    content, _ = survey(data, {"calm": Pattern("!"), "words": Words()}, {"calm": 2.0, "words": 1.0})
     assert content["pairs"] == 0 and content["responses"] == [2, 1]
     assert content["rewards"]["calm"]["chosen"]["mean"] == 1 and content["rewards"]["calm"]["rejected"]["mean"] == 0
-    assert content["rewards"]["objective"]["chosen"]["mean"] == 2 and "conflict" not in content["rewards"]["calm"]
+    assert content["rewards"]["objective"]["chosen"]["mean"] == 2 + 1.5 and "conflict" not in content["rewards"]["calm"]
     assert content["correlations"]["spearman"][0][-1] == pytest.approx(1)
 
 
@@ -142,8 +142,8 @@ def test_command_before_any_model_is_there(tmp_path, capsys, data):
     assert "training split: 3 prompts, 3 pairs" in shown and "mix/short" in shown and "conflict" in shown
     folder = tmp_path / "runs" / "x_rewards"
     content = json.loads((folder / "rewards.json").read_text())
-    assert list(content["rewards"]) == ["mix", "mix/mood", "mix/short", "words", "judge", "objective"]
-    assert content["rewards"]["mix"]["conflict"] == content["rewards"]["objective"]["conflict"]
+    assert list(content["rewards"]) == ["mix", "mix/mood", "mix/short", "words", "judge"]
+    assert content["rewards"]["judge"]["conflict"]["share"] == 1 / 3
     picture = (folder / "rewards.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     assert not (tmp_path / "runs" / "x").exists(), "the run folder stays free for the run"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 OBJECTIVE = "objective"
-"""Column of R = sum_i w_i r_i, the rewards with the method's weights."""
+"""Column of R = sum_i w_i r_i, where the method weighs several rewards."""
 
 Side = tuple[list[Response], list[object]]
 """Responses and the prompts that they belong to."""
@@ -36,7 +36,7 @@ def survey(
     Args:
         data: its sources and its split; nothing is tokenised.
         rewards: by name.
-        weights: of those that make the objective; none: no objective.
+        weights: of those that make the objective.
         limit: at most so many examples, a random choice that is always the same.
 
     Returns:
@@ -59,7 +59,7 @@ def survey(
     columns = {name: _column([[r.rewards[name] for r in side] for side, _ in sides]) for name in sides[0][0][0].rewards}
     better = {k: v for name, reward in rewards.items() for k, v in _directions(name, reward, columns).items()}
     columns = {name: columns[name] for name in better}  # without what the data brought along
-    if weights:
+    if len(weights) > 1:  # of one alone it would be the same again
         columns[OBJECTIVE] = sum((w * columns[name] for name, w in weights.items()), np.zeros(1))
         better[OBJECTIVE] = True
     prompts = sides[0][1]

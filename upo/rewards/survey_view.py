@@ -26,7 +26,7 @@ def print_survey(content: Mapping[str, Any]) -> None:
     console.print(f"training split: {content['prompts']:,} prompts, {counts}", highlight=False)
     table = Table("reward", "weight", "better", "chosen", "5 / 50 / 95 %", "rejected", "5 / 50 / 95 %")
     for title in ("with label", "conflict", "ties"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     correlations = content["correlations"]["spearman"]
     for i, (name, x) in enumerate(content["rewards"].items()):
         conflict = x.get("conflict")
@@ -36,21 +36,23 @@ def print_survey(content: Mapping[str, Any]) -> None:
             ARROWS[x["higher_is_better"]],
             *(cell for side in SIDES for cell in (_number(x[side]["mean"]), _quantiles(x[side]["quantiles"]))),
             _signed(correlations[i][-1]),
-            "-" if conflict is None else f"{conflict['share']:.0%} ({conflict['low']:.0%} to {conflict['high']:.0%})",
+            "-"
+            if conflict is None
+            else f"{conflict['share']:.0%} ({100 * conflict['low']:.0f} to {100 * conflict['high']:.0f})",
             f"{x['ties']:.0%}" if "ties" in x else "-",
         )
     console.print(table)
     console.print(
-        "conflict: pairs whose rejected response is better by the reward (95 % interval over prompts); correlations "
-        "are Spearman's, over all responses, label 1 for chosen",
+        "conflict: pairs whose rejected response is better by the reward (95 % interval over prompts)\n"
+        "correlations: Spearman's, over all responses; label: 1 for chosen, 0 for rejected",
         highlight=False,
     )
     names = content["correlations"]["names"]
     table = Table("", title="correlations", title_justify="left")
-    for name in names[:-1]:
-        table.add_column(Text(name), justify="right")
-    for name, row in zip(names, correlations, strict=True):
-        table.add_row(Text(name), *map(_signed, row[:-1]))
+    for number in range(1, len(names)):  # names would not fit above the columns
+        table.add_column(str(number), justify="right")
+    for number, (name, row) in enumerate(zip(names, correlations, strict=True), 1):
+        table.add_row(Text(f"{number} {name}" if number < len(names) else name), *map(_signed, row[:-1]))
     console.print(table)
 
 
@@ -59,7 +61,8 @@ def _number(x: float) -> str:
 
 
 def _quantiles(quantiles: Mapping[str, float]) -> str:
-    return " / ".join(f"{quantiles[q]:.3g}" for q in ("0.05", "0.5", "0.95"))
+    shown = (quantiles[q] for q in ("0.05", "0.5", "0.95"))
+    return " / ".join(f"{x:.0f}" if abs(x) >= 10 else f"{x:.2g}" for x in shown)
 
 
 def _signed(x: float | None) -> str:
@@ -92,7 +95,8 @@ def draw_survey(content: Mapping[str, Any], columns: Mapping[str, np.ndarray], p
 
 def _histograms(axis: Any, name: str, values: np.ndarray, conflict: Mapping[str, float] | None) -> None:
     low, high = np.nanquantile(values, [0.005, 0.995])  # a few outliers must not flatten the rest
-    edges = np.linspace(low, high if high > low else low + 1, 31)
+    spread = 0 if high > low else 0.5
+    edges = np.linspace(low - spread, high + spread, 31)
     for side, x, color in zip(SIDES, values, ("C0", "C3"), strict=True):
         x = np.clip(x[~np.isnan(x)], low, high)
         axis.hist(x, edges, weights=np.full(len(x), 1 / len(x)), color=color, alpha=0.45, label=side)
