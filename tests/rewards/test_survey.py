@@ -127,7 +127,7 @@ data:
         normalize: true
     words: Words
 trainer: {{default_root_dir: {folder}}}
-evaluation: {{judge: {{class_path: Pattern, init_args: {{pattern: "!"}}}}}}
+evaluation: {{judge: {{class_path: Pattern, init_args: {{pattern: "good"}}}}}}
 """
 
 
