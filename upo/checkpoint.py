@@ -140,8 +140,12 @@ def load_run(
     method, data, settings = from_config(config, evaluation or {})
     method.configure_model()
     if file is not None:
+        content = read_checkpoint(file)
+        for name, learned in content.get(type(data).__qualname__, {}).get("rewards", {}).items():
+            if name in data.rewards:
+                data.rewards[name].restore(learned)
         try:
-            method.load_state_dict(read_checkpoint(file)["state_dict"])
+            method.load_state_dict(content["state_dict"])
         except RuntimeError as error:
             raise UserError(f"{file} does not fit the model of {config} ({str(error).splitlines()[0]})") from None
     else:

@@ -105,7 +105,7 @@ class Evaluation:
     ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]]]:
         """Texts and what is measured on them, by writer (policy, reference, chosen) and prompt."""
         from upo.data.layout import Tokens
-        from upo.measure import Texts, chosen_texts, log_probs, measured
+        from upo.measure import Texts, chosen_texts, fit_rewards, log_probs, measured
         from upo.sampling import sample
 
         writers, drawn = {}, {}
@@ -132,6 +132,7 @@ class Evaluation:
         if (chosen := chosen_texts(asked, encoder)) is not None:
             writers["chosen"] = chosen
         rewards = data.rewards | ({"judge": self.judge} if self.judge is not None else {})
+        fit_rewards(rewards, data)
         values = measured(asked, writers, rewards)
         if reference is not None:
             units = [Tokens(s.prompt_ids, (s.ids,), e) for s, e in zip(drawn["policy"], asked, strict=True)]

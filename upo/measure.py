@@ -20,7 +20,7 @@ from upo.metrics.intervals import bootstrap, wilson
 from upo.metrics.text import distinct_n, repetition
 from upo.policy import Policy
 from upo.rewards.annotate import annotate
-from upo.rewards.base import Reward
+from upo.rewards.base import Reward, fit_all
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
@@ -43,12 +43,15 @@ class Texts:
 
 
 def held_out_examples(data: "PreferenceData") -> list[Example]:
-    """The validation side of the data; reading it again does not count twice in the data report."""
-    if hasattr(data, "held_out"):
-        return data.held_out
+    """The validation side of the data."""
+    return data.held_out if hasattr(data, "held_out") else both_sides(data)[1]
+
+
+def both_sides(data: "PreferenceData") -> tuple[list[Example], list[Example]]:
+    """Training and validation examples, read again and not counted in the data report."""
     report, data.report = data.report, DataReport()
     try:
-        return data.examples()[1]
+        return data.examples()
     finally:
         data.report = report
 
@@ -164,6 +167,12 @@ def measured(
         ]
         for k, (name, w) in enumerate(writers.items())
     }
+
+
+def fit_rewards(rewards: Mapping[str, Reward], data: "PreferenceData") -> None:
+    """Lets those rewards see the data that need it and were neither trained with nor read from a checkpoint."""
+    if any(reward.unfitted for reward in rewards.values()):
+        fit_all(rewards, *both_sides(data), data.rewards_cache)
 
 
 def distinct_prompts(examples: Sequence[Example], number: int, seed: int) -> list[Example]:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
+from upo.data.example import Example, Response
 from upo.errors import UserError
-from upo.rewards import SafetyClassifier
+from upo.rewards import SafetyClassifier, annotate
 
 LABELS = ["toxicity", "threat", "harmless"]
 TEXTS = ["you are nice", "bad bad you", "", "nice " * 100, "are you bad ?", "nice", "unknown words"]
@@ -63,6 +64,20 @@ def test_softmax_needs_the_unsafe_labels(make):
     assert list(columns) == ["toxicity", "threat"] and len(columns["threat"]) == len(TEXTS)
     sigmoid = SafetyClassifier(folder, multi_label=True)
     assert sigmoid([""], ["bad"]) == pytest.approx([1 - slow(folder, "bad").sigmoid().max().item()], abs=1e-5)
+
+
+def test_categories_stand_beside_the_reward(make, tmp_path, monkeypatch):
+    """Also out of the cache, where nothing is measured again."""
+    reward = SafetyClassifier(make("multi_label_classification"), categories=["threat", "toxicity"])
+    examples = [Example("p", tuple(Response(y) for y in TEXTS))]
+    (first,) = annotate(examples, {"safety": reward}, tmp_path)
+    columns = reward.categories([""] * len(TEXTS), TEXTS)
+    for i, response in enumerate(first.responses):
+        parts = {f"safety/{name}": pytest.approx(column[i], abs=1e-6) for name, column in columns.items()}
+        worst = max(column[i] for column in columns.values())
+        assert response.rewards == {"safety": pytest.approx(1 - worst, abs=1e-6)} | parts
+    monkeypatch.setattr(SafetyClassifier, "categories", None)
+    assert annotate(examples, {"safety": reward}, tmp_path) == [first]
 
 
 def test_mistakes(make, tmp_path):

@@ -12,7 +12,22 @@ from pathlib import Path
 import pytest
 
 from upo.errors import UserError
-from upo.rewards import Function, Grade, Pattern, Readability, Sentiment, WordListSafety, Words
+from upo.rewards import (
+    Function,
+    Grade,
+    LexicalDiversity,
+    Mixture,
+    Pattern,
+    Readability,
+    Repetition,
+    Script,
+    Sentiment,
+    ShortSentences,
+    Similarity,
+    ValidJSON,
+    WordListSafety,
+    Words,
+)
 
 OFFLINE = [
     Grade(),
@@ -21,6 +36,15 @@ OFFLINE = [
     WordListSafety(["moon"]),
     Pattern("x"),
     Words(),
+    Grade("flesch_kincaid_grade"),
+    Readability("gunning_fog"),
+    LexicalDiversity(),
+    Repetition(),
+    ValidJSON(),
+    Script(),
+    ShortSentences(),
+    Similarity("Say it again, Sam."),
+    Mixture({"words": Words(), "mood": Sentiment()}, {"words": 0.1, "mood": -1}),
     Function("math:dist"),
 ]
 
@@ -41,6 +65,21 @@ def test_readability_is_nine_minus_grade_over_five(monkeypatch):
     monkeypatch.setattr(textstat, "text_standard", lambda y, float_output: grades[y])
     assert score(Readability(), *grades) == pytest.approx([1, 1, 0.5, 0, 0])
     assert score(Grade(), *grades) == [3, 4, 6.5, 9, 14]
+
+
+def test_one_formula_instead_of_the_consensus():
+    """Flesch and Kincaid's by hand: .39 words a sentence + 11.8 syllables a word - 15.59."""
+    text = "The children visited the museum yesterday. They loved beautiful paintings."
+    words, sentences, syllables = 10, 2, 20
+    grade = 0.39 * words / sentences + 11.8 * syllables / words - 15.59
+    hard = "Notwithstanding considerable heterogeneity, epidemiological investigations demonstrate associations."
+    assert score(Grade("flesch_kincaid_grade"), text)[0] == pytest.approx(grade, abs=0.01)
+    for formula in ("smog_index", "coleman_liau_index", "automated_readability_index", "gunning_fog"):
+        values = score(Grade(formula), hard, text, "", "...")
+        assert values[0] > 15 > values[1] > 0 and values[2:] == [0, 0], formula
+        assert score(Readability(formula), hard, "")[0] == 0
+    middle = [min(max((9 - g) / 5, 0), 1) for g in score(Grade("gunning_fog"), text, hard)]
+    assert score(Readability("gunning_fog"), text, hard) == pytest.approx(middle)
 
 
 def test_readability_of_real_sentences():
@@ -130,23 +169,33 @@ def test_no_reward_touches_the_network():
 import socket
 def refuse(*args, **kwargs): raise SystemExit("a reward opened a connection")
 socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
-from upo.rewards import Grade, Pattern, Readability, Sentiment, WordListSafety, Words
-for reward in [Grade(), Readability(), Sentiment(), WordListSafety(), Pattern("x"), Words()]:
+from test_rewards import OFFLINE
+for reward in OFFLINE[:-1]:
     assert len(reward(["Hi"], ["A wonderful epidemiological table."])) == 1
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     assert socket.socket.connect  # this process keeps its own
 
 
 def test_listing_and_light_import():
     program = """
-import sys, upo.rewards.__main__ as listing
-heavy = {"torch", "transformers", "textstat", "sklearn", "vaderSentiment"} & set(sys.modules)
+import sys
+sys.argv = ["upo.rewards"]
+import upo.rewards.__main__ as listing
+heavy = {"torch", "transformers", "textstat", "sklearn", "vaderSentiment", "rapidfuzz", "scipy"} & set(sys.modules)
 assert not heavy, heavy
 listing.main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ["Function", "Readability", "SafetyClassifier", "WordListSafety", "range [0, 1]"]:
+    for name in [
+        "Function",
+        "Readability",
+        "SafetyClassifier",
+        "WordListSafety",
+        "HuggingFaceReward",
+        "range [0, 1]",
+        "lower is better",
+    ]:
         assert name in done.stdout

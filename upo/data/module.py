@@ -22,7 +22,7 @@ from upo.data.split import mix, split_by_prompt
 from upo.data.steps import StepData
 from upo.data.tokenize import Encoder, Overlong, fit
 from upo.errors import UserError
-from upo.rewards.base import Reward
+from upo.rewards.base import Reward, fit_all
 
 
 class PreferenceData(pl.LightningDataModule):
@@ -123,6 +123,7 @@ class PreferenceData(pl.LightningDataModule):
             from upo.rewards.annotate import annotate
 
             wanted = {name: self.rewards[name] for name in (*rewards, *self.relabel)}
+            fit_all(wanted, train, validation, self.rewards_cache)
             train, validation = (annotate(x, wanted, self.rewards_cache) for x in (train, validation))
         if self.relabel:
             train, validation = relabel(train, validation, self.relabel, self.report)
@@ -219,12 +220,19 @@ class PreferenceData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         return self.loader(self.val, shuffle=False) if len(self.val) else []
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         loop = self.trainer.fit_loop
         begun, taken = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress.current.processed
-        return {"epoch": max(0, begun - 1), "position": taken, "seed": self.seed}
+        learned = {name: state for name, reward in self.rewards.items() if (state := reward.state())}
+        return {"epoch": max(0, begun - 1), "position": taken, "seed": self.seed, "rewards": learned}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["seed"] != self.seed:
             raise UserError(f"this run was trained with data.seed={state['seed']}; a resume needs the same")
+        for name, learned in state.get("rewards", {}).items():
+            if name not in self.rewards or self.rewards[name].state() != learned:
+                raise UserError(
+                    f"`data.rewards.{name}` is no longer what this run began with: its scale on the training split was "
+                    "another; resume with the same data and rewards, or start anew with --overwrite"
+                )
         self._resume = (state["epoch"], state["position"])

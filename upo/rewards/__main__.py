@@ -1,20 +1,81 @@
-"""Prints every reward with its range and what it measures: `python -m upo.rewards`."""
+"""`python -m upo.rewards`: all auxiliary rewards; with a config, what its rewards say about its data."""
 
 import inspect
+import sys
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse.typing import PositiveInt
 
 import upo.rewards
-from upo.rewards import Reward
+from upo.command import ShortErrors
+from upo.errors import UserError
+from upo.rewards import Reward, VectorReward
+
+DIRECTIONS = {True: "higher is better", False: "lower is better", None: "no direction"}
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
+    """Lists the auxiliary rewards, or, with a config, shows before any training what its rewards say about its data.
+
+    Distributions for chosen and rejected responses, correlations between rewards and with the label, and the share of
+    pairs in conflict, on the training split: as tables, rewards.json and rewards.png.
+    """
+    parser = ShortErrors(prog="python -m upo.rewards", description=main.__doc__)
+    parser.add_argument("--config", type=Path | None, help="YAML of an experiment; without it the rewards are listed")
+    parser.add_argument("--out", type=Path | None, help="where the files go; by default <its run folder>_rewards")
+    parser.add_argument("--limit", type=PositiveInt | None, help="look at so many random examples only")
+    given = parser.parse_args(args)
+    if given.config is None:
+        listing()
+        return
+    try:
+        show(given.config, given.out, given.limit)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def listing() -> None:
+    """Every reward with its range and what it measures."""
     rewards = [
-        c for c in vars(upo.rewards).values() if inspect.isclass(c) and issubclass(c, Reward) and c is not Reward
+        c
+        for c in vars(upo.rewards).values()
+        if inspect.isclass(c) and issubclass(c, Reward) and c not in (Reward, VectorReward)
     ]
     for reward in sorted(rewards, key=lambda c: c.__name__):
         low, high = reward.range
-        print(f"{reward.__name__}{inspect.signature(reward)}  range [{low:g}, {high:g}]")
-        print(textwrap.indent(inspect.getdoc(reward), "    "), end="\n\n")
+        head = f"{reward.__name__}{inspect.signature(reward)}"
+        print(f"{head}  range [{low:g}, {high:g}], {DIRECTIONS[reward.higher_is_better]}")
+        print(textwrap.indent(inspect.getdoc(reward) or "", "    "), end="\n\n")
+
+
+def show(config: Path, out: Path | None = None, limit: int | None = None) -> dict[str, Any]:
+    """What `python -m upo.rewards --config` does; returns the content of rewards.json."""
+    if not config.is_file():
+        raise UserError(f"--config: no such file {config}")
+    from upo.callbacks.run_folder import write_json
+    from upo.checkpoint import from_config
+    from upo.cli import run_folder
+    from upo.rewards.survey import survey
+    from upo.rewards.survey_view import draw_survey, print_survey
+
+    method, data, evaluation = from_config(config, {})
+    rewards = data.rewards | ({} if evaluation.judge is None else {"judge": evaluation.judge})
+    weights = getattr(method, "reward_weights", None) or evaluation.objective or {}
+    content, columns = survey(data, rewards, weights, limit)
+    print_survey(content)
+    folder = out
+    if folder is None:
+        own = run_folder(config)
+        folder = own.with_name(f"{own.name}_rewards")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "rewards.json", {"config": str(config)} | content)
+    draw_survey(content, columns, folder / "rewards.png")
+    print(f"{folder / 'rewards.png'}, {folder / 'rewards.json'}")
+    return content
 
 
 if __name__ == "__main__":

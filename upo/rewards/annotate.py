@@ -10,12 +10,15 @@ from pathlib import Path
 from attrs import evolve
 
 from upo.data.example import Example, Prompt, prompt_key
-from upo.rewards.base import Reward, checked
+from upo.rewards.base import Reward, VectorReward, checked
 
 log = logging.getLogger(__name__)
 
 CHUNK = 256
 """Responses between two writes to the cache: what a killed run has to measure again at most."""
+
+Value = float | dict[str, float]
+"""What is measured of one text: a number, or the named ones that a `VectorReward` is made of."""
 
 
 def annotate(
@@ -25,6 +28,8 @@ def annotate(
     progress: bool = True,
 ) -> list[Example]:
     """The examples with `Response.rewards[name]` filled in, each distinct text measured once.
+
+    What a reward is made of stands beside it as `<name>/<part>`: the members of a `Mixture`, a classifier's categories.
 
     Args:
         examples: any number of examples; their order is kept.
@@ -37,13 +42,15 @@ def annotate(
         UserError: a reward gave the wrong number of values, or one that is not finite.
     """
     texts = {_key(e.prompt, r.text): (e.prompt, r.text) for e in examples for r in e.responses}
-    values = {name: _values(name, reward, texts, cache_dir, progress) for name, reward in rewards.items()}
+    columns: dict[str, dict[str, float]] = {}
+    for name, reward in rewards.items():
+        columns |= _columns(name, reward, texts, cache_dir, progress)
 
     def filled(example: Example) -> Example:
         keys = [_key(example.prompt, r.text) for r in example.responses]
         return example.with_responses(
             tuple(
-                evolve(r, rewards=r.rewards | {name: values[name][key] for name in values})
+                evolve(r, rewards=r.rewards | {name: values[key] for name, values in columns.items()})
                 for r, key in zip(example.responses, keys, strict=True)
             )
         )
@@ -56,13 +63,36 @@ def _key(prompt: Prompt, response: str) -> str:
     return hashlib.sha256(f"{kind}\0{prompt_key(prompt)}\0{response}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _columns(
+    name: str,
+    reward: Reward,
+    texts: Mapping[str, tuple[Prompt, str]],
+    cache_dir: str | Path | None,
+    progress: bool,
+) -> dict[str, dict[str, float]]:
+    """{column: {key: value}}: the reward's own column, then those that it is made of."""
+    if not isinstance(reward, VectorReward):
+        return {name: _values(name, reward, texts, cache_dir, progress)}  # type: ignore[dict-item]
+    below: dict[str, dict[str, float]] = {}
+    if reward.parts:  # each is measured and kept by itself, whoever else uses it
+        for part, inner in reward.parts.items():
+            below |= _columns(f"{name}/{part}", inner, texts, cache_dir, progress)
+        vectors = {key: {part: below[f"{name}/{part}"][key] for part in reward.parts} for key in texts}
+    else:
+        vectors = _values(name, reward, texts, cache_dir, progress)
+        for key, vector in vectors.items():
+            for part, value in vector.items():  # type: ignore[union-attr]
+                below.setdefault(f"{name}/{part}", {})[key] = value
+    return {name: {key: reward.total(vector) for key, vector in vectors.items()}} | below  # type: ignore[arg-type]
+
+
 def _values(
     name: str,
     reward: Reward,
     texts: Mapping[str, tuple[Prompt, str]],
     cache_dir: str | Path | None,
     progress: bool,
-) -> dict[str, float]:
+) -> dict[str, Value]:
     """{key: value} of one reward: from the cache where it is there, else measured and appended to it."""
     from tqdm import tqdm
 
@@ -80,7 +110,7 @@ def _values(
         for start in range(0, len(missing), CHUNK):
             keys = missing[start : start + CHUNK]
             prompts, responses = zip(*(texts[key] for key in keys), strict=True)
-            new = dict(zip(keys, checked(name, reward(prompts, responses), len(keys)), strict=True))
+            new = dict(zip(keys, _measured(name, reward, prompts, responses), strict=True))
             if cache:
                 _append(cache, new)
             values |= new
@@ -88,20 +118,28 @@ def _values(
     return values
 
 
-def _read(cache: Path) -> dict[str, float]:
+def _measured(name: str, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[Value]:
+    if not isinstance(reward, VectorReward):
+        return checked(name, reward(prompts, responses), len(responses))
+    vector = reward.vector(prompts, responses)
+    columns = {part: checked(f"{name}/{part}", column, len(responses)) for part, column in vector.items()}
+    return [{part: column[i] for part, column in columns.items()} for i in range(len(responses))]
+
+
+def _read(cache: Path) -> dict[str, Value]:
     """Whole lines of the cache; one that a killed writer left behind is measured again."""
-    known = {}
+    known: dict[str, Value] = {}
     if cache.exists():
         for line in cache.read_bytes().split(b"\n"):
             try:
                 key, value = json.loads(line)
-                known[key] = float(value)
+                known[key] = {k: float(v) for k, v in value.items()} if isinstance(value, dict) else float(value)
             except (ValueError, TypeError):
                 continue
     return known
 
 
-def _append(cache: Path, new: Mapping[str, float]) -> None:
+def _append(cache: Path, new: Mapping[str, Value]) -> None:
     """One write in append mode, so that two processes cannot mix their lines.
 
     It starts with a line break, so that a torn last line stays alone.

@@ -1,27 +1,27 @@
 """How safe a response is (Badrinath et al. 2025, arXiv 2405.17956: the reward R2)."""
 
-import hashlib
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import ClassVar
 
 from upo.data.example import Prompt
 from upo.errors import UserError, did_you_mean
-from upo.rewards.base import Reward
+from upo.rewards.base import Reward, VectorReward
+from upo.rewards.hub import content_of, load_scorer
 
 
-class SafetyClassifier(Reward):
+class SafetyClassifier(VectorReward):
     """The paper's R2(y) = 1 - max_c p_c(y), p_c the category probabilities of a text classifier.
 
     Range [0, 1], larger is safer. Only the response is read, cut at the classifier's longest input. The
     paper's seven categories are those of unitary/unbiased-toxic-roberta: toxicity, severe_toxicity, obscene,
     threat, insult, identity_attack, sexual_explicit; its other labels (male, female, ...) name groups, not
-    dangers.
+    dangers. Each p_c stands beside the reward as `<name>/<category>`, in [0, 1], larger is less safe.
     """
 
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    parts_higher_is_better: ClassVar[bool | None] = False
 
     def __init__(
         self,
@@ -47,9 +47,11 @@ class SafetyClassifier(Reward):
         self.batch_size, self.device = batch_size, device
         self._loaded = None
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        columns = self.categories(prompts, responses).values()
-        return [1 - max(row) for row in zip(*columns, strict=True)]
+    def total(self, values: Mapping[str, float]) -> float:
+        return 1 - max(values.values())
+
+    def vector(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
+        return self.categories(prompts, responses)
 
     def categories(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
         """Probability of each category that counts, one a response, in [0, 1], larger is less safe."""
@@ -72,35 +74,15 @@ class SafetyClassifier(Reward):
     def fingerprint(self) -> str:
         """Categories, library version and the content of weights, configuration and tokenizer."""
         model, tokenizer, index, multi_label = self._load()
-        config = {k: v for k, v in model.config.to_diff_dict().items() if k != "_name_or_path"}
-        spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        digest = hashlib.sha256(
-            json.dumps([config, spec | {"padding": None, "truncation": None}], default=str).encode()
-        )
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
-        return (
-            f"SafetyClassifier 1 transformers={version('transformers')} {list(index)} "
-            f"multi_label={multi_label} max={tokenizer.model_max_length} {digest.hexdigest()}"
-        )
+        return f"SafetyClassifier 2 {list(index)} multi_label={multi_label} {content_of(model, tokenizer)}"
 
     def _load(self):
         """Classifier, tokenizer, {category: column of the logits}, and whether several labels can hold."""
         if self._loaded is not None:
             return self._loaded
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(self.model, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"no text classifier at `{self.model}`: {first}") from error
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])[0]
-            raise UserError(f"`{self.model}` is no trained text classifier: its weights lack `{missing}`")
+        model, tokenizer = load_scorer(self.model, "text classifier")
         if model.config.problem_type == "regression":
             raise UserError(f"`{self.model}` is a regression model: give a classifier, whose outputs are probabilities")
         if tokenizer.pad_token is None:  # decoder classifiers read the last token that is no padding
@@ -123,7 +105,7 @@ class SafetyClassifier(Reward):
         if not index:
             raise UserError(f"`categories` is empty: name the unsafe labels. Known: {', '.join(columns)}.")
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._loaded = (model.to(device).eval(), tokenizer, index, multi_label)
+        self._loaded = (model.to(device), tokenizer, index, multi_label)
         return self._loaded
 
 

@@ -1,0 +1,43 @@
+"""Sequence classifiers and reward models of Hugging Face: loading with short errors, and what identifies them."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from typing import Any
+
+from upo.errors import UserError
+
+
+def load_scorer(name: str, what: str) -> tuple[Any, Any]:
+    """Sequence classifier, in eval mode, and its tokenizer.
+
+    Args:
+        name: Hugging Face name or local folder.
+        what: what should be there, for error messages.
+
+    Raises:
+        UserError: nothing there, or a model whose head was never trained.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"no {what} at `{name}`: {first}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])[0]
+        raise UserError(f"`{name}` is no trained {what}: its weights lack `{missing}`")
+    return model.eval(), tokenizer
+
+
+def content_of(model: Any, tokenizer: Any) -> str:
+    """Library version and a digest of weights, configuration and tokenizer: the same wherever the model lies."""
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k != "_name_or_path"}
+    spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    digest = hashlib.sha256(json.dumps([config, spec], default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
+    return f"transformers={version('transformers')} max={tokenizer.model_max_length} {digest.hexdigest()}"
