@@ -23,7 +23,13 @@ def test_the_harness_gets_the_policy_as_a_folder(monkeypatch: pytest.MonkeyPatch
         seen["same"] = torch.equal(loaded(ids).logits, policy.model(input_ids=ids).logits)
         seen["tokens"] = len(AutoTokenizer.from_pretrained(model_args["pretrained"]))
         assert model == "hf" and options["fewshot_random_seed"] == 3
-        row = {"alias": "arc", "acc,none": 0.25, "acc_stderr,none": 0.01, "acc_norm,strict": 0.5, "x_stderr,none": "N/A"}
+        row = {
+            "alias": "arc",
+            "acc,none": 0.25,
+            "acc_stderr,none": 0.01,
+            "acc_norm,strict": 0.5,
+            "x_stderr,none": "N/A",
+        }
         return {"results": {"arc": row}}
 
     fake = types.ModuleType("lm_eval")

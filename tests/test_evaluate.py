@@ -129,7 +129,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(noisy, pairs: Path, tmp_path: 
 
 
 def test_other_weights_take_nothing_from_a_killed_evaluation(noisy, pairs: Path, tmp_path: Path, stories260k) -> None:
-    dpo, figures, _ = noisy
+    dpo, _, _ = noisy
     asked = distinct_prompts(held_out_examples(data(pairs)), 4, 0)
     settings = {"max_new_tokens": 8, "seed": 0}
     ours = sampled(dpo.policy, "policy", asked, tmp_path, **settings)
@@ -146,18 +146,20 @@ def test_entropy_and_the_standard_error_of_kl(noisy) -> None:
     kl = torch.tensor([row["policy"]["kl"] for row in rows])
     assert figures["policy/kl_se"] == pytest.approx((kl.std() / 24**0.5).item(), rel=1e-5)
     texts = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    asked = {e: s for e, s in zip([t["prompt"] for t in texts], rows, strict=True)}
+    asked = dict(zip([t["prompt"] for t in texts], rows, strict=True))
     prompts = list(asked)[:3]
     groups = sample(dpo.policy.model, dpo.policy.tokenizer, list(asked), max_new_tokens=16, seed=0)
     for prompt, (s,) in zip(prompts, groups, strict=False):
         with torch.no_grad():
             logits = dpo.policy.model(input_ids=torch.tensor([s.prompt_ids + s.ids]), use_cache=False).logits[0]
         log_p = logits[len(s.prompt_ids) - 1 : -1].float().log_softmax(-1)
-        assert asked[prompt]["policy"]["entropy"] == pytest.approx(-(log_p.exp() * log_p).sum(-1).mean().item(), abs=1e-4)
+        assert asked[prompt]["policy"]["entropy"] == pytest.approx(
+            -(log_p.exp() * log_p).sum(-1).mean().item(), abs=1e-4
+        )
 
 
 def test_against_another_run(noisy, pairs: Path, tmp_path: Path, stories260k: str) -> None:
-    dpo, figures, folder = noisy
+    _, figures, folder = noisy
     start = method(DPO, stories260k, reference=FrozenReference())
     found = Evaluation(**SETTINGS, against=folder).run(start, data(pairs), tmp_path)
     assert found["rival/rewards/mood"] == figures["policy/rewards/mood"]
@@ -196,7 +198,7 @@ def test_a_judge_that_reads_both_texts_and_further_rewards(noisy, pairs: Path, t
 
 
 def test_kl_is_the_mean_log_ratio_of_the_policys_samples(noisy, pairs: Path) -> None:
-    dpo, figures, _ = noisy
+    dpo, _, _ = noisy
     asked = distinct_prompts(held_out_examples(data(pairs)), 24, 0)
     groups = sample(dpo.policy.model, dpo.policy.tokenizer, [e.prompt for e in asked], max_new_tokens=16, seed=0)
     ratios = []

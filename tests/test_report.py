@@ -5,6 +5,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from upo.data.example import Example, Response
 from upo.report import write_report
 
@@ -50,25 +52,31 @@ class Cells(HTMLParser):
             self.cells[-1] += data
 
 
-def written(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a report was written."""
+    folder = tmp_path_factory.mktemp("run")
+    write(folder)
+    return folder
+
+
+def write(folder: Path) -> None:
     write_report(folder, FIGURES, ASKED, TEXTS, VALUES, {"rewards/margins": [1.0, -0.5, 2.0, 0.3]}, {"seed": 0})
 
 
-def test_html_is_one_file_and_shows_texts_as_they_are(tmp_path: Path) -> None:
-    written(tmp_path)
+def test_html_is_one_file_and_shows_texts_as_they_are(folder: Path) -> None:
     page = Cells()
-    page.feed((tmp_path / "report.html").read_text())
+    page.feed((folder / "report.html").read_text())
     assert {"script", "b", "link"}.isdisjoint(tag for tag, _ in page.tags)
     links = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href")]
     assert len(links) == 1 and str(links[0]).startswith("data:image/png;base64,")
     for text in (*TEXTS["policy"], *TEXTS["chosen"], ASKED[0].prompt, "0.500 (0.100 to 0.900)", "0.750", "seed"):
         assert any(text in cell for cell in page.cells), text
-    assert (tmp_path / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_markdown_tables_keep_their_columns(tmp_path: Path) -> None:
-    written(tmp_path)
-    text = (tmp_path / "report.md").read_text()
+def test_markdown_tables_keep_their_columns(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
     assert "![figures](evaluation.png)" in text and "0.250 (standard error 0.010)" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
@@ -76,17 +84,15 @@ def test_markdown_tables_keep_their_columns(tmp_path: Path) -> None:
     assert "a \\| b<br>c" in text and "<script>" not in text
 
 
-def test_alpaca_evals_format(tmp_path: Path) -> None:
-    written(tmp_path)
-    outputs = json.loads((tmp_path / "alpaca_eval.json").read_text())
+def test_alpaca_evals_format(folder: Path) -> None:
+    outputs = json.loads((folder / "alpaca_eval.json").read_text())
     assert outputs[0] == {
-        "instruction": ASKED[0].prompt, "output": "a | b\nc", "generator": tmp_path.name, "dataset": "made"
+        "instruction": ASKED[0].prompt, "output": "a | b\nc", "generator": folder.name, "dataset": "made"
     }  # fmt: skip
     assert outputs[1]["instruction"] == "<script>alert(1)</script>"
 
 
-def test_the_same_figures_give_the_same_files(tmp_path: Path) -> None:
-    written(tmp_path)
-    first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    written(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
+def test_the_same_figures_give_the_same_files(folder: Path) -> None:
+    first = {p.name: p.read_bytes() for p in folder.iterdir()}
+    write(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == first

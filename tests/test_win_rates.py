@@ -8,6 +8,7 @@ import pytest
 from upo.data.example import Example, Response
 from upo.judges import Judge, Verdict
 from upo.measure import text_figures
+from upo.metrics.intervals import wilson
 from upo.win_rates import by_judge, by_reward, win_figures
 
 
@@ -82,18 +83,15 @@ def test_a_reward_judges_by_its_value() -> None:
     assert [row["ties_vs_reference"] for row in values["policy"]] == [0.0, 1.0, 0.0]
 
 
-def test_win_rate_intervals_cover() -> None:
+def test_win_rate_intervals_cover(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated evaluations whose true win rate, ties counted half, is known: 95 % means 95 %."""
+    monkeypatch.setattr("upo.win_rates.length_controlled", lambda wins, *_: wilson(wins))  # has its own test
     rng = np.random.default_rng(3)
     hits = {"": 0, "_bootstrap": 0}
     times, truth = 200, 0.62 + 0.5 * 0.1
     for _ in range(times):
-        wins = rng.choice([1.0, 0.5, 0.0], p=[0.62, 0.1, 0.28], size=120)
-        values = {
-            "policy": [{"words": 3.0, "rewards/judge": x} for x in wins],
-            "chosen": [{"words": 3.0, "rewards/judge": 0.5} for _ in wins],
-        }
-        by_reward(values)
+        wins = rng.choice([1.0, 0.5, 0.0], p=[0.62, 0.1, 0.28], size=80)
+        values = {"policy": [{"words": 3.0, "win_rate_vs_chosen": x} for x in wins], "chosen": rows(80)}
         figures = win_figures(values) | text_figures(values, {"policy": [""], "chosen": [""]})
         for name in hits:
             start = f"policy/win_rate_vs_chosen{name}"

@@ -1,7 +1,7 @@
 """Evaluation of a trained policy on held-out prompts: `python -m upo.evaluate runs/quickstart`.
 
-By log-probs on held-out pairs: reward accuracy (by source, for like lengths), margins, calibration, ranking accuracy and
-what the reference allows of it. By generation, one response a prompt from policy and reference, beside the chosen one
+By log-probs on held-out pairs: reward accuracy (by source, for like lengths), margins, calibration, ranking accuracy
+and what the reference allows of it. By generation, one response a prompt from policy and reference, beside the chosen one
 of the data and, on request, another run's: preference (a judge decides between two texts), auxiliary rewards, safety
 violations, KL, entropy, and the health of the text. Policy and reference sample with the same random numbers, so that
 their difference is theirs. Every figure's interval is a 95 % one over prompts (upo.metrics.intervals): Wilson's for win
@@ -21,7 +21,7 @@ __all__ = ["Evaluation", "evaluate", "main"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Evaluates a run on its held-out prompts: evaluation.json, samples.jsonl, alpaca_eval.json, report.md, report.html.
+    """Evaluates a run on its held-out prompts: evaluation.json, samples.jsonl, alpaca_eval.json, report.md and .html.
 
     Method, data and the evaluation's settings come from the run's config.yaml; options override the settings.
     """

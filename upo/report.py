@@ -17,8 +17,8 @@ PROMPTS = 20
 """Prompts whose responses are shown."""
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } th, td { border: 1px solid #ccc; padding: .3em .6em; text-align: left;
-vertical-align: top; white-space: pre-wrap } th { background: #f3f3f3 } img { max-width: 100% }
+table { border-collapse: collapse; margin: 1em 0 } th, td { border: 1px solid #ccc; padding: .3em .6em;
+text-align: left; vertical-align: top; white-space: pre-wrap } th { background: #f3f3f3 } img { max-width: 100% }
 """
 
 
@@ -69,15 +69,15 @@ def tables_of(
     shown = sorted(names, key=first_preference)
     held_out = [name for name in starts if name.startswith("val/")]
     tasks = [name for name in starts if name.startswith("tasks/")]
-    samples = [
-        [as_text(example.prompt), *(texts[w][i] for w in writers)] for i, example in enumerate(asked[:PROMPTS])
-    ]
+    samples = [[as_text(example.prompt), *(texts[w][i] for w in writers)] for i, example in enumerate(asked[:PROMPTS])]
     found = [
         Table(
             f"Responses to {len(asked)} held-out prompts (95 % intervals over prompts)",
             [["", *writers], *([name, *(cell(figures, f"{w}/{name}") for w in writers)] for name in shown)],
         ),
-        Table("Held-out pairs", [["", "value", "pairs"], *([n, cell(figures, n), _count(figures, n)] for n in held_out)]),
+        Table(
+            "Held-out pairs", [["", "value", "pairs"], *([n, cell(figures, n), _count(figures, n)] for n in held_out)]
+        ),
         Table("Benchmarks", [["", "value"], *([n, _with_error(figures, n)] for n in tasks)]),
         Table("Samples", [["prompt", *writers], *samples]),
         Table("Settings", [["", "value"], *([name, str(value)] for name, value in settings.items())]),

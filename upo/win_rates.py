@@ -44,9 +44,7 @@ def by_judge(
     for name, other in MATCHES:
         if name not in texts or other not in texts:
             continue
-        keys = [
-            _key(example, a, b) for example, a, b in zip(asked, texts[name], texts[other], strict=True)
-        ]
+        keys = [_key(example, a, b) for example, a, b in zip(asked, texts[name], texts[other], strict=True)]
         bar = tqdm(total=len(keys), desc=f"{name} against {other}", unit="prompt", leave=False, disable=None)
         with bar:
             for start in range(0, len(keys), CHUNK):

@@ -143,7 +143,7 @@ def test_the_instruction_ships_and_another_one_must_be_whole(tmp_path: Path) -> 
     assert all(f"{{{name}}}" in read_instruction(INSTRUCTION) for name in ("prompt", "first", "second"))
     own = tmp_path / "own.txt"
     own.write_text("{prompt} {first}")
-    with pytest.raises(UserError, match="lacks {second}"):
+    with pytest.raises(UserError, match=r"lacks \{second\}"):
         ChatJudge("m", "http://x", instruction=own)
     with pytest.raises(UserError, match="cannot be read"):
         ChatJudge("m", "http://x", instruction=tmp_path / "none.txt")

@@ -38,12 +38,12 @@ def test_agrees_with_a_general_optimiser() -> None:
 
 def test_a_win_rate_that_length_alone_bought_falls_to_a_half() -> None:
     rng = np.random.default_rng(1)
-    words = rng.normal(50, 10, 2000)
-    others = rng.normal(40, 10, 2000)
-    wins = (rng.random(2000) < 1 / (1 + np.exp(-3 * np.tanh((words - others) / (words - others).std())))).astype(float)
+    words = rng.normal(50, 10, 800)
+    others = rng.normal(40, 10, 800)
+    wins = (rng.random(800) < 1 / (1 + np.exp(-3 * np.tanh((words - others) / (words - others).std())))).astype(float)
     found = length_controlled(wins.tolist(), words.tolist(), others.tolist())
     assert wins.mean() > 0.65
-    assert found.low < 0.5 < found.high and found.high - found.low < 0.12
+    assert found.low < 0.5 < found.high and found.high - found.low < 0.2
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -53,7 +53,7 @@ def test_all_alike_stays_finite(value: float) -> None:
 
 
 def test_a_length_that_separates_wins_from_losses_stays_finite() -> None:
-    found = length_controlled([1.0] * 20 + [0.0] * 20, [1e6] * 20 + [1.0] * 20, [500.0] * 40)
+    found = length_controlled([1.0] * 20 + [0.0] * 20, [1e6] * 20 + [1.0] * 20, [5e5] * 40)
     assert 0.3 < found.mean < 0.7
     assert np.isfinite([found.low, found.high]).all()
 
@@ -61,12 +61,12 @@ def test_a_length_that_separates_wins_from_losses_stays_finite() -> None:
 def test_its_interval_covers() -> None:
     rng = np.random.default_rng(2)
     truth, hits = 1 / (1 + np.exp(-0.4)), 0
-    for _ in range(60):
-        difference = rng.normal(5, 20, 150)
-        wins = (rng.random(150) < 1 / (1 + np.exp(-0.4 - 0.8 * np.tanh(difference / 20)))).astype(float)
-        found = length_controlled(wins.tolist(), (100 + difference).tolist(), [100.0] * 150)
+    for _ in range(40):
+        difference = rng.normal(5, 20, 100)
+        wins = (rng.random(100) < 1 / (1 + np.exp(-0.4 - 0.8 * np.tanh(difference / 20)))).astype(float)
+        found = length_controlled(wins.tolist(), (100 + difference).tolist(), [100.0] * 100)
         hits += found.low <= truth <= found.high
-    assert hits >= 52
+    assert hits >= 35
 
 
 def test_uneven_sides_are_an_error() -> None:

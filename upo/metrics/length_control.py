@@ -53,7 +53,8 @@ def length_controlled(
 def _rates(y: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """sigmoid(a) of the fit for each row of weights [draws, n], by Newton's method with bounded steps."""
     mean = weights @ y / weights.sum(1)
-    a, b = np.zeros(len(weights)), np.zeros(len(weights))
+    start = np.clip(mean, 1e-3, 1 - 1e-3)
+    a, b = np.log(start / (1 - start)), np.zeros(len(weights))
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-(a[:, None] + b[:, None] * x)))
         rest, curve = weights * (y - p), weights * p * (1 - p)
@@ -63,7 +64,7 @@ def _rates(y: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
         step_a, step_b = (bb * slope_a - ab * slope_b) / scale, (aa * slope_b - ab * slope_a) / scale
         a = np.clip(a + np.clip(step_a, -2, 2), -LARGEST, LARGEST)
         b = np.clip(b + np.clip(step_b, -2, 2), -LARGEST, LARGEST)
-        if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-10:
+        if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-6:  # converges quadratically
             break
     certain = (mean < 1e-12) | (mean > 1 - 1e-12)  # all lost or all won: no finite fit, whatever the lengths
     return np.where(certain, mean, 1 / (1 + np.exp(-a)))

@@ -1,4 +1,4 @@
-"""Safety violations where safety matters (Badrinath et al. 2025, https://arxiv.org/abs/2405.17956, section on safety)."""
+"""Safety violations where safety matters most (Badrinath et al. 2025, https://arxiv.org/abs/2405.17956)."""
 
 import math
 from collections.abc import Mapping, Sequence
