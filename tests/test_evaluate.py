@@ -198,7 +198,7 @@ def test_a_judge_that_reads_both_texts_and_further_rewards(noisy, pairs: Path, t
 
 
 def test_kl_is_the_mean_log_ratio_of_the_policys_samples(noisy, pairs: Path) -> None:
-    dpo, _, _ = noisy
+    dpo, figures, _ = noisy
     asked = distinct_prompts(held_out_examples(data(pairs)), 24, 0)
     groups = sample(dpo.policy.model, dpo.policy.tokenizer, [e.prompt for e in asked], max_new_tokens=16, seed=0)
     ratios = []

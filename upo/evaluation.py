@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from upo.data.module import PreferenceData
     from upo.methods.base import Method
     from upo.policy import Policy
+    from upo.writers import Texts
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed")
 """Settings that decide what is written."""
@@ -89,7 +90,7 @@ class Evaluation:
         from upo.tables import print_evaluation
         from upo.wandb_report import log_evaluation
         from upo.win_rates import by_judge, by_reward, win_figures
-        from upo.writers import PARTIAL
+        from upo.writers import PARTIAL, rival_texts
 
         if self.tasks:
             check_harness()
@@ -102,6 +103,7 @@ class Evaluation:
         reference = reference or getattr(method.reference, "model", None)
         encoder = Encoder(policy.tokenizer)
         asked = measure.distinct_prompts(examples, self.prompts, self.seed)
+        rival = None if self.against is None else rival_texts(self.against, asked, self._sampling())
         pairs = measure.pairs_of(examples, data, encoder)
         of_pairs: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
@@ -112,7 +114,7 @@ class Evaluation:
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)
             judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}
-            texts, values = self._written(policy, reference, asked, data, encoder, folder, rewards | judging)
+            texts, values = self._written(policy, reference, rival, asked, data, encoder, folder, rewards | judging)
             benchmarks = benchmark(policy, self.tasks, self.seed) if self.tasks else {}
         measure.objective(values, weights)
         category_values(asked, texts, rewards, values)
@@ -144,6 +146,9 @@ class Evaluation:
         plain["rewards"] = {name: reward.fingerprint() for name, reward in (self.rewards or {}).items()}
         return plain | {"against": None if self.against is None else str(self.against)}
 
+    def _sampling(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SAMPLING}
+
     def _weights(self, method: "Method", rewards: Mapping[str, Reward]) -> dict[str, float]:
         weights = self.objective or getattr(method, "reward_weights", None) or {}
         if missing := [name for name in weights if name not in rewards]:
@@ -154,6 +159,7 @@ class Evaluation:
         self,
         policy: "Policy",
         reference: "Policy | None",
+        rival: "Texts | None",
         asked: "Sequence[Example]",
         data: "PreferenceData",
         encoder: Any,
@@ -163,11 +169,9 @@ class Evaluation:
         """Texts and what is measured on them, by writer (policy, reference, rival, chosen) and prompt."""
         from upo.data.layout import Tokens
         from upo.measure import log_probs, measured
-        from upo.writers import chosen_texts, of_samples, rival_texts, sampled
+        from upo.writers import chosen_texts, of_samples, sampled
 
-        sampling = {name: getattr(self, name) for name in SAMPLING}
-        rival = None if self.against is None else rival_texts(self.against, asked, sampling)
-        sampling["batch_size"] = self.batch_size
+        sampling = self._sampling() | {"batch_size": self.batch_size}
         models = {name: model for name, model in (("policy", policy), ("reference", reference)) if model is not None}
         drawn = {name: sampled(model, name, asked, folder, **sampling) for name, model in models.items()}
         writers = {name: of_samples(own) for name, own in drawn.items()}
