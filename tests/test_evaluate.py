@@ -9,13 +9,16 @@ import torch
 
 from upo.data.module import PreferenceData
 from upo.data.source import Source
+from upo.errors import UserError
 from upo.evaluate import Evaluation, main
+from upo.judges import Judge, Verdict
 from upo.measure import distinct_prompts, held_out_examples
 from upo.methods import DPO, SFT
 from upo.policy import Policy
 from upo.reference import FrozenReference
-from upo.rewards import Sentiment, Words
+from upo.rewards import Grade, Readability, Sentiment, Words
 from upo.sampling import sample
+from upo.writers import PARTIAL, sampled
 
 WORDS = ("happy", "sad", "big", "little", "bad", "good", "lost", "kind", "dark", "red", "old", "new")
 
@@ -90,6 +93,108 @@ def test_figures_are_means_of_what_is_written_by_prompt(noisy) -> None:
     texts = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     moods = Sentiment()([t["prompt"] for t in texts], [t["policy"] for t in texts])
     assert moods == [row["policy"]["rewards/mood"] for row in rows]
+
+
+def test_the_same_checkpoint_twice_gives_the_same_figures(noisy, pairs: Path, tmp_path: Path) -> None:
+    dpo, figures, folder = noisy
+    again = Evaluation(**SETTINGS, objective={"length": 0.1, "mood": 2.0}).run(dpo, data(pairs), tmp_path)
+    assert again == figures
+    for name in ("evaluation.json", "samples.jsonl", "evaluation.png"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        ["alpaca_eval.json", "evaluation.json", "evaluation.png", "report.html", "report.md", "samples.jsonl"]
+    ), "nothing partial is left"
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(noisy, pairs: Path, tmp_path: Path, monkeypatch) -> None:
+    import upo.sampling
+
+    dpo, figures, _ = noisy
+    whole, asked = upo.sampling._continue, []
+
+    def killed(model, prompts, *rest):
+        asked.append(len(prompts))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return whole(model, prompts, *rest)
+
+    monkeypatch.setattr(upo.sampling, "_continue", killed)
+    settings = Evaluation(**SETTINGS, batch_size=8, objective={"length": 0.1, "mood": 2.0})
+    with pytest.raises(KeyboardInterrupt):
+        settings.run(dpo, data(pairs), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [PARTIAL]
+    again = settings.run(dpo, data(pairs), tmp_path)
+    assert asked == [8] * 7, "six batches, the fifth twice"
+    assert again == pytest.approx(figures, abs=1e-4) and not (tmp_path / PARTIAL).exists()
+
+
+def test_other_weights_take_nothing_from_a_killed_evaluation(noisy, pairs: Path, tmp_path: Path, stories260k) -> None:
+    dpo, _, _ = noisy
+    asked = distinct_prompts(held_out_examples(data(pairs)), 4, 0)
+    settings = {"max_new_tokens": 8, "seed": 0}
+    ours = sampled(dpo.policy, "policy", asked, tmp_path, **settings)
+    theirs = sampled(dpo.reference.model, "reference", asked, tmp_path, **settings)
+    assert [s.ids for s in ours] != [s.ids for s in theirs]
+    assert [s.ids for s in sampled(dpo.policy, "policy", asked, tmp_path, **settings)] == [s.ids for s in ours]
+    other = sampled(dpo.policy, "policy", asked, tmp_path, **settings | {"seed": 1})
+    assert [s.ids for s in other] != [s.ids for s in ours]
+
+
+def test_entropy_and_the_standard_error_of_kl(noisy) -> None:
+    dpo, figures, folder = noisy
+    rows = json.loads((folder / "evaluation.json").read_text())["prompts"]
+    kl = torch.tensor([row["policy"]["kl"] for row in rows])
+    assert figures["policy/kl_se"] == pytest.approx((kl.std() / 24**0.5).item(), rel=1e-5)
+    texts = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    asked = dict(zip([t["prompt"] for t in texts], rows, strict=True))
+    prompts = list(asked)[:3]
+    groups = sample(dpo.policy.model, dpo.policy.tokenizer, list(asked), max_new_tokens=16, seed=0)
+    for prompt, (s,) in zip(prompts, groups, strict=False):
+        with torch.no_grad():
+            logits = dpo.policy.model(input_ids=torch.tensor([s.prompt_ids + s.ids]), use_cache=False).logits[0]
+        log_p = logits[len(s.prompt_ids) - 1 : -1].float().log_softmax(-1)
+        assert asked[prompt]["policy"]["entropy"] == pytest.approx(
+            -(log_p.exp() * log_p).sum(-1).mean().item(), abs=1e-4
+        )
+
+
+def test_against_another_run(noisy, pairs: Path, tmp_path: Path, stories260k: str) -> None:
+    _, figures, folder = noisy
+    start = method(DPO, stories260k, reference=FrozenReference())
+    found = Evaluation(**SETTINGS, against=folder).run(start, data(pairs), tmp_path)
+    assert found["rival/rewards/mood"] == figures["policy/rewards/mood"]
+    assert found["rival/tokens"] == figures["policy/tokens"] and found["rival/ended"] == figures["policy/ended"]
+    assert found["policy/win_rate_vs_rival"] == pytest.approx(1 - figures["policy/win_rate_vs_reference"])
+    with pytest.raises(UserError, match="max_new_tokens=16"):
+        Evaluation(**SETTINGS | {"max_new_tokens": 12}, against=folder).run(start, data(pairs), tmp_path)
+    with pytest.raises(UserError, match="on other prompts: 6 of 30"):
+        Evaluation(**SETTINGS | {"prompts": 30}, against=folder).run(start, data(pairs), tmp_path)
+    with pytest.raises(UserError, match="no finished evaluation"):
+        Evaluation(**SETTINGS, against=tmp_path / "none").run(start, data(pairs), tmp_path)
+
+
+class Shorter(Judge):
+    """Prefers fewer characters."""
+
+    def __call__(self, prompts, first, second):
+        return [Verdict(0.5 * (1 + (len(b) > len(a)) - (len(a) > len(b)))) for a, b in zip(first, second, strict=True)]
+
+    def fingerprint(self) -> str:
+        return "Shorter"
+
+
+def test_a_judge_that_reads_both_texts_and_further_rewards(noisy, pairs: Path, tmp_path: Path) -> None:
+    dpo, _, _ = noisy
+    settings = SETTINGS | {"judge": Shorter(), "rewards": {"grade": Grade(), "R1": Readability()}}
+    figures = Evaluation(**settings, objective={"R1": 1.0}).run(dpo, data(pairs), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    wins = [0.5 + 0.5 * ((len(r["policy"]) < len(r["chosen"])) - (len(r["policy"]) > len(r["chosen"]))) for r in rows]
+    assert figures["policy/win_rate_vs_chosen"] == pytest.approx(sum(wins) / len(wins))
+    assert figures["policy/unparsed_vs_chosen"] == 0 and "policy/rewards/judge" not in figures
+    grades = Grade()([r["prompt"] for r in rows], [r["policy"] for r in rows])
+    assert figures["policy/rewards/grade"] == pytest.approx(sum(grades) / len(grades))
+    assert figures["policy/objective"] == figures["policy/rewards/R1"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["settings"]["judge"] == "Shorter"
 
 
 def test_kl_is_the_mean_log_ratio_of_the_policys_samples(noisy, pairs: Path) -> None:
@@ -228,6 +333,7 @@ MISTAKES = {
     "nowhere --config none.yaml": "is no configuration",
     "nowhere --prompts 0": "prompts",
     "nowhere --judge Sentimentt": "Sentimentt",
+    "nowhere --unsafe_rank nobody": "unsafe_rank",
 }
 
 

@@ -1,8 +1,6 @@
 """The command line of `upo.fit`: LightningCLI with short errors, one folder a run, stages and a final evaluation."""
 
 import logging
-import netrc
-import os
 import shutil
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from upo.errors import UserError, short_errors
 from upo.evaluate import Evaluation
 from upo.methods.base import Method
 from upo.parser import ShortErrors
+from upo.wandb_report import has_account
 
 QUIET = (
     ".*does not have many workers.*",
@@ -134,7 +133,9 @@ class CLI(LightningCLI):
                 for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(callback, MovingReference):
                         callback.rewind()
-                values |= self.config_init.evaluation.run(self.model, self.datamodule, self.folder)
+                values |= self.config_init.evaluation.run(
+                    self.model, self.datamodule, self.folder, loggers=self.trainer.loggers
+                )
             summarize(self.folder, values)
 
 
@@ -195,7 +196,7 @@ def _config_files(args: Sequence[str]) -> list[Path]:
 
 def _keep_wandb_id(logger: WandbLogger, folder: Path) -> None:
     """The same W&B run before and after a resume; offline where there is no account."""
-    if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or _logged_in_to_wandb()):
+    if not has_account():
         logger._offline = True
         logger._wandb_init["mode"] = "offline"
     file = folder / "wandb_id.txt"
@@ -204,14 +205,6 @@ def _keep_wandb_id(logger: WandbLogger, folder: Path) -> None:
         file.write_text(uuid.uuid4().hex[:8])
     logger._id = logger._wandb_init["id"] = file.read_text()
     logger._wandb_init["resume"] = "allow"
-
-
-def _logged_in_to_wandb() -> bool:
-    """Whether `wandb login` has left a key."""
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def run_folder(config: Path) -> Path:

@@ -1,11 +1,12 @@
-"""What an evaluation measures: held-out pairs by log-probs, KL by samples, texts by rewards and by their health."""
+"""What an evaluation measures: log-probs of responses, texts by rewards and by their health; and on which prompts."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import evolve, frozen
+from attrs import evolve
 from tqdm import tqdm
 
 from upo.data.batch import PairedBatch
@@ -21,25 +22,14 @@ from upo.metrics.text import distinct_n, repetition
 from upo.policy import Policy
 from upo.rewards.annotate import annotate
 from upo.rewards.base import Reward, fit_all
+from upo.writers import Texts
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
-    from upo.methods.base import Method
 
 
 INTERVALS = ("win_rate", "objective", "rewards/", "kl")
 """Beginnings of the per-prompt values whose means get an interval."""
-
-
-@frozen
-class Texts:
-    """One response to each of the evaluation's prompts, from one writer."""
-
-    texts: list[str]
-    tokens: list[int]
-    """Length of each, EOS included."""
-    ended: list[bool]
-    """Whether EOS closed it."""
 
 
 def held_out_examples(data: "PreferenceData") -> list[Example]:
@@ -76,12 +66,18 @@ def pairs_of(examples: Sequence[Example], data: "PreferenceData", encoder: Encod
 
 @torch.no_grad()
 def log_probs(
-    policy: Policy, reference: Policy | None, units: Sequence[Tokens], data: "PreferenceData", title: str
+    policy: Policy,
+    reference: Policy | None,
+    units: Sequence[Tokens],
+    data: "PreferenceData",
+    title: str,
+    entropy: bool = False,
 ) -> ResponseLogps:
     """Log-probs of all responses under policy and reference, on the CPU; prompt_index counts the units.
 
     Args:
         units: their prompts end with the policy's control token, where it has one; the reference reads its own there.
+        entropy: adds to `extras` the policy's entropy [responses] in nats a token, a mean over each response's tokens.
     """
     costs = [unit.cost for unit in units]
     plan = StepSampler(
@@ -94,14 +90,18 @@ def log_probs(
     first = [0]
     for unit in units:
         first.append(first[-1] + len(unit.responses))
-    logps, reference_logps = torch.zeros(first[-1]), torch.zeros(first[-1])
+    logps, reference_logps, entropies = torch.zeros(3, first[-1])
     device = next(policy.parameters()).device
     known = [control_ids(model.tokenizer) for model in (policy, reference) if model is not None]
     for indices in tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None):
         row_tokens = data.tokens_per_microbatch
         batch = lay_out([units[i] for i in indices], data.layout, row_tokens=row_tokens, pad_id=0).to(device)
         places = torch.tensor([k for i in indices for k in range(first[i], first[i + 1])])
-        logps[places] = policy(batch)["logps"].float().cpu()
+        out = policy(batch, extras=("entropy",) if entropy else ())
+        logps[places] = out["logps"].float().cpu()
+        if entropy:
+            sums = out["entropy"].float().new_zeros(len(places)).index_add(0, batch.row, out["entropy"].float())
+            entropies[places] = (sums / batch.lengths).cpu()
         if reference is not None:
             if known[0] != known[1]:
                 own = [_behind(units[i], *known) for i in indices]
@@ -112,37 +112,13 @@ def log_probs(
         torch.tensor([len(r) for unit in units for r in unit.responses]),
         torch.tensor([i for i, unit in enumerate(units) for _ in unit.responses]),
         None if reference is None else reference_logps,
+        extras={"entropy": entropies} if entropy else {},
     )
 
 
 def _behind(unit: Tokens, control: list[int], other: list[int]) -> Tokens:
     """A unit behind another control token than the one its prompt ends with; both may be empty."""
     return evolve(unit, prompt=[*unit.prompt[: len(unit.prompt) - len(control)], *other])
-
-
-def pair_wins(method: "Method", logps: ResponseLogps) -> dict[str, list[float]]:
-    """For each pair 1 where its chosen response is ahead, 0.5 for a tie: by three yardsticks.
-
-    `rewards/accuracies`: by the method's implicit reward, or, where it defines none, by the log-ratio.
-    `ranking/accuracies`: by the policy's summed log-probs (Chen et al. 2024, arXiv 2405.19534), `..._mean` by
-    log-probs a token.
-    """
-    yardsticks = {"ranking/accuracies": logps.logps, "ranking/accuracies_mean": logps.mean}
-    try:
-        yardsticks["rewards/accuracies"] = method.reward(logps)
-    except NotImplementedError:
-        if logps.reference_logps is not None:
-            yardsticks["rewards/accuracies"] = logps.logratio
-    return {name: (0.5 * (1 + (x[0::2] - x[1::2]).sign())).tolist() for name, x in yardsticks.items()}
-
-
-def chosen_texts(examples: Sequence[Example], encoder: Encoder) -> Texts | None:
-    """The data's preferred response to each prompt; None where some prompt has none (unpaired data)."""
-    pairs = [PairedBatch.views(example, 1) for example in examples]
-    if not all(pairs):
-        return None
-    texts = [pair[0].responses[0].text for pair in pairs]
-    return Texts(texts, [len(ids) for ids in encoder.responses(texts)], [True] * len(texts))
 
 
 def measured(
@@ -192,34 +168,28 @@ def distinct_prompts(examples: Sequence[Example], number: int, seed: int) -> lis
     return [by_prompt[key] for key in sorted(by_prompt, key=place)[:number]]
 
 
-def derive(values: dict[str, list[dict[str, float]]], weights: dict[str, float]) -> None:
-    """Adds the objective and who wins, prompt by prompt."""
+def objective(values: Mapping[str, list[dict[str, float]]], weights: Mapping[str, float]) -> None:
+    """Adds the objective R = sum_i w_i r_i, prompt by prompt."""
     for own in (x for side in values.values() for x in side):
         if weights:
             own["objective"] = sum(w * own[f"rewards/{name}"] for name, w in weights.items())
-    for name, other in (("policy", "chosen"), ("reference", "chosen"), ("policy", "reference")):
-        if name in values and other in values and "rewards/judge" in values[name][0]:
-            for a, b in zip(values[name], values[other], strict=True):
-                margin = a["rewards/judge"] - b["rewards/judge"]
-                a[f"win_rate_vs_{other}"] = 0.5 if margin == 0 else float(margin > 0)
 
 
-def text_figures(values: dict[str, list[dict[str, float]]], texts: dict[str, list[str]]) -> dict[str, float]:
-    """Means over prompts by writer, with intervals for what is compared."""
+def text_figures(values: Mapping[str, list[dict[str, float]]], texts: Mapping[str, list[str]]) -> dict[str, float]:
+    """Means over prompts by writer, with intervals for what is compared; `policy/kl` with its standard error too.
+
+    A figure that some prompts lack (no verdict could be read) is a mean over the others.
+    """
     figures: dict[str, float] = {}
     for writer, rows in values.items():
-        for name in rows[0]:
-            column = [row[name] for row in rows]
+        for name in dict.fromkeys(name for row in rows for name in row):
+            column = [row[name] for row in rows if name in row]
             if name.startswith(INTERVALS):
                 interval = wilson(column) if name.startswith("win_rate") else bootstrap(column)
                 figures |= interval.named(f"{writer}/{name}")
             else:
                 figures[f"{writer}/{name}"] = sum(column) / len(column)
+            if name == "kl" and len(column) > 1:
+                figures[f"{writer}/kl_se"] = stdev(column) / len(column) ** 0.5
         figures |= {f"{writer}/distinct_{n}": distinct_n(texts[writer], n) for n in (1, 2)}
     return figures
-
-
-def accuracies(wins: dict[str, list[float]], pairs: Sequence[Tokens]) -> dict[str, float]:
-    """Shares of pairs won, with intervals over prompts."""
-    groups = [prompt_key(unit.example.prompt) for unit in pairs]
-    return {k: v for name, x in wins.items() for k, v in wilson(x, groups).named(f"val/{name}").items()}

@@ -6,12 +6,12 @@ the same seed are compared on common random numbers, and batch size and order ch
 batch gives the same logits to about 1e-6, which now and then moves a draw that falls between two tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import frozen
+from attrs import asdict, frozen
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -49,6 +49,7 @@ def sample(
     batch_size: int = 128,
     seed: int = 0,
     progress: str | None = None,
+    kept: MutableMapping[str, Any] | None = None,
 ) -> list[list[Sampled]]:
     """`responses` continuations of each prompt, in the order of the prompts.
 
@@ -61,6 +62,8 @@ def sample(
         batch_size: responses at a time; changes speed and memory only.
         seed: result i, k depends on it, on i, k, `responses` and `max_new_tokens`, and on prompt i.
         progress: title of the progress bar; none where null or where the output is not a terminal.
+        kept: what an interrupted call with the same arguments left there; each batch is added when it is done, and one
+            that is there as a whole is not sampled again.
     """
     from tqdm import tqdm
 
@@ -77,6 +80,10 @@ def sample(
     with bar, _plain_generation(model, pad, encoder.eos):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
+            if kept is not None and all(f"{i}.{k}" in kept for i, k in batch):
+                sampled |= {(i, k): Sampled(**kept[f"{i}.{k}"]) for i, k in batch}
+                bar.update(len(batch))
+                continue
             given = [prompt_ids[i] for i, _ in batch]
             numbers = torch.stack([uniform[row] for row in batch])
             written = _continue(model, given, _Draw(numbers, max(map(len, given)), temperature, top_p), pad)
@@ -85,6 +92,8 @@ def sample(
             for row, own, text in zip(batch, ids, texts, strict=True):
                 text = text if isinstance(prompts[row[0]], str) else text.strip()  # templates add their own space
                 sampled[row] = Sampled(prompt_ids[row[0]], own, text, own[-1] == encoder.eos)
+            if kept is not None:
+                kept.update({f"{i}.{k}": asdict(sampled[i, k]) for i, k in batch})
             bar.update(len(batch))
     return [[sampled[i, k] for k in range(responses)] for i in range(len(prompts))]
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from upo.data.example import Example, Prompt
+from upo.data.example import Example, as_text
 
-WRITERS = ("policy", "reference", "chosen")
+WRITERS = ("policy", "reference", "rival", "chosen")
 SHOWN = 400
 """Characters of a text that are printed; samples.jsonl holds all."""
 
@@ -27,8 +27,9 @@ def print_evaluation(
     for name in sorted(names, key=first_preference):
         table.add_row(name, *(cell(figures, f"{w}/{name}") for w in writers))
     console.print(table)
-    for name in (n for n in figures if n.startswith("val/") and not is_bound(n)):
-        console.print(f"{name}: {cell(figures, name)}, {figures[f'{name}_n']:.0f} pairs", highlight=False)
+    for name in (n for n in figures if n.startswith(("val/", "tasks/")) and not is_bound(n)):
+        pairs = f", {figures[f'{name}_n']:.0f} pairs" if f"{name}_n" in figures else ""
+        console.print(f"{name}: {cell(figures, name)}{pairs}", highlight=False)
     for i, example in enumerate(asked[:samples]):
         table = Table(title=f"sample {i + 1}", title_justify="left", show_header=False, show_lines=True)
         table.add_row("prompt", shortened(as_text(example.prompt), last=True))
@@ -45,18 +46,13 @@ def wide_console() -> Console:
 
 def first_preference(name: str) -> int:
     """Sorts figures: what is traded against each other comes first and side by side, then the text's health."""
-    order = ("win_rate", "objective", "rewards/", "kl")
+    order = ("win_rate", "lc_win_rate", "objective", "rewards/", "violations/", "categories/", "kl")
     return next((i for i, start in enumerate(order) if name.startswith(start)), len(order))
-
-
-def as_text(prompt: Prompt) -> str:
-    """A prompt as a reader wants it."""
-    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
 def is_bound(name: str) -> bool:
     """Whether it is an interval's end or count rather than a figure of its own."""
-    return name.endswith(("_low", "_high", "_n"))
+    return name.endswith(("_low", "_high", "_n", "_se"))
 
 
 def cell(figures: Mapping[str, float], name: str) -> str:

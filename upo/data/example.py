@@ -62,3 +62,8 @@ def prompt_key(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in prompt)
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt as a reader wants it: turns on lines of their own, each behind its role."""
+    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)

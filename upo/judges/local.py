@@ -1,0 +1,44 @@
+"""Questions to a Hugging Face chat model on this machine."""
+
+from collections.abc import Sequence
+
+
+class LocalChat:
+    """Asks a model greedily, in batches; each question is a conversation's only turn.
+
+    A question that leaves no room for an answer in the model's context gets an empty one: cut, it would ask another.
+    """
+
+    def __init__(self, model: str, *, max_tokens: int, batch_size: int):
+        """
+        Args:
+            model: whatever `upo.checkpoint.load_model` knows: run folder, checkpoint, model folder or hub name.
+        """
+        import torch
+
+        from upo.checkpoint import load_model
+
+        loaded, self.tokenizer = load_model(model)
+        self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        self.max_tokens, self.batch_size = max_tokens, batch_size
+
+    def __call__(self, questions: Sequence[str]) -> list[str]:
+        from upo.data.tokenize import Encoder
+        from upo.sampling import sample
+
+        turns = [({"role": "user", "content": question},) for question in questions]
+        context = getattr(self.model.config, "max_position_embeddings", None) or float("inf")
+        lengths = [len(ids) for ids in Encoder(self.tokenizer).prompts(turns)]
+        fitting = [i for i, length in enumerate(lengths) if length + self.max_tokens <= context]
+        written = sample(
+            self.model,
+            self.tokenizer,
+            [turns[i] for i in fitting],
+            max_new_tokens=self.max_tokens,
+            temperature=0.0,
+            batch_size=self.batch_size,
+        )
+        answers = [""] * len(questions)
+        for i, group in zip(fitting, written, strict=True):
+            answers[i] = group[0].text
+        return answers
