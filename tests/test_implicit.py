@@ -1,0 +1,62 @@
+"""Implicit rewards of pairs, against log-probs taken one sequence at a time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import PAIRS, plain_logps
+from training import make, pairs_file
+
+from upo.data.module import PreferenceData
+from upo.data.source import Source
+from upo.errors import UserError
+from upo.implicit import implicit_rewards
+from upo.methods import DPO, SFT, SimPO
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> PreferenceData:
+    return PreferenceData((Source("hh", path=pairs_file(tmp_path)),), validation=4, max_length=256)
+
+
+def trained(kind: type, **options):
+    """A method whose policy has moved away from its reference."""
+    method = make(kind, **options)
+    method.configure_model()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in method.policy.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=generator)
+    return method
+
+
+def test_dpo_one_sequence_at_a_time(data: PreferenceData) -> None:
+    method = trained(DPO, beta=0.3)
+    pairs = implicit_rewards(method, data)
+    assert len(pairs) == 4
+    examples = data.examples()[1]
+    known = {chosen for _, chosen, _ in PAIRS}
+    encoder = method.policy.tokenizer
+    for pair, example in zip(pairs, examples, strict=True):
+        assert pair.texts == tuple(r.text for r in example.responses) and pair.prompt == example.prompt
+        assert pair.texts[0].strip() in known
+        for reward, text in zip((pair.chosen, pair.rejected), pair.texts, strict=True):
+            from upo.data.tokenize import Encoder
+
+            (prompt,), (ids,) = Encoder(encoder).prompts([example.prompt]), Encoder(encoder).responses([text])
+            gap = plain_logps(method.policy, prompt, ids) - plain_logps(method.reference.model, prompt, ids)
+            assert reward == pytest.approx(0.3 * gap.sum().item(), abs=1e-4)
+        assert pair.margin == pair.chosen - pair.rejected != 0
+
+
+def test_given_examples_and_a_method_without_reference(data: PreferenceData) -> None:
+    training = data.examples()[0]
+    pairs = implicit_rewards(trained(SimPO), data, training[:3])
+    assert [p.example.responses for p in pairs] == [e.responses for e in training[:3]]
+
+
+def test_mistakes_get_a_sentence(data: PreferenceData) -> None:
+    with pytest.raises(UserError, match="SFT defines no implicit reward"):
+        implicit_rewards(trained(SFT), data)
+    with pytest.raises(UserError, match="no pair of responses"):
+        implicit_rewards(trained(DPO), data, [])
