@@ -8,7 +8,9 @@ from tiny import PAIRS, plain_logps
 from training import make, pairs_file
 
 from upo.data.module import PreferenceData
+from upo.data.report import DataReport
 from upo.data.source import Source
+from upo.data.tokenize import Encoder
 from upo.errors import UserError
 from upo.implicit import implicit_rewards
 from upo.methods import DPO, SFT, SimPO
@@ -35,16 +37,13 @@ def test_dpo_one_sequence_at_a_time(data: PreferenceData) -> None:
     pairs = implicit_rewards(method, data)
     assert len(pairs) == 4
     examples = data.examples()[1]
+    units = Encoder(method.policy.tokenizer).encode(examples, DataReport())
     known = {chosen for _, chosen, _ in PAIRS}
-    encoder = method.policy.tokenizer
-    for pair, example in zip(pairs, examples, strict=True):
-        assert pair.texts == tuple(r.text for r in example.responses) and pair.prompt == example.prompt
+    for pair, unit in zip(pairs, units, strict=True):
+        assert pair.texts == tuple(r.text for r in unit.example.responses) and pair.prompt == unit.example.prompt
         assert pair.texts[0].strip() in known
-        for reward, text in zip((pair.chosen, pair.rejected), pair.texts, strict=True):
-            from upo.data.tokenize import Encoder
-
-            (prompt,), (ids,) = Encoder(encoder).prompts([example.prompt]), Encoder(encoder).responses([text])
-            gap = plain_logps(method.policy, prompt, ids) - plain_logps(method.reference.model, prompt, ids)
+        for reward, ids in zip((pair.chosen, pair.rejected), unit.responses, strict=True):
+            gap = plain_logps(method.policy, unit.prompt, ids) - plain_logps(method.reference.model, unit.prompt, ids)
             assert reward == pytest.approx(0.3 * gap.sum().item(), abs=1e-4)
         assert pair.margin == pair.chosen - pair.rejected != 0
 

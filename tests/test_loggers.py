@@ -28,8 +28,8 @@ evaluation:
 """
 WANDB = {
     "class_path": "lightning.pytorch.loggers.WandbLogger",
-    "init_args": {"project": "test", "save_dir": ".", "log_model": True},
-    "dict_kwargs": {"group": "ablation-of-beta", "tags": ["tiny-tag"]},
+    "init_args": {"project": "test", "save_dir": ".", "log_model": True}
+    | {"group": "ablation-of-beta", "tags": ["tiny-tag"]},
 }
 
 
@@ -76,7 +76,7 @@ def test_wandb_offline_end_to_end_and_resumed(without_account: Path) -> None:
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["step", "0", "1", "2"], "the CSV is always there"
     saved = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]
-    assert saved["dict_kwargs"]["group"] == "ablation-of-beta", "config.yaml is the run, its group too"
+    assert saved["init_args"]["group"] == "ablation-of-beta", "config.yaml is the run, its group too"
 
 
 def test_tensorboard(without_account: Path) -> None:
@@ -149,6 +149,7 @@ def test_offline_unless_there_is_a_key(
     logger = WandbLogger(project="x")
     loggers.prepare(logger, Path("runs/x"))
     assert (logger._wandb_init.get("mode") == "offline") is offline
+    assert offline or logger._wandb_init["resume"] == "allow", "or W&B would start the run anew"
 
 
 def test_a_markdown_table_survives_bars_and_line_breaks() -> None:

@@ -70,12 +70,10 @@ def draw(groups: Sequence[Group], path: Path) -> bool:
     axes_names = [next((n for n in names if all(g.mean(f"policy/{n}") for g in groups)), None) for names in wanted]
     if None in axes_names:
         return False
-    import matplotlib
+    from matplotlib.figure import Figure  # pyplot would change what a notebook shows
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.4, 4.8))
+    figure = Figure(figsize=(6.4, 4.8))
+    axis = figure.subplots()
     for i, group in enumerate(groups):
         color = f"C{i % 10}"
         x, y = (group.mean(f"policy/{name}") for name in axes_names)
@@ -99,5 +97,4 @@ def draw(groups: Sequence[Group], path: Path) -> bool:
     axis.legend(fontsize=8, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return True

@@ -33,6 +33,8 @@ def prepare(logger: Logger, folder: Path) -> None:
     if offline:  # also with `log_model`: files wait beside the run until it is synchronised
         logger._offline = True
         logger._wandb_init["mode"] = "offline"
+    else:
+        logger._wandb_init["resume"] = logger._wandb_init.get("resume") or "allow"
     file = folder / "wandb_id.txt"
     if rank_zero_only.rank == 0 and not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
