@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import wandb
 import yaml
 
 from upo.cli import main
@@ -153,27 +152,6 @@ def test_help_holds_our_docstrings(capsys) -> None:
     text = capsys.readouterr().out
     for words in ("weight of the auxiliary term", "tau is [C]", "risk aversion", "the model to train"):
         assert " ".join(words.split()) in " ".join(text.split()), words
-
-
-def test_wandb_offline_keeps_its_run_id(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
-    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "test", "save_dir": "."}}
-    raw = yaml.safe_load(CONFIG)
-    raw["trainer"]["logger"] = logger
-    Path(config).write_text(yaml.safe_dump(raw))
-    main(["--config", config])
-    wandb.finish()
-    folder = tmp_path / "runs" / "tiny_dpo"
-    run_id = (folder / "wandb_id.txt").read_text()
-    (folder / "summary.json").unlink()
-    main(["--config", config, "--ckpt_path", "last", "--trainer.max_steps", "4"])
-    wandb.finish()
-    assert (folder / "wandb_id.txt").read_text() == run_id
-    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}"))) == 2
-    assert (folder / "metrics.csv").exists(), "the CSV is always there"
 
 
 STAGES = {

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-import uuid
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,10 +14,11 @@ from typing import Any
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import upo.methods  # noqa: F401  makes short class names known
+from upo import loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest
 from upo.callbacks.graceful_stop import GracefulStop
 from upo.callbacks.metrics_csv import MetricsCSV
@@ -30,7 +30,6 @@ from upo.errors import UserError, short_errors
 from upo.evaluate import Evaluation
 from upo.methods.base import Method
 from upo.parser import ShortErrors
-from upo.wandb_report import has_account
 
 QUIET = (
     ".*does not have many workers.*",
@@ -112,13 +111,12 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any):
         trainer, given = self.config_init.trainer, self.config_init.trainer.logger
         given = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
-        loggers = [MetricsCSV(str(self.folder)), *given]
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                _keep_wandb_id(logger, self.folder)
+        for logger in given:
+            loggers.prepare(logger, self.folder)
+        every = [MetricsCSV(str(self.folder)), *given]
         callbacks = [*(trainer.callbacks or []), RandomState(), GracefulStop()]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
-        return super().instantiate_trainer(**kwargs, logger=loggers, plugins=plugins, callbacks=callbacks)
+        return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
 
     def fit(self) -> None:
         """Trains, evaluates, and closes the run folder with summary.json."""
@@ -133,10 +131,11 @@ class CLI(LightningCLI):
                 for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(callback, MovingReference):
                         callback.rewind()
-                values |= self.config_init.evaluation.run(
-                    self.model, self.datamodule, self.folder, loggers=self.trainer.loggers
-                )
+                figures = self.config_init.evaluation.run(self.model, self.datamodule, self.folder)
+                loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
+                values |= figures
             summarize(self.folder, values)
+            loggers.close(self.trainer.loggers, self.folder)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -192,19 +191,6 @@ def _config_files(args: Sequence[str]) -> list[Path]:
     """The --config files of a command line, in order."""
     given = [b for a, b in pairwise(args) if a == "--config"]
     return [Path(x) for x in given + [a.partition("=")[2] for a in args if a.startswith("--config=")]]
-
-
-def _keep_wandb_id(logger: WandbLogger, folder: Path) -> None:
-    """The same W&B run before and after a resume; offline where there is no account."""
-    if not has_account():
-        logger._offline = True
-        logger._wandb_init["mode"] = "offline"
-    file = folder / "wandb_id.txt"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(uuid.uuid4().hex[:8])
-    logger._id = logger._wandb_init["id"] = file.read_text()
-    logger._wandb_init["resume"] = "allow"
 
 
 def run_folder(config: Path) -> Path:

@@ -51,14 +51,16 @@ def evaluate(
     """What `python -m upo.evaluate` does; `settings` override fields of the run's `evaluation:`."""
     from upo.callbacks.run_folder import summarize
     from upo.checkpoint import load_run
-    from upo.wandb_report import same_run
+    from upo.loggers import log_evaluation, same_run
 
     method, data, evaluation = load_run(run, config, settings)
     folder = Path(run).parent.parent if run.endswith(".ckpt") else Path(run)
     if out is None and not (folder / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder; say with --out where the results go")
-    with same_run(folder if out is None else None) as loggers:
-        figures = evaluation.run(method, data, out or folder, loggers)
+    figures = evaluation.run(method, data, out or folder)
+    if out is None:
+        with same_run(folder) as loggers:
+            log_evaluation(loggers, figures, folder)
     if out is None and (summary := folder / "summary.json").is_file():
         summarize(folder, json.loads(summary.read_text()) | figures)
     return figures

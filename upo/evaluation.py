@@ -14,8 +14,6 @@ from upo.judges.base import Judge
 from upo.rewards.base import Reward
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
-
     from upo.data.example import Example
     from upo.data.module import PreferenceData
     from upo.methods.base import Method
@@ -70,14 +68,12 @@ class Evaluation:
         method: "Method",
         data: "PreferenceData",
         folder: Path,
-        loggers: "Sequence[Logger]" = (),
     ) -> dict[str, float]:
         """Measures, prints, and writes evaluation.json (all figures, also by prompt), samples.jsonl and the report.
 
         Args:
             method: with weights; the reference, where it generates, is evaluated beside the policy.
             folder: where the files go; an evaluation that was interrupted there goes on where it was.
-            loggers: a W&B logger among them gets figures, samples and report.
 
         Returns:
             All figures, flat name to number.
@@ -88,7 +84,6 @@ class Evaluation:
         from upo.report import write_report
         from upo.safety_figures import category_values, violation_figures
         from upo.tables import print_evaluation
-        from upo.wandb_report import log_evaluation
         from upo.win_rates import by_judge, by_reward, win_figures
         from upo.writers import PARTIAL, rival_texts, twin
 
@@ -135,8 +130,6 @@ class Evaluation:
         write_report(folder, figures, asked, texts, values, of_pairs, self.settings())
         (folder / PARTIAL).unlink(missing_ok=True)
         print_evaluation(figures, asked, texts, self.samples)
-        for logger in loggers:
-            log_evaluation(logger, folder, figures, asked, texts)
         return figures
 
     def settings(self) -> dict[str, Any]:

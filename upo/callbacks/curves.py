@@ -18,10 +18,7 @@ PANELS = (
 
 def draw_curves(folder: Path) -> None:
     """Draws curves.png from metrics.csv: training as a thin line with its running mean, validation as dots."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would change what a notebook shows
 
     rows = read_metrics(folder / "metrics.csv")
     panels = [(name, title) for name, title in PANELS if any(f"train/{name}" in r for r in rows)]
@@ -29,7 +26,8 @@ def draw_curves(folder: Path) -> None:
         return
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(4.2 * columns, 2.8 * height), squeeze=False)
+    figure = Figure(figsize=(4.2 * columns, 2.8 * height))
+    axes = figure.subplots(height, columns, squeeze=False)
     for axis, (name, title) in zip(axes.flat, panels, strict=False):
         steps = [r["step"] for r in rows if f"train/{name}" in r]
         values = [r[f"train/{name}"] for r in rows if f"train/{name}" in r]
@@ -48,7 +46,6 @@ def draw_curves(folder: Path) -> None:
     figure.suptitle(folder.name, fontsize=11)
     figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=130)
-    plt.close(figure)
 
 
 def running_mean(values: list[float], width: int) -> list[float]:

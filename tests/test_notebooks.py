@@ -1,0 +1,125 @@
+"""The notebooks: stripped, on public functions alone, and executed from the first cell to the last."""
+
+import ast
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXPECTED = {
+    "add_a_method": (2, [r"dead_zone: held-out accuracy 0\.\d+, margin", r"dpo: held-out accuracy"]),
+    "batches_and_masks": (4, [r"desirable: \[True, False\]", r"response 1 \[(\d+), .*\nresponse 2 \[\1, "]),
+    "chat_with_a_checkpoint": (
+        0,
+        [r"same seed, same text: True \| another seed, same text: False", r"(.*same text True\n){3}"],
+    ),
+    "compare_runs": (2, ["objective: [+-]", "KTO_0.0003"]),
+    "implicit_rewards": (2, [r"policy and label agree in (6|7|8|9)\d", "flipped labels among all"]),
+    "why_modpo_stalls": (5, [r"-0\.5: 'gap \+?-?0\.\d+, wanted -4\.0'", r"-0\.5: 'gap -4\.00, wanted -4\.0'"]),
+}
+"""How many pictures a notebook draws at least, and what it prints."""
+QUICK = "batches_and_masks"
+"""Executed in the default suite."""
+
+
+def code(path: Path) -> list[str]:
+    """Code cells without magic lines."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    return ["".join(line for line in cell["source"] if not line.startswith("%")) for cell in cells]
+
+
+def test_every_notebook_is_expected_and_listed() -> None:
+    assert {path.stem for path in NOTEBOOKS} == set(EXPECTED)
+    readme = (ROOT / "README.md").read_text()
+    for path in NOTEBOOKS:
+        assert f"notebooks/{path.name}" in readme
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_stripped(path: Path) -> None:
+    content = json.loads(path.read_text())
+    assert set(content["metadata"]) == {"kernelspec", "language_info"}
+    for cell in content["cells"]:
+        assert not cell["metadata"]
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_read_like_tutorials(path: Path) -> None:
+    """A title, words before code, public names alone, no cell longer than a page."""
+    cells = json.loads(path.read_text())["cells"]
+    assert cells[0]["cell_type"] == "markdown" and cells[0]["source"][0].startswith("# ")
+    assert sum(cell["cell_type"] == "markdown" for cell in cells) >= 4
+    for text in code(path):
+        assert len(text.splitlines()) <= 60, text
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom):
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+            elif isinstance(node, ast.Attribute):
+                assert not node.attr.startswith("_") or node.attr == "__init__", node.attr
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of notebooks/ beside experiments/; the model that the first one trains is there for the others."""
+    folder = tmp_path_factory.mktemp("house")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb*"))
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    return folder / "notebooks"
+
+
+def execute(name: str, house: Path, **replaced: str) -> tuple[str, int]:
+    """What a notebook prints, and how many pictures it shows; an error in a cell is raised here.
+
+    Args:
+        replaced: new values of variables that a cell sets, as source.
+    """
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(house / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    for variable, value in replaced.items():
+        pattern = re.compile(rf"^{variable} = .*$", re.M)
+        assert any(pattern.search(cell.source) for cell in notebook.cells)
+        for cell in notebook.cells:
+            cell.source = pattern.sub(f"{variable} = {value}", cell.source)
+    shared = str((ROOT / os.environ.get("UPO_SHARED", "../shared")).resolve())
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    client = nbclient.NotebookClient(
+        notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(house)}}
+    )
+    client.execute(env=os.environ | {"PYTHONPATH": path, "UPO_SHARED": shared})
+    printed, pictures = [], 0
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if output.output_type == "stream" and output.name == "stdout":
+            printed.append(output.text)
+        pictures += "image/png" in output.get("data", {})
+    return "".join(printed), pictures
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in EXPECTED]
+)
+@pytest.mark.xdist_group("notebooks")
+def test_notebooks_run(name: str, house: Path) -> None:
+    if name == "why_modpo_stalls":
+        pytest.importorskip("upo.methods.modpo", reason="upo.methods.modpo is not there yet")
+    text, pictures = execute(name, house)
+    least, expected = EXPECTED[name]
+    assert pictures >= least, f"{pictures} pictures"
+    for pattern in expected:
+        assert re.search(pattern, text), f"{pattern} not in:\n{text}"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("notebooks")
+@pytest.mark.parametrize("name", ["batches_and_masks", "chat_with_a_checkpoint", "implicit_rewards"])
+def test_the_switch_to_real_data(name: str, house: Path, stories260k: str) -> None:
+    text, pictures = execute(name, house, REAL="True")
+    assert pictures >= min(1, EXPECTED[name][0])
+    assert text.strip()

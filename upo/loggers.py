@@ -1,0 +1,134 @@
+"""What loggers get besides metrics: one W&B run for one run folder, evaluation figures, samples, artifacts.
+
+Loggers are named by class path under `trainer.logger`; all of them get the resolved configuration and every metric.
+"""
+
+import json
+import netrc
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from upo.callbacks.metrics_csv import MetricsCSV
+
+SAMPLES = 100
+"""Prompts in a logger's table of samples; samples.jsonl holds all."""
+REPORT = ("*.yaml", "*.json", "*.jsonl", "*.csv", "*.png", "*.html", "*.md")
+"""Files of a run folder that make its report."""
+
+
+def prepare(logger: Logger, folder: Path) -> None:
+    """Gives a W&B logger the run that belongs to the folder: the same before and after a resume, named like it.
+
+    It is offline where neither the environment nor `wandb login` has left a key.
+    """
+    if not isinstance(logger, WandbLogger):
+        return
+    offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or _logged_in_to_wandb())
+    if offline:  # also with `log_model`: files wait beside the run until it is synchronised
+        logger._offline = True
+        logger._wandb_init["mode"] = "offline"
+    else:
+        logger._wandb_init["resume"] = logger._wandb_init.get("resume") or "allow"
+    file = folder / "wandb_id.txt"
+    if rank_zero_only.rank == 0 and not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(logger._id or uuid.uuid4().hex[:8])
+    if file.exists():
+        logger._id = logger._wandb_init["id"] = file.read_text()
+    logger._wandb_init["name"] = logger._wandb_init.get("name") or folder.resolve().name
+
+
+def _logged_in_to_wandb() -> bool:
+    """Whether `wandb login` has left a key, for the public server or one's own."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def log_evaluation(
+    loggers: Sequence[Logger], figures: Mapping[str, float], folder: Path, step: int | None = None
+) -> None:
+    """Sends an evaluation's figures to all loggers, and its samples and report to those that show them.
+
+    Args:
+        figures: flat name to number; an interval's ends follow their figure as `_low` and `_high`.
+        folder: where `samples.jsonl` and `report.html` lie.
+        step: optimizer steps that the evaluated policy has taken; null: behind everything that was logged.
+    """
+    rows = read_samples(folder / "samples.jsonl", SAMPLES)
+    columns = list(rows[0]) if rows else []
+    for logger in loggers:
+        if isinstance(logger, MetricsCSV):
+            continue  # evaluation.json and summary.json stand beside it
+        logger.log_metrics(dict(figures), step)
+        if rows and isinstance(logger, WandbLogger):
+            logger.log_table("evaluation/samples", columns, [[row[c] for c in columns] for row in rows], step=step)
+            if (report := folder / "report.html").is_file():
+                import wandb
+
+                logger.experiment.log({"evaluation/report": wandb.Html(report.read_text(), inject=False)})
+        elif rows and isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text("evaluation/samples", markdown(columns, rows), step)
+        logger.save()
+
+
+def read_samples(file: Path, number: int) -> list[dict[str, str]]:
+    """The first prompts of a samples.jsonl with one text a writer, conversations with a line a turn."""
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line, _ in zip(lines, range(number), strict=False)]
+    return [row | {"prompt": row["prompt"].replace("\x1f", ": ").replace("\x1e", "\n")} for row in rows]
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table; bars and line breaks in cells are escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", "<br>") for c in cells) + " |"
+
+    return "\n".join([line(columns), line(["---"] * len(columns)), *(line([row[c] for c in columns]) for row in rows)])
+
+
+def close(loggers: Sequence[Logger], folder: Path) -> None:
+    """Ends W&B runs, so that the next run of this process starts its own; with `log_model` the report goes along."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger) or logger._experiment is None:
+            continue
+        if logger._log_model:
+            import wandb
+
+            report = wandb.Artifact(f"report-{logger.experiment.id}", type="report")
+            for file in sorted(file for pattern in REPORT for file in folder.glob(pattern)):
+                report.add_file(str(file), name=file.name)
+            logger.experiment.log_artifact(report)
+        logger.experiment.finish()
+
+
+@contextmanager
+def same_run(folder: Path) -> Iterator[list[Logger]]:
+    """The W&B logger that the run in `folder` had, continuing its W&B run; empty where it had none."""
+    import yaml
+
+    config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+    given = (config.get("trainer") or {}).get("logger")
+    given = given if isinstance(given, list) else [given]
+    ours = [x for x in given if isinstance(x, dict) and str(x.get("class_path")).endswith("WandbLogger")]
+    if not ours or not (folder / "wandb_id.txt").is_file():
+        yield []
+        return
+    logger = WandbLogger(**(ours[0].get("init_args") or {}) | (ours[0].get("dict_kwargs") or {}) | {"log_model": False})
+    prepare(logger, folder)
+    try:
+        yield [logger]
+    finally:
+        close([logger], folder)
