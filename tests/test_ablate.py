@@ -116,7 +116,8 @@ def test_dotted_keys_reach_what_the_command_line_reaches() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "name"),
     [("a.beta", 0.05, "beta0.05"), ("a.lr", "1e-4", "lr1e-4"), ("a.class_path", "x.y.UPO", "UPO"),
-     ("on", True, "ontrue"), ("w", {"simple": 1.0, "safe": 2}, "wsimple-1.0-safe-2"), ("path", "data/a b", "pathdata-a-b")],
+     ("on", True, "ontrue"),
+     ("w", {"simple": 1.0, "safe": 2}, "wsimple-1.0-safe-2"), ("path", "data/a b", "pathdata-a-b")],
 )  # fmt: skip
 def test_changes_name_runs(key: str, value: object, name: str) -> None:
     assert named(key, value) == name

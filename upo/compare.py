@@ -38,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=PositiveInt, default=1, help="train seeds 0, 1, ... of each YAML: how many")
     parser.add_argument(
         "--at_kl",
-        type=list[PositiveFloat],
+        type=PositiveFloat,
         nargs="+",
         default=[],
         help="compare methods at these KL, between strengths",

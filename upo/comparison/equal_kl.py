@@ -4,11 +4,12 @@ For each seed, the groups of a family (one method at several strengths) are sort
 X is taken on the straight line between the two neighbours of X; then seeds are averaged. Where X lies outside the KL
 that every seed has reached, there is no figure: nothing is extrapolated, not even to the reference at KL 0.
 
-Intervals are 95 % percentile ones of a bootstrap that draws prompts and seeds independently (Owen 2007), KL and
-figures together, so that the uncertainty of both enters; of S seeds S - 1 are drawn (Rao and Wu 1988), which makes the
-variance between few seeds right. One seed is kept as it is, and the interval is one over prompts alone. Within a draw
-the line of the outermost neighbours may reach a little beyond them. Differences use the same draws on both sides, which
-pairs them by prompt and seed.
+Intervals are 95 % ones over prompts and seeds, built as those of upo.metrics.intervals.crossed, but with the part of
+the prompts from a bootstrap: prompts are drawn with replacement, the same for all methods and seeds, KL and figures
+together, so that the uncertainty of both enters, the choice of neighbours included. The part of the seeds is the
+variance between them beyond what prompts, drawn anew for each seed, explain; t with Satterthwaite's degrees of freedom
+widens the interval where few seeds disagree. One seed gives an interval over prompts alone. Within a draw the line of
+the outermost neighbours may reach a little beyond them. Differences are taken draw by draw and seed by seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,33 +26,29 @@ CHUNK = 100
 """Draws at a time: all at once would need gigabytes for a hundred thousand prompts."""
 
 Array = np.ndarray
+Sample = dict[int, Array]
+"""Seed to a figure: its estimate, then one value a draw of the prompts; [1 + draws]."""
 
 
 @frozen
 class Draws:
-    """Weights of prompts and seeds: first everything once, then the bootstrap's draws."""
+    """How often each prompt counts: first once, then as the bootstrap draws it."""
 
     prompts: dict[str, int]
-    seeds: list[int]
-    prompt_weights: Array
-    """[draws, prompts]"""
-    seed_weights: Array
-    """[draws, seeds]"""
+    weights: Array
+    """[1 + draws, prompts]"""
 
 
-def draw(prompts: Sequence[str], seeds: Sequence[int], draws: int = DRAWS, seed: int = 0) -> Draws:
+def draw(prompts: Sequence[str], draws: int = DRAWS, seed: int = 0) -> Draws:
     """One set of draws for all methods, so that their differences are paired."""
     rng = np.random.default_rng(seed)
     index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    n, s = len(index), len(seeds)
-    by_prompt = np.ones((draws + 1, n), dtype=np.float32)
+    n = len(index)
+    weights = np.ones((draws + 1, n), dtype=np.float32)
     for start in range(1, draws + 1, CHUNK):
         size = min(CHUNK, draws + 1 - start)
-        by_prompt[start : start + size] = rng.multinomial(n, np.full(n, 1 / n), size=size)
-    by_seed = np.ones((draws + 1, s))
-    if s > 1:
-        by_seed[1:] = rng.multinomial(s - 1, np.full(s, 1 / s), size=draws)
-    return Draws(index, list(seeds), by_prompt, by_seed)
+        weights[start : start + size] = rng.multinomial(n, np.full(n, 1 / n), size=size)
+    return Draws(index, weights)
 
 
 def interpolate(kl: Array, figure: Array, x: float) -> Array:
@@ -74,11 +71,10 @@ def at_kl(
         `families`: by name, its figures with intervals, or `refused`, a sentence; `minus_baseline`: differences.
     """
     everything = [run for groups in families.values() for group in groups for run in group.runs]
-    seeds = sorted({run.seed for run in everything})
     prompts = dict.fromkeys(prompt for run in everything for prompt, _ in run.values("policy/kl"))
-    draws = draw(list(prompts), seeds)
+    draws = draw(list(prompts), DRAWS)
     found: dict[str, Any] = {}
-    samples: dict[str, dict[str, Array]] = {}
+    samples: dict[str, dict[str, Sample]] = {}
     for family, groups in families.items():
         if (reason := refusal(groups, x)) is not None:
             found[family] = {"refused": reason}
@@ -90,7 +86,9 @@ def at_kl(
         }
     base = samples.get(baseline or "", {})
     differences = {
-        family: {name: _interval(sample - base[name]) for name, sample in own.items() if name in base}
+        family: {
+            name: _difference(own[name], base[name]) for name in own if name in base and own[name].keys() & base[name]
+        }
         for family, own in samples.items()
         if base and family != baseline
     }
@@ -117,20 +115,14 @@ def _mean_kl(group: "Group", seed: int) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _samples(groups: "Sequence[Group]", names: Sequence[str], x: float, draws: Draws) -> dict[str, Array]:
-    """Each figure at KL `x`: first the estimate, then the draws; [1 + draws]."""
-    seeds = groups[0].seeds
-    weights = draws.seed_weights[:, [draws.seeds.index(seed) for seed in seeds]]
-    empty = weights.sum(axis=1) == 0  # seeds that only other methods have were drawn
-    weights = np.where(empty[:, None], 1.0, weights)
-    result = {}
-    kl = {seed: _means(groups, seed, "policy/kl", draws) for seed in seeds}
-    for name in names:
-        if name == "kl" or not all(run.values(f"policy/{name}") for group in groups for run in group.runs):
-            continue
-        by_seed = [interpolate(kl[seed], _means(groups, seed, f"policy/{name}", draws), x) for seed in seeds]
-        result[name] = (np.stack(by_seed, axis=1) * weights).sum(axis=1) / weights.sum(axis=1)
-    return result
+def _samples(groups: "Sequence[Group]", names: Sequence[str], x: float, draws: Draws) -> dict[str, Sample]:
+    """Each figure at KL `x`: by seed the estimate, then the draws."""
+    kl = {seed: _means(groups, seed, "policy/kl", draws) for seed in groups[0].seeds}
+    return {
+        name: {s: interpolate(kl[s], _means(groups, s, f"policy/{name}", draws), x) for s in groups[0].seeds}
+        for name in names
+        if name != "kl" and all(run.values(f"policy/{name}") for group in groups for run in group.runs)
+    }
 
 
 def _means(groups: "Sequence[Group]", seed: int, figure: str, draws: Draws) -> Array:
@@ -139,11 +131,27 @@ def _means(groups: "Sequence[Group]", seed: int, figure: str, draws: Draws) -> A
     for group in groups:
         run = next(run for run in group.runs if run.seed == seed)
         prompts, values = zip(*run.values(figure), strict=True)
-        weights = draws.prompt_weights[:, [draws.prompts[prompt] for prompt in prompts]]
+        weights = draws.weights[:, [draws.prompts[prompt] for prompt in prompts]]
         columns.append(weights @ np.asarray(values, dtype=np.float64) / np.maximum(weights.sum(axis=1), 1))
     return np.stack(columns, axis=1)
 
 
-def _interval(sample: Array) -> dict[str, float]:
-    low, high = np.quantile(sample[1:], [0.025, 0.975])
-    return {"mean": float(sample[0]), "low": float(low), "high": float(high)}
+def _difference(ours: Sample, theirs: Sample) -> dict[str, float]:
+    """Over the seeds that both have."""
+    return _interval({seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs})
+
+
+def _interval(sample: Sample) -> dict[str, float]:
+    from scipy.stats import t
+
+    by_seed = np.stack(list(sample.values()))
+    estimates, draws, s = by_seed[:, 0], by_seed[:, 1:], len(by_seed)
+    by_prompt = float(draws.mean(axis=0).var())
+    apart = float(np.mean([np.roll(row, 7 * i) for i, row in enumerate(draws)], axis=0).var())
+    between = max(float(estimates.var(ddof=1)) / s - apart, 0.0) if s > 1 else 0.0
+    mean, total = float(estimates.mean()), by_prompt + between
+    if total < 1e-24:
+        return {"mean": mean, "low": mean, "high": mean}
+    freedom = total**2 / (by_prompt**2 / draws.shape[1] + between**2 / max(s - 1, 1))
+    half = float(t.ppf(0.975, freedom)) * total**0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half}

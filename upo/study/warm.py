@@ -4,14 +4,16 @@ Nothing here may start a thread pool: a process that is forked after that can de
 """
 
 import gc
+from importlib import import_module
+
+MODULES = (
+    "upo.cli", "upo.measure", "upo.sampling", "upo.export", "upo.comparison", "omegaconf", "PIL.PngImagePlugin",
+    "matplotlib.pyplot", "matplotlib.backends.backend_agg", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+"""What runs, stages and comparisons import sooner or later, Lightning and transformers first among it."""
 
 gc.disable()
-import matplotlib.pyplot  # noqa: E402, F401
-import transformers.models.llama.modeling_llama  # noqa: E402, F401
-
-import upo.cli  # noqa: E402
-import upo.measure  # noqa: E402
-import upo.sampling  # noqa: E402, F401
-
+for name in MODULES:
+    import_module(name)
 gc.enable()
 gc.freeze()  # the collector would touch, and so copy, every page in every child
