@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tiny import PAIRS, arrange, plain_logps, policy, tokenizer
-from training import fit
+from training import fit, pairs_file
 
 from upo.checkpoint import load_model
 from upo.data.control import control_ids
@@ -25,7 +25,7 @@ from upo.policy import Policy
 from upo.sampling import sample
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 256}
+CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 256, "initializer_range": 0.2}
 
 
 def make(kind=CSFT, **options):
@@ -152,35 +152,21 @@ def seen(model, tok) -> list[int]:
     return written.prompt_ids
 
 
-def run(tmp_path, upo_fit):
-    """A short run with the folder that the command line leaves."""
-    file, head = tmp_path / "pairs.jsonl", "\n\nHuman: {}\n\nAssistant: {}"
-    rows = [{"chosen": head.format(p, c), "rejected": head.format(p, r)} for p, c, r in PAIRS]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "csft.yaml").write_text(
-        f"""model:
-  class_path: CSFT
-  init_args:
-    policy:
-      config: {{model_type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4,
-        intermediate_size: 48, max_position_embeddings: 256}}
-      tokenizer: tiny.tokenizer
-    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.01}}}}
-data:
-  sources: [{{name: hh, path: {file}}}]
-  validation: 2
-  max_length: 200
-  pairs_per_step: 4
-trainer: {{max_steps: 3, accelerator: cpu, default_root_dir: {tmp_path}/run, enable_progress_bar: false}}
-"""
-    )
-    done = upo_fit("--config", str(tmp_path / "csft.yaml"))
-    assert done.code == 0, done.text
-    return tmp_path / "run"
+def run(tmp_path):
+    """A short run and what the command line leaves of it: a configuration and a checkpoint."""
+    done, folder = fit(make(), tmp_path, steps=1), tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    done.trainer.save_checkpoint(folder / "checkpoints" / "step=1.ckpt")
+    config = {
+        "model": {"class_path": "CSFT", "init_args": {"policy": {"config": CONFIG, "tokenizer": "tiny.tokenizer"}}},
+        "data": {"sources": [{"name": "hh", "path": pairs_file(tmp_path)}], "validation": 2, "max_length": 200},
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return folder
 
 
-def test_checkpoint_and_export_generate_behind_the_good_token(tmp_path, upo_fit):
-    folder = run(tmp_path, upo_fit)
+def test_checkpoint_and_export_generate_behind_the_good_token(tmp_path):
+    folder = run(tmp_path)
     export(folder, tmp_path / "out")
     plain = Encoder(tokenizer()).prompts(["Name a colour:"])[0]
     for place in (folder, tmp_path / "out"):
@@ -217,10 +203,13 @@ def test_each_reads_its_own_token_in_log_probs():
 
 
 def test_the_token_decides_after_training(tmp_path):
-    """Eight pairs by heart: chosen responses are likely behind the good token, rejected ones behind the bad."""
-    done = fit(make(), tmp_path, steps=60, pairs_per_step=16, tokens_per_microbatch=4000)
-    policy_, units = done.method.policy, done.data.train.units
+    """Chosen responses are all alike, rejected ones too: what begins a response hangs on the token alone."""
+    head, file = "\n\nHuman: {}\n\nAssistant: {}", tmp_path / "alike.jsonl"
+    rows = [{"chosen": head.format(p, "Yes."), "rejected": head.format(p, "No.")} for p, _, _ in PAIRS]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = fit(make(), tmp_path, steps=30, pairs=str(file), pairs_per_step=16)
+    units = done.data.train.units
     swapped = [Tokens([*u.prompt[:-1], units[i ^ 1].prompt[-1]], u.responses, u.example) for i, u in enumerate(units)]
     with torch.no_grad():
-        own, other = (policy_(arrange(w))["logps"] for w in (units, swapped))
+        own, other = (done.method.policy(arrange(w))["logps"] for w in (units, swapped))
     assert (own > other + 1).all()
