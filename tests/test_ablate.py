@@ -1,11 +1,14 @@
 """Studies: what a file expands to, what it refuses, and a small one run from end to end."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -226,37 +229,64 @@ def test_a_study_from_end_to_end(here: Path, capfd) -> None:
     assert "was made with other settings" in refusal(generate=[made], baseline="own", runs=runs)
 
 
-def test_a_killed_study_goes_on(here: Path) -> None:
-    """The whole study is killed: its runs end too, and the next call continues the one that was running."""
-    more = {"trainer.max_steps": 40, "trainer.max_epochs": -1, "checkpoint.every_n_train_steps": 2}
+def test_a_killed_run_goes_on(here: Path) -> None:
+    """The other run of the study is trained all the same; the next call continues from the newest checkpoint."""
+    more = {"trainer.max_steps": 12, "trainer.max_epochs": -1, "checkpoint.every_n_train_steps": 2}
     file = study(runs=[{"name": "a", "config": "dpo.yaml", "overrides": more, "seeds": [0, 1]}])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "upo.ablate", str(file)], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    checkpoints = Path("runs/s/a_seed0/checkpoints")
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step=*.ckpt")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    log = Path("runs/s/a_seed0/log.txt")
-    while time.monotonic() < deadline and not _unlocked(log):
-        time.sleep(0.05)
-    assert not Path("runs/s/a_seed0/summary.json").exists()
+    log, begun = Path("runs/s/a_seed0/log.txt"), Path("runs/s/a_seed0/checkpoints")
+    killer = threading.Thread(target=_kill_when, args=(lambda: list(begun.glob("step=*.ckpt")), log), daemon=True)
+    killer.start()
+    assert ablate(file) == ["a_seed0"]
+    assert statuses() == {"a_seed0": "failed", "a_seed1": "finished"}
+    rows = json.loads(Path("runs/s/manifest.json").read_text())["runs"]
+    assert rows[0]["error"] == "killed by signal 9" and rows[0]["seconds"] > 0
     assert ablate(file) == []
     assert set(statuses().values()) == {"finished"}
     assert log.read_text().count("begun ") == 2
     steps = [row.split(",")[0] for row in Path("runs/s/a_seed0/metrics.csv").read_text().splitlines()[1:]]
-    assert len(set(steps)) == len(steps) >= 40
+    assert len(set(steps)) == len(steps) >= 12
 
 
-def _unlocked(log: Path) -> bool:
-    """Whether no process writes the file any more."""
+def _kill_when(condition: Callable[[], object], log: Path) -> None:
+    while not condition():
+        time.sleep(0.005)
+    for pid in _writers(log):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _writers(log: Path) -> list[int]:
+    """Processes whose output goes to the file."""
+    found = []
     for fd in Path("/proc").glob("[0-9]*/fd/1"):
-        try:
+        with contextlib.suppress(OSError):
             if os.readlink(fd) == str(log.resolve()):
-                return False
-        except OSError:
-            continue
-    return True
+                found.append(int(fd.parts[2]))
+    return found
+
+
+@pytest.mark.slow
+def test_runs_end_with_their_study(here: Path) -> None:
+    """A study that is killed leaves no run behind; the same call again continues what was running. W&B offline."""
+    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p", "save_dir": "."}}
+    more = {"trainer.max_steps": 30, "trainer.max_epochs": -1, "checkpoint.every_n_train_steps": 2}
+    runs = [{"name": "a", "config": "dpo.yaml", "overrides": more | {"trainer.logger": logger}, "seeds": [0, 1]}]
+    file, log = study(runs=runs), Path("runs/s/a_seed0/log.txt")
+    command = [sys.executable, "-m", "upo.ablate", str(file), "--jobs", "2"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"})
+    deadline = time.monotonic() + 300
+    while not list(log.parent.glob("checkpoints/step=*.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while _writers(log):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not (log.parent / "summary.json").exists()
+    assert subprocess.run(command).returncode == 0
+    assert set(statuses().values()) == {"finished"}
+    steps = [row.split(",")[0] for row in (log.parent / "metrics.csv").read_text().splitlines()[1:]]
+    assert len(set(steps)) == len(steps) >= 30
+    assert log.read_text().count("begun ") == 2
+    (recorded, *_) = sorted(Path("wandb").glob(f"offline-run-*-{(log.parent / 'wandb_id.txt').read_text()}/*.wandb"))
+    assert b"a_seed0" in recorded.read_bytes() and b"seed0" in recorded.read_bytes()

@@ -40,8 +40,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry_run", type=bool, default=False, help="check and list the runs; write and train nothing")
     parser.add_argument("--sweep", type=Path | None, help="write the missing runs as a W&B sweep; train nothing")
     given = parser.parse_args(args)
-    with short_errors():
-        failed = ablate(given.file, given.jobs, given.only, given.dry_run, given.sweep)
+    try:
+        with short_errors():
+            failed = ablate(given.file, given.jobs, given.only, given.dry_run, given.sweep)
+    except KeyboardInterrupt:
+        print(f"stopped; go on with: python -m upo.ablate {given.file}", file=sys.stderr)
+        sys.exit(130)
     if failed:
         sys.exit(1)
 

@@ -60,6 +60,7 @@ class Group:
     settings: dict[str, str] = field(factory=dict)
     """The hyper-parameters in which groups of its method differ."""
     _means: dict[str, Interval | None] = field(factory=dict)
+    _cells: dict[tuple[str, bool], dict[tuple[str, int | None], float]] = field(factory=dict)
 
     @property
     def method(self) -> str:
@@ -88,11 +89,13 @@ class Group:
 
     def cells(self, figure: str, by_seed: bool = True) -> dict[tuple[str, int | None], float]:
         """Mean by prompt and seed, or by prompt alone."""
-        found: dict[tuple[str, int | None], list[float]] = {}
-        for run in self.runs:
-            for prompt, x in run.values(figure):
-                found.setdefault((prompt, run.seed if by_seed else None), []).append(x)
-        return {cell: sum(xs) / len(xs) for cell, xs in found.items()}
+        if (figure, by_seed) not in self._cells:
+            found: dict[tuple[str, int | None], list[float]] = {}
+            for run in self.runs:
+                for prompt, x in run.values(figure):
+                    found.setdefault((prompt, run.seed if by_seed else None), []).append(x)
+            self._cells[figure, by_seed] = {cell: sum(xs) / len(xs) for cell, xs in found.items()}
+        return self._cells[figure, by_seed]
 
 
 def difference(group: Group, figure: str, other: Group, other_figure: str) -> Interval | None:
