@@ -88,7 +88,9 @@ HEADS = {name: {"policy.", "value_head."} for name in (*OREOS, *UPOS, "DROV", "A
     "SparsePO": {"policy.", "mask_head."},
 }
 OPTIONS: dict[str, dict] = {
-    **{name: {"reward_weights": {"length": 0.02}} for name in (*ALOLS, "AOPPO")},
+    **{name: {"reward_weights": {"length": 0.02}} for name in ALOLS},
+    "OPPO": {"value_lr": 1e-5, "kl_coefficient": 0.0},  # a V that knows all by heart leaves noise, which is whitened
+    "AOPPO": {"value_lr": 1e-5, "kl_coefficient": 0.0, "reward_weights": {"length": 0.02}},
     "DiscoPOP": {"tau": 0.5},  # at the paper's 0.05 the slope at the start points the wrong way
     "EXOListwise": {"temperature": 1.0},  # that all couples of a list learn, not only those with the best response
     "InfoNCA": {"temperature": 1.0},

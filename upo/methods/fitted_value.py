@@ -15,6 +15,7 @@ from attrs import evolve
 from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
+from tqdm import tqdm
 
 from upo.data.batch import SingleBatch
 from upo.data.layout import Tokens, lay_out
@@ -140,7 +141,8 @@ class FittedValue(Method):
             alike=data.layout == "padded",
         ).plan(list(range(len(short))))
         states = torch.zeros(len(short), self.policy.hidden_size, device=self.device)
-        for i, rows in enumerate(plan.micro_batches):
+        bar = tqdm(plan.micro_batches, desc="states of prompts", unit="batch", leave=False, disable=None)
+        for i, rows in enumerate(bar):
             row_tokens = data.tokens_per_microbatch
             batch = lay_out([short[r] for r in rows], data.layout, row_tokens=row_tokens, pad_id=0)
             hidden = self.policy(batch.to(self.device), ("prompt_hidden",))["prompt_hidden"]

@@ -11,8 +11,9 @@ on a response's last token, log-probs before the update are the reference's, and
 plus the designers' R. Advantages are whitened over the tokens of the GLOBAL step, from a pass without gradient before
 the first backward, so that they do not depend on how the step is cut.
 Deviations from the HALOs code: V is fitted to the reward from token t on (there: behind t, so that V and delta
-disagree by one token). The third term is an average over data, not over the policy's own samples: no divergence, it
-only lowers the likelihood of what is in the data; HALOs subtract it (c_KL = -0.1).
+disagree by one token). The third term is an average over data, not over the policy's own samples: no divergence, and
+without a lower bound, it pushes down what is in the data. A later version of HALOs has it like this, beside a clip to
+1 +- 0.5; the one of the papers' time has the other sign, log(reference / policy): that is kl_coefficient = -0.1.
 """
 
 from typing import Any
@@ -99,8 +100,8 @@ class OPPO(UnpairedMethod):
             gamma: discount of rewards, a token (HALOs: 0.99).
             lam: lambda of the generalized advantage (HALOs: 0.95); 1 trusts the rewards, 0 the next token's value.
             clip_low: ratio below which a token of negative advantage is pushed down no further (HALOs: 0.5).
-            clip_high: ratio above which a token of positive advantage is pushed up no further (HALOs: 1 / 0.5, a later
-                version 1.5).
+            clip_high: ratio above which a token of positive advantage is pushed up no further (HALOs: 1 / 0.5, later
+                1.5).
             value_coefficient: weight of the value loss (HALOs: 0.01).
             kl_coefficient: weight of the mean log-ratio of the data's tokens, in 1/nats (0.1; see the sign above).
             value_lr: learning rate of the value head; at the policy's a fresh head would hardly move.
