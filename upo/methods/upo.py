@@ -121,7 +121,7 @@ class AuxiliaryRewards(Method):
         self.weight_clip, self.normalize_weights = weight_clip, normalize_weights
         self.value_loss, self.value_coefficient = value_loss, value_coefficient
         self.value_warmup_steps, self.value_dropout = value_warmup_steps, value_dropout
-        self.extras, self.value_per_reward = (STATES[value_at],), value_per_reward
+        self.extras, self.value_per_reward = (STATES[value_at],), value_per_reward  # type: ignore[misc]
         self.value_lr, self.value_grad_clip = float(value_lr), float(value_grad_clip)
         self.train_weights, self.val_weights = AdvantageWeights(), AdvantageWeights()
         self._warned = False
