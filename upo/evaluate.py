@@ -3,9 +3,10 @@
 By log-probs on held-out pairs: reward accuracy (by source, for like lengths), margins, calibration, ranking accuracy
 and what the reference allows of it. By generation, one response a prompt from policy and reference, beside the chosen
 one of the data and, on request, another run's: preference (a judge decides between two texts), auxiliary rewards,
-safety violations, KL, entropy, and the health of the text. Policy and reference sample with the same random numbers, so that
-their difference is theirs. Every figure's interval is a 95 % one over prompts (upo.metrics.intervals): Wilson's for win
-rates and accuracies, the bootstrap for all others. What was generated or judged when a command was killed is kept.
+safety violations, KL, entropy, and the health of the text. Policy and reference sample with the same random numbers,
+so that their difference is theirs. Every figure's interval is a 95 % one over prompts (upo.metrics.intervals):
+Wilson's for win rates and accuracies, the bootstrap for all others. What was generated or judged when a command was
+killed is kept.
 """
 
 import json
