@@ -75,7 +75,9 @@ def log_evaluation(
             if (report := folder / "report.html").is_file():
                 import wandb
 
-                logger.experiment.log({"evaluation/report": wandb.Html(report.read_text(), inject=False)})
+                picture = wandb.Image(str(folder / "evaluation.png"))
+                page = wandb.Html(report.read_text(), inject=False)
+                logger.experiment.log({"evaluation/report": page, "evaluation/picture": picture})
         elif rows and isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("evaluation/samples", markdown(columns, rows), step)
         logger.save()
