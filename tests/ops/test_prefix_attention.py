@@ -11,8 +11,10 @@ from upo.ops.prefix_attention import plan, prefix_attention, segments
 WORK = units([(5, (3, 1)), (1, (4,)), (30, (2, 2, 6)), (3, (1,)), (40, (9, 9))])  # two rows of 64, one with padding
 
 
+@pytest.mark.parametrize("call", [0, 50, 4096])
 @pytest.mark.parametrize("heads", [2, 4])
-def test_equals_the_dense_mask_in_value_and_gradient(heads: int) -> None:
+def test_equals_the_dense_mask_in_value_and_gradient(heads: int, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upo.ops.prefix_attention.CALL", call)
     responses = arrange(WORK)
     rows, width = responses.input_ids.shape
     torch.manual_seed(0)
@@ -36,8 +38,18 @@ def test_equals_the_dense_mask_in_value_and_gradient(heads: int) -> None:
 def test_every_input_token_belongs_to_one_piece() -> None:
     responses = arrange(WORK)
     plan = segments(responses)
-    assert sum(plan.sizes) == responses.input_ids.numel()
-    assert sum(m is not None for m in plan.masks) == sum(n > 1 for n in responses.lengths.tolist())
+    asked = torch.cat([g.queries.flatten()[g.real] for g in plan.groups])
+    assert asked.sort().values.tolist() == (responses.prompt_of.flatten() >= 0).nonzero()[:, 0].tolist()
+    bodies = sum(len(g.queries) for g in plan.groups if g.mask is not None)
+    assert bodies == sum(n > 1 for n in responses.lengths.tolist())
+
+
+def test_short_pieces_share_a_call_and_long_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(segments(arrange(WORK)).groups) == 2
+    monkeypatch.setattr("upo.ops.prefix_attention.CALL", 0)
+    apart = segments(arrange(WORK)).groups
+    assert len(apart) > 4, "only pieces of equal size, which need no padding"
+    assert all(len(g.real) == g.queries.numel() for g in apart)
 
 
 @pytest.mark.parametrize("heads", [2, 4])

@@ -4,11 +4,12 @@ A prompt attends causally to itself, once; a response attends to its prompt and 
 scaled dot-product attention under `Responses.attention_mask`, whose cost is the square of a row's length.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -21,16 +22,31 @@ NAME = "upo_prefix"
 """How transformers knows this attention, once `register` has run."""
 
 
+@frozen(eq=False)
+class Group:
+    """Pieces of about one size, attended to in one call: n prompts, or n responses each with its prompt."""
+
+    queries: Tensor
+    """Flat input positions [n, Q]; shorter pieces repeat their last one."""
+    keys: Tensor
+    """The same of what they look at [n, S]: for responses their prompt, then themselves."""
+    mask: Tensor | None
+    """[n, 1, Q, S], True where a query may look; None for prompts, which are causal."""
+    real: Tensor
+    """Places of `queries`, flattened, that are no repetition."""
+
+    def to(self, device: torch.device) -> "Group":
+        mask = None if self.mask is None else self.mask.to(device)
+        return Group(self.queries.to(device), self.keys.to(device), mask, self.real.to(device))
+
+
 @define(eq=False)
 class Segments:
-    """The pieces of packed rows in the order in which they lie: prompts, responses, padding."""
+    """The pieces of packed rows: prompts and responses, in groups."""
 
-    sizes: list[int]
-    """Tokens of each piece."""
-    prompts: list[int | None]
-    """For a response the piece that is its prompt; its own place for a prompt; None for padding."""
-    masks: list[Tensor | None]
-    """For a response [size, prompt's size + size]: all of its prompt, then causal; None for the others."""
+    groups: list[Group]
+    order: Tensor
+    """For each input position [R T] where its output lies behind those of all groups; for padding a row of zeros."""
     calls: int = field(default=0, init=False)
     """How many layers have asked: a model that never does would attend to everything."""
 
@@ -40,21 +56,22 @@ class Segments:
         """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
         attention: Any = partial(capped_attention, cap=cap) if cap else scaled_dot_product_attention
         rows, heads, width, _ = query.shape
-        # [1, heads, R T, D], then by piece: splitting costs one concatenation in the backward pass, slicing one a piece
-        flat = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]
-        repeat = heads // key.shape[1]
-        q, k, v = (x.repeat_interleave(heads // x.shape[1], 1) if repeat > 1 else x for x in flat)
-        q, k, v = (x.split(self.sizes, 2) for x in (q, k, v))
-        out = []
-        for i, (p, mask) in enumerate(zip(self.prompts, self.masks, strict=True)):
-            if p is None:
-                out.append(torch.zeros_like(v[i]))
-            elif mask is None:
-                out.append(attention(q[i], k[i], v[i], is_causal=True, scale=scale))
-            else:
-                keys, values = torch.cat([k[p], k[i]], 2), torch.cat([v[p], v[i]], 2)
-                out.append(attention(q[i], keys, values, attn_mask=mask, scale=scale))
-        return torch.cat(out, 2)[0].unflatten(1, (rows, width)).permute(1, 2, 0, 3).contiguous()
+        queries = _pick(query, heads, [g.queries for g in self.groups])
+        keys, values = (_pick(x, heads, [g.keys for g in self.groups]) for x in (key, value))
+        out = [value.new_zeros(1, heads, value.shape[-1])]
+        for group, q, k, v in zip(self.groups, queries, keys, values, strict=True):
+            y = attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None, scale=scale)
+            out.append(y.transpose(1, 2).flatten(0, 1).index_select(0, group.real))
+        return torch.cat(out).index_select(0, self.order).unflatten(0, (rows, width))
+
+
+def _pick(x: Tensor, heads: int, places: list[Tensor]) -> tuple[Tensor, ...]:
+    """[R, heads, T, D] -> [n, heads, its places, D] for each group; gathered at once: backward adds up once."""
+    flat = x.transpose(1, 2).flatten(0, 1)
+    if heads > flat.shape[1]:
+        flat = flat.repeat_interleave(heads // flat.shape[1], 1)
+    parts = flat.index_select(0, torch.cat([p.flatten() for p in places])).split([p.numel() for p in places])
+    return tuple(part.unflatten(0, tuple(p.shape)).transpose(1, 2) for part, p in zip(parts, places, strict=True))
 
 
 def segments(responses: Responses) -> Segments:
@@ -62,16 +79,54 @@ def segments(responses: Responses) -> Segments:
     prompt, response = responses.prompt_of.flatten(), responses.response_of.flatten()
     piece = (prompt + 1) * (len(responses.lengths) + 1) + response + 1
     _, counts = torch.unique_consecutive(piece, return_counts=True)
-    first = counts.cumsum(0) - counts
-    sizes, owner, kind = counts.tolist(), prompt[first].tolist(), response[first].tolist()
+    begins = counts.cumsum(0) - counts
+    first, sizes, owner, kind = (x.tolist() for x in (begins, counts, prompt[begins], response[begins]))
     place = {b: i for i, (b, n) in enumerate(zip(owner, kind, strict=True)) if b >= 0 and n < 0}
-    prompts = [place.get(b) for b in owner]
-    masks: list[Tensor | None] = []
-    for size, p, n in zip(sizes, prompts, kind, strict=True):
-        seen = sizes[p] if p is not None else 0
-        whole = torch.ones(size, seen + size, dtype=torch.bool, device=prompt.device) if n >= 0 else None
-        masks.append(None if whole is None else whole.tril(seen))
-    return Segments(sizes, prompts, masks)
+    alone = {i: (sizes[i], 0) for i in place.values()}
+    behind = {i: (sizes[i], sizes[place[b]]) for i, (b, n) in enumerate(zip(owner, kind, strict=True)) if n >= 0}
+    groups = []
+    for pieces in (alone, behind):
+        for members in _alike(pieces):
+            origins = [first[place[owner[i]]] for i in members]
+            columns = [first[i] for i in members], [sizes[i] for i in members], [pieces[i][1] for i in members], origins
+            groups.append(_group(*(torch.tensor(x)[:, None] for x in columns)))
+    order = torch.zeros(len(prompt), dtype=torch.long)
+    outputs = torch.cat([g.queries.flatten()[g.real] for g in groups])
+    order[outputs] = torch.arange(1, len(outputs) + 1)
+    return Segments([g.to(prompt.device) for g in groups], order.to(prompt.device))
+
+
+CALL = 4096
+"""Scores that a call of its own is worth: pieces are padded to one size where that costs less."""
+
+
+def _alike(pieces: Mapping[int, tuple[int, int]]) -> list[list[int]]:
+    """Pieces by number, each with its tokens and its prompt's, in groups of about one size."""
+    groups: list[list[int]] = []
+    wide = high = 0
+    for i, (own, before) in sorted(pieces.items(), key=lambda x: (-x[1][0] * sum(x[1]), x[0])):
+        padded = [max(high, own), max(wide, before)]
+        n = len(groups[-1]) if groups else 0
+        more = (n + 1) * padded[0] * sum(padded) - n * high * (wide + high) - own * (own + before)
+        if not groups or more > CALL:
+            groups.append([])
+            padded = [own, before]
+        groups[-1].append(i)
+        high, wide = padded
+    return groups
+
+
+def _group(start: Tensor, own: Tensor, before: Tensor, origin: Tensor) -> Group:
+    """Of pieces of one kind [n, 1]: first position, tokens, tokens of its prompt (0: it is one), where that begins."""
+    asked, seen = torch.arange(int(own.max())), torch.arange(int(before.max()))
+    queries = start + asked.minimum(own - 1)
+    real = (asked < own).flatten().nonzero()[:, 0]
+    if not len(seen):
+        return Group(queries, queries, None, real)
+    keys = torch.cat([origin + seen.minimum(before - 1), queries], 1)
+    causal = torch.ones(len(asked), len(asked), dtype=torch.bool).tril().expand(len(pieces), -1, -1)
+    mask = torch.cat([(seen < before)[:, None].expand(-1, len(asked), -1), causal], 2)[:, None]
+    return Group(queries, keys, mask, real)
 
 
 def plan(responses: Responses) -> Segments | Blocks:
