@@ -124,7 +124,7 @@ def _group(start: Tensor, own: Tensor, before: Tensor, origin: Tensor) -> Group:
     if not len(seen):
         return Group(queries, queries, None, real)
     keys = torch.cat([origin + seen.minimum(before - 1), queries], 1)
-    causal = torch.ones(len(asked), len(asked), dtype=torch.bool).tril().expand(len(pieces), -1, -1)
+    causal = torch.ones(len(asked), len(asked), dtype=torch.bool).tril().expand(len(start), -1, -1)
     mask = torch.cat([(seen < before)[:, None].expand(-1, len(asked), -1), causal], 2)[:, None]
     return Group(queries, keys, mask, real)
 
