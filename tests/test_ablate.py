@@ -229,6 +229,7 @@ def test_a_study_from_end_to_end(here: Path, capfd) -> None:
     assert "was made with other settings" in refusal(generate=[made], baseline="own", runs=runs)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(here: Path) -> None:
     """The other run of the study is trained all the same; the next call continues from the newest checkpoint."""
     more = {"trainer.max_steps": 12, "trainer.max_epochs": -1, "checkpoint.every_n_train_steps": 2}

@@ -1,6 +1,9 @@
 """The command line: what a run leaves behind, what it refuses, and how it says so."""
 
+import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,13 +110,27 @@ def test_a_run_leaves_a_folder(config: str, capsys, tmp_path: Path) -> None:
     assert not [k for k in checkpoint["state_dict"] if "reference" in k]
     assert json.loads(json.dumps(checkpoint["config"])) == checkpoint["config"], "plain types"
     assert checkpoint["config"]["model"]["init_args"]["beta"] == 0.1
-    assert checkpoint["PreferenceData"] == {"epoch": 0, "position": 3, "seed": 0}
+    assert checkpoint["PreferenceData"] == {"epoch": 0, "position": 3, "seed": 0, "rewards": {}}
 
     # a finished run is not lost by accident, and its config.yaml is the run
     assert "finished run" in refused(capsys, "--config", config)
     first = (folder / "metrics.csv").read_text()
     main(["--config", str(folder / "config.yaml"), "--overwrite", "true"])
     assert (folder / "metrics.csv").read_text() == first
+
+
+@pytest.mark.slow
+def test_ranks_that_lightning_starts_get_the_arguments(config: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "upo.fit", "--config", config]
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run([*command, *ranks], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    both = (tmp_path / "runs" / "tiny_dpo" / "metrics.csv").read_text()
+    alone = subprocess.run([*command, "--overwrite", "true"], capture_output=True, text=True, timeout=500)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    one = (tmp_path / "runs" / "tiny_dpo" / "metrics.csv").read_text()
+    steps, others = ([row["train/loss"] for row in csv.DictReader(x.splitlines())] for x in (both, one))
+    assert [float(x) for x in steps if x] == pytest.approx([float(x) for x in others if x], rel=1e-5)
 
 
 def test_unfinished_and_foreign_folders(config: str, capsys, tmp_path: Path) -> None:

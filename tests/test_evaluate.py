@@ -263,7 +263,7 @@ def test_without_a_reference_its_figures_are_left_out(stories260k: str, pairs: P
     assert not [n for n in figures if n.startswith("reference/") or "vs_reference" in n or "kl" in n]
     assert {"val/ranking/accuracies", "policy/win_rate_vs_chosen", "policy/rewards/mood"} <= figures.keys()
     assert "val/rewards/accuracies" not in figures
-    named = Evaluation(**SETTINGS).run(sft, data(pairs), tmp_path, sft.policy.frozen_copy())
+    named = Evaluation(**SETTINGS | {"reference": stories260k}).run(sft, data(pairs), tmp_path)
     assert named["policy/kl"] == 0 and named["val/rewards/accuracies"] == 0.5
     assert named["policy/rewards/mood"] == figures["policy/rewards/mood"]
 

@@ -105,10 +105,7 @@ def execute(name: str, house: Path, **replaced: str) -> tuple[str, int]:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in EXPECTED]
 )
-@pytest.mark.xdist_group("notebooks")
 def test_notebooks_run(name: str, house: Path) -> None:
-    if name == "why_modpo_stalls":
-        pytest.importorskip("upo.methods.modpo", reason="upo.methods.modpo is not there yet")
     text, pictures = execute(name, house)
     least, expected = EXPECTED[name]
     assert pictures >= least, f"{pictures} pictures"
@@ -117,7 +114,6 @@ def test_notebooks_run(name: str, house: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("notebooks")
 @pytest.mark.parametrize("name", ["batches_and_masks", "chat_with_a_checkpoint", "implicit_rewards"])
 def test_the_switch_to_real_data(name: str, house: Path, stories260k: str) -> None:
     text, pictures = execute(name, house, REAL="True")

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 import upo.methods
+from upo.ablate import ablate
 from upo.cli import CLI, main
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "upo").rglob("*.py"))
-EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+YAMLS = sorted((ROOT / "experiments").rglob("*.yaml"))
+STUDIES = [path for path in YAMLS if "\nruns:" in path.read_text()]
+EXPERIMENTS = [path for path in YAMLS if path not in STUDIES]
 QUICK = ("quickstart", "llama7b", "stories_", "hh_stories260k_sft", "hh_stories260k_dpo", "hh_stories260k_upo")
 """Beginnings of the names of experiments that every test run parses; the slow one parses all."""
 
@@ -88,6 +91,15 @@ def test_experiments_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, c
         CLI(["--config", str(path), "--print_config"])
     assert exit_.value.code == 0
     assert "default_root_dir: runs/" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_studies_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Every run that a study plans has a config that the parser accepts."""
+    monkeypatch.chdir(ROOT)
+    assert ablate(path, dry_run=True) == []
+    assert "runs are to be trained" in capsys.readouterr().out
 
 
 def readme_commands() -> list[str]:

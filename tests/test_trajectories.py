@@ -80,7 +80,7 @@ def plain(method: str, baseline: dict, upo_fit, tmp_path: Path) -> list[float]:
     return baseline[method]
 
 
-@pytest.mark.parametrize(("budget", "method"), cases((300, "UPO"), (900, "DPO"), of=(300, 900)))
+@pytest.mark.parametrize(("budget", "method"), cases((300, "UPO"), of=(300, 900)))
 def test_split_of_a_step_does_not_matter(budget: int, method: str, baseline, upo_fit, tmp_path: Path) -> None:
     """Micro-batches of about one pair, of uneven numbers of pairs, and all eight at once (the plain run)."""
     expected = plain(method, baseline, upo_fit, tmp_path)

@@ -180,7 +180,9 @@ def test_checkpoint_and_export_generate_behind_the_good_token(tmp_path):
     start.configure_model()
     start.policy.model.save_pretrained(tmp_path / "start")
     start.policy.tokenizer.save_pretrained(tmp_path / "start")
-    figures = evaluate(str(folder), None, str(tmp_path / "start"), tmp_path / "eval", max_new_tokens=4, prompts=2)
+    figures = evaluate(
+        str(folder), out=tmp_path / "eval", reference=str(tmp_path / "start"), max_new_tokens=4, prompts=2
+    )
     assert "policy/kl" in figures and "reference/tokens" in figures and "val/ranking/accuracies" in figures
 
 
