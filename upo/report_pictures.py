@@ -19,15 +19,13 @@ def draw_evaluation(
     of_pairs: Mapping[str, Sequence[float]],
 ) -> None:
     """Draws win rates with intervals, distributions of rewards, lengths and KL, margins and their calibration."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would change what a notebook shows
 
     panels = _panels(figures, values, of_pairs)
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(4.2 * columns, 2.9 * height), squeeze=False)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * height))
+    axes = figure.subplots(height, columns, squeeze=False)
     for axis, (title, draw) in zip(axes.flat, panels, strict=False):
         draw(axis)
         axis.set_title(title, fontsize=10)
@@ -37,7 +35,6 @@ def draw_evaluation(
         axis.remove()
     figure.tight_layout()
     figure.savefig(file, dpi=120, metadata={"Software": None})
-    plt.close(figure)
 
 
 def _panels(

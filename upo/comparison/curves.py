@@ -27,16 +27,16 @@ def draw_curves(groups: "Sequence[Group]", path: Path) -> bool:
     panels = [(f"train/{n}", title) for n, title in PANELS if len(curves[f"train/{n}"]) >= min(2, len(groups))]
     if not panels:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # pyplot would change what a notebook shows
+    from matplotlib.lines import Line2D
 
     families = list(dict.fromkeys(group.family for group in groups))
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(4.6 * columns, 3.2 * height), squeeze=False)
-    colors = plt.get_cmap("tab10" if len(families) <= 10 else "tab20")
+    figure = Figure(figsize=(4.6 * columns, 3.2 * height))
+    axes = figure.subplots(height, columns, squeeze=False)
+    colors = colormaps["tab10" if len(families) <= 10 else "tab20"]
     for axis, (name, title) in zip(axes.flat, panels, strict=False):
         for family, (steps, values) in curves[name]:
             axis.plot(steps, values, color=colors(families.index(family) % 20), linewidth=1, alpha=0.8)
@@ -46,11 +46,10 @@ def draw_curves(groups: "Sequence[Group]", path: Path) -> bool:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
-    handles = [plt.Line2D([], [], color=colors(i % 20), label=family) for i, family in enumerate(families)]
+    handles = [Line2D([], [], color=colors(i % 20), label=family) for i, family in enumerate(families)]
     figure.legend(handles=handles, fontsize=8, frameon=False, loc="lower center", ncol=min(6, len(families)))
     figure.tight_layout(rect=(0, 0.05 * -(-len(families) // 6), 1, 1))
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return True
 
 

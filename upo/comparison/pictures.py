@@ -23,18 +23,17 @@ def draw_fronts(fronts: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """
     if not fronts:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # pyplot would change what a notebook shows
 
     columns = min(3, len(fronts))
     height = -(-len(fronts) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(5.2 * columns, 4.2 * height), squeeze=False)
+    figure = Figure(figsize=(5.2 * columns, 4.2 * height))
+    axes = figure.subplots(height, columns, squeeze=False)
     colors = colors_of(fronts)
     for axis, front in zip(axes.flat, fronts, strict=False):
         for family, number in colors.items():
-            color = plt.get_cmap("tab10" if len(colors) <= 10 else "tab20")(number % 20)
+            color = colormaps["tab10" if len(colors) <= 10 else "tab20"](number % 20)
             points = [point for point in front["points"] if point["family"] == family]
             for point in points:
                 for x, y, _ in point["runs"]:
@@ -62,5 +61,4 @@ def draw_fronts(fronts: Sequence[Mapping[str, Any]], path: Path) -> bool:
     figure.legend(handles, labels, fontsize=8, frameon=False, loc="lower center", ncol=min(6, len(labels)))
     figure.tight_layout(rect=(0, 0.05 * rows, 1, 1))
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return True

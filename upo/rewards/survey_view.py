@@ -71,16 +71,13 @@ def _signed(x: float | None) -> str:
 
 def draw_survey(content: Mapping[str, Any], columns: Mapping[str, np.ndarray], path: Path) -> None:
     """Histograms of chosen and rejected for each reward, and the correlations as a coloured table."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would change what a notebook shows
 
     wide = min(3, len(columns))
     high = math.ceil(len(columns) / wide)
     names = content["correlations"]["names"]
     matrix_size = 1.6 + 0.55 * len(names)
-    figure = plt.figure(figsize=(2.9 * wide + matrix_size, max(2.3 * high, matrix_size)), layout="constrained")
+    figure = Figure(figsize=(2.9 * wide + matrix_size, max(2.3 * high, matrix_size)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[2.9 * wide, matrix_size])
     axes = left.subplots(high, wide, squeeze=False).ravel()
     for axis, (name, values) in zip(axes, columns.items(), strict=False):
@@ -90,7 +87,6 @@ def draw_survey(content: Mapping[str, Any], columns: Mapping[str, np.ndarray], p
         axis.set_visible(False)
     _matrix(right.subplots(), names, content["correlations"]["spearman"])
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _histograms(axis: Any, name: str, values: np.ndarray, conflict: Mapping[str, float] | None) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 
 MODULES = (
     "upo.cli", "upo.measure", "upo.sampling", "upo.export", "upo.comparison", "omegaconf", "PIL.PngImagePlugin",
-    "matplotlib.pyplot", "matplotlib.backends.backend_agg", "transformers.models.llama.modeling_llama",
+    "matplotlib.figure", "matplotlib.backends.backend_agg", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 """What runs, stages and comparisons import sooner or later, Lightning and transformers first among it."""
 
