@@ -34,7 +34,8 @@ class Evaluation:
     """Which of two responses is preferred: by a reward the one of higher value, or by a chat model that reads both
     (`ChatJudge`); ties count half. Null: no win rates."""
     reference: str | None = None
-    """Model to compare with, for KL and wins: a folder, run, or hub name; by default the method's reference."""
+    """Model to compare with, for KL and wins: a folder, run, or hub name; by default the method's reference. Implicit
+    rewards of held-out pairs stay those against the method's own, where it has one."""
     against: Path | None = None
     """Another run's folder, evaluated on the same prompts: its responses are the policy's `rival`."""
     objective: dict[str, float] | None = None
@@ -95,16 +96,17 @@ class Evaluation:
         if not examples:
             raise UserError("no held-out prompt to evaluate on; raise data.validation")
         policy = method.policy
-        reference = getattr(method.reference, "model", None) if self.reference is None else twin(policy, self.reference)
+        own = getattr(method.reference, "model", None)  # what the method's rewards are measured against
+        reference = own if self.reference is None else twin(policy, self.reference)
         encoder = Encoder(policy.tokenizer)
         asked = measure.distinct_prompts(examples, self.prompts, self.seed)
         rival = None if self.against is None else rival_texts(self.against, asked, self._sampling())
         pairs = measure.pairs_of(examples, data, encoder)
         of_pairs: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
-        with _evaluating(policy, reference):
+        with _evaluating(policy, reference, own):
             if pairs:
-                logps = measure.log_probs(policy, reference, pairs, data, "held-out pairs")
+                logps = measure.log_probs(policy, own or reference, pairs, data, "held-out pairs")
                 of_pairs = held_out_pairs.pair_values(method, logps)
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)

@@ -89,5 +89,6 @@ def win_figures(values: Mapping[str, list[dict[str, float]]]) -> dict[str, float
         figures[f"{name}/win_rate_vs_{other}_bootstrap_high"] = interval.high
         words = [rows[i]["words"] for i in judged]
         theirs = [values[other][i]["words"] for i in judged]
-        figures |= length_controlled(wins, words, theirs).named(f"{name}/lc_win_rate_vs_{other}")
+        if (controlled := length_controlled(wins, words, theirs)) is not None:
+            figures |= controlled.named(f"{name}/lc_win_rate_vs_{other}")
     return figures

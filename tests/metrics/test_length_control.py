@@ -13,8 +13,12 @@ def test_responses_of_equal_length_keep_their_win_rate() -> None:
     assert found.low < found.mean < found.high and found.n == 8
 
 
-def test_a_constant_difference_explains_nothing() -> None:
-    assert length_controlled([1.0, 0.0, 1.0, 1.0], [9.0] * 4, [4.0] * 4).mean == pytest.approx(0.75)
+def test_no_rate_where_one_side_is_always_longer() -> None:
+    rng = np.random.default_rng(0)
+    words, others = rng.normal(200, 40, 300), rng.normal(50, 20, 300)
+    wins = (rng.random(300) < 0.8).astype(float)
+    assert length_controlled(wins.tolist(), words.tolist(), others.tolist()) is None
+    assert length_controlled([1.0, 0.0, 1.0, 1.0], [9.0] * 4, [4.0] * 4) is None
 
 
 def test_agrees_with_a_general_optimiser() -> None:

@@ -25,6 +25,10 @@ DRAWS = 1000
 CHUNK = 100
 """Draws at a time: all at once would need gigabytes for a hundred thousand prompts."""
 
+BEYOND = 0.5
+"""How far a draw may reach beyond two neighbours, in units of their distance: without a bound draws in which their KL
+nearly agrees would decide the interval."""
+
 Array = np.ndarray
 Sample = dict[int, Array]
 """Seed to a figure: its estimate, then one value a draw of the prompts; [1 + draws]."""
@@ -58,7 +62,7 @@ def interpolate(kl: Array, figure: Array, x: float) -> Array:
     upper = np.clip((kl < x).sum(axis=1, keepdims=True), 1, kl.shape[1] - 1)
     k0, k1 = (np.take_along_axis(kl, i, 1)[:, 0] for i in (upper - 1, upper))
     f0, f1 = (np.take_along_axis(figure, i, 1)[:, 0] for i in (upper - 1, upper))
-    share = np.divide(x - k0, k1 - k0, out=np.full_like(k0, 0.5), where=k1 > k0)
+    share = np.divide(x - k0, k1 - k0, out=np.full_like(k0, 0.5), where=k1 > k0).clip(-BEYOND, 1 + BEYOND)
     return f0 + share * (f1 - f0)
 
 

@@ -27,7 +27,7 @@ def relabel(
         weights: w_i by name of a reward that `upo.rewards.annotate` has measured.
     """
     alone = [score(e.responses[0], weights) for e in train if len(e.responses) == 1]
-    middle = median(alone) if alone else 0.0
+    middle = median(alone) if alone else None
     kept: list[list[Example]] = []
     for examples in (train, validation):
         made = (_relabelled(example, weights, middle, report) for example in examples)
@@ -40,10 +40,15 @@ def score(response: Response, weights: Mapping[str, float]) -> float:
     return sum(weight * response.rewards[name] for name, weight in weights.items())
 
 
-def _relabelled(example: Example, weights: Mapping[str, float], middle: float, report: DataReport) -> Example | None:
+def _relabelled(
+    example: Example, weights: Mapping[str, float], middle: float | None, report: DataReport
+) -> Example | None:
     scores = [score(r, weights) for r in example.responses]
     labels: tuple[bool | None, ...]
     if len(scores) == 1:
+        if middle is None:
+            report.drop(example.source, "alone, and no such response to compare with in training")
+            return None
         above = scores[0] > middle
         labels = (above,)
         tied = [scores[0] == middle]

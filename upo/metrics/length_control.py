@@ -7,6 +7,7 @@ Differences from AlpacaEval 2: there one regression over many models has a furth
 needs outcomes of other models; there the rate is a mean of predictions over prompts, which without that term is
 sigmoid(a) for every prompt; lengths are words here, characters there; ties enter as half a win; b has a standard
 normal prior (strength 1 against n prompts), so that a length that separates wins from losses gives a finite fit.
+Where one side is hardly ever the shorter one, the data hold no responses of like length, and there is no such rate.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ import numpy as np
 
 from upo.metrics.intervals import DRAWS, Interval
 
+OVERLAP = 0.05
+"""Each side must be no longer than the other on this share of the prompts."""
 STEPS = 50
 LARGEST = 30.0
 """Bound of the logits: sigmoid(-30) is 1e-13."""
@@ -26,10 +29,10 @@ def length_controlled(
     other_words: Sequence[float],
     level: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> Interval | None:
     """Length-controlled win rate with its bootstrap interval: prompts are drawn anew, and each draw is fitted anew.
 
-    Where no prompt's difference in length differs from another's, length explains nothing: it is the plain win rate.
+    None where the lengths of the two sides do not overlap; the plain win rate where all are equal.
 
     Args:
         wins: 1 for a win, 0 for a loss, 0.5 for a tie; or anything between.
@@ -40,6 +43,8 @@ def length_controlled(
     difference = np.subtract(np.asarray(words, dtype=np.float64), other_words)
     if not len(y) or len(y) != len(difference):
         raise ValueError(f"{len(y)} outcomes for {len(difference)} differences in length: each prompt needs both")
+    if min((difference <= 0).mean(), (difference >= 0).mean()) < OVERLAP:
+        return None
     spread = difference.std()
     x = np.tanh(difference / spread) if spread > 1e-12 else np.zeros_like(y)
     rate = float(_rates(y, x, np.ones((1, len(y))))[0])
