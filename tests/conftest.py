@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,17 @@ def stories260k(shared: Path) -> str:
     if not folder.is_dir():
         pytest.skip(f"no model at {folder}")
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_wandb_service() -> Iterator[None]:
+    """W&B's service writes relative to where it was started, and later processes would inherit it."""
+    yield
+    if "WANDB_SERVICE" in os.environ:
+        import wandb
+
+        wandb.teardown()
+        os.environ.pop("WANDB_SERVICE", None)
 
 
 # Ranks come out of a fork server that has imported everything and has never run a thread pool: forking out of pytest
