@@ -5,7 +5,7 @@ scaled dot-product attention under `Responses.attention_mask`, whose cost is the
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from upo.data.layout import Responses
 from upo.errors import UserError
+from upo.ops import cpu_attention
 from upo.ops.capped_attention import capped_attention
 from upo.ops.flex_attention import Blocks, blocks
 
@@ -42,11 +43,15 @@ class Group:
 
 @define(eq=False)
 class Segments:
-    """The pieces of packed rows: prompts and responses, in groups."""
+    """The pieces of packed rows, prompts and responses: how each layer attends to them."""
 
-    groups: list[Group]
-    order: Tensor
-    """For each input position [R T] where its output lies behind those of all groups; for padding a row of zeros."""
+    pieces: Tensor
+    """First flat position in [R T], tokens, tokens of the prompt before it [n, 3]; prompts come before their own."""
+    units: Tensor
+    """Which pieces are a prompt and its responses [prompts + 1]: `units[i]` to `units[i + 1]`."""
+    size: int
+    """Places of the rows, R T."""
+    device: torch.device
     calls: int = field(default=0, init=False)
     """How many layers have asked: a model that never does would attend to everything."""
 
@@ -54,6 +59,8 @@ class Segments:
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, cap: float | None = None
     ) -> Tensor:
         """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
+        if not cap and cpu_attention.fits(query, key, value):
+            return cpu_attention.attend(query, key, value, self.pieces, self.units, scale).transpose(1, 2)
         attention: Any = partial(capped_attention, cap=cap) if cap else scaled_dot_product_attention
         rows, heads, width, _ = query.shape
         queries = _pick(query, heads, [g.queries for g in self.groups])
@@ -63,6 +70,25 @@ class Segments:
             y = attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None, scale=scale)
             out.append(y.transpose(1, 2).flatten(0, 1).index_select(0, group.real))
         return torch.cat(out).index_select(0, self.order).unflatten(0, (rows, width))
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The pieces for attention of PyTorch's own: those of about one size in one call."""
+        first, own, before = self.pieces.unbind(1)
+        prompts = self.units.diff().cumsum(0) - self.units.diff()
+        origin = first[prompts].repeat_interleave(self.units.diff())
+        sizes = list(zip(own.tolist(), before.tolist(), strict=True))
+        kinds = ({i: x for i, x in enumerate(sizes) if (x[1] == 0) == alone} for alone in (True, False))
+        members = [m for kind in kinds for m in _alike(kind)]
+        return [_group(*(x[m, None] for x in (first, own, before, origin))).to(self.device) for m in members]
+
+    @cached_property
+    def order(self) -> Tensor:
+        """For each input position [R T] where its output lies behind those of all groups; for padding a zero."""
+        outputs = torch.cat([g.queries.flatten()[g.real] for g in self.groups])
+        order = torch.zeros(self.size, dtype=torch.long, device=self.device)
+        order[outputs] = torch.arange(1, len(outputs) + 1, device=self.device)
+        return order
 
 
 def _pick(x: Tensor, heads: int, places: list[Tensor]) -> tuple[Tensor, ...]:
@@ -76,24 +102,18 @@ def _pick(x: Tensor, heads: int, places: list[Tensor]) -> tuple[Tensor, ...]:
 
 def segments(responses: Responses) -> Segments:
     """The pieces of a packed batch."""
-    prompt, response = responses.prompt_of.flatten(), responses.response_of.flatten()
-    piece = (prompt + 1) * (len(responses.lengths) + 1) + response + 1
-    _, counts = torch.unique_consecutive(piece, return_counts=True)
+    prompt, response = responses.prompt_of.flatten().cpu(), responses.response_of.flatten().cpu()
+    number, counts = torch.unique_consecutive(
+        (prompt + 1) * (len(responses.lengths) + 1) + response + 1, return_counts=True
+    )
     begins = counts.cumsum(0) - counts
-    first, sizes, owner, kind = (x.tolist() for x in (begins, counts, prompt[begins], response[begins]))
-    place = {b: i for i, (b, n) in enumerate(zip(owner, kind, strict=True)) if b >= 0 and n < 0}
-    alone = {i: (sizes[i], 0) for i in place.values()}
-    behind = {i: (sizes[i], sizes[place[b]]) for i, (b, n) in enumerate(zip(owner, kind, strict=True)) if n >= 0}
-    groups = []
-    for pieces in (alone, behind):
-        for members in _alike(pieces):
-            origins = [first[place[owner[i]]] for i in members]
-            columns = [first[i] for i in members], [sizes[i] for i in members], [pieces[i][1] for i in members], origins
-            groups.append(_group(*(torch.tensor(x)[:, None] for x in columns)))
-    order = torch.zeros(len(prompt), dtype=torch.long)
-    outputs = torch.cat([g.queries.flatten()[g.real] for g in groups])
-    order[outputs] = torch.arange(1, len(outputs) + 1)
-    return Segments([g.to(prompt.device) for g in groups], order.to(prompt.device))
+    order = number.argsort()[int((number == 0).sum()) :]  # padding is numbered 0; a prompt comes before its responses
+    first, own = begins[order], counts[order]
+    owner, response = prompt[first], response[first]
+    sizes = owner.unique_consecutive(return_counts=True)[1]
+    units = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    before = own[units[:-1]].repeat_interleave(sizes) * (response >= 0)
+    return Segments(torch.stack([first, own, before], 1), units, len(prompt), responses.prompt_of.device)
 
 
 CALL = 4096

@@ -1,0 +1,118 @@
+"""The packed layout's attention on CPUs, in C++ (`cpu_attention.cpp`): several times faster than PyTorch's.
+
+It is compiled at first use, once for a machine; without a compiler or AVX2 PyTorch's own attention does the work.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FOLDER = Path("~/.cache/upo/ops")
+"""Where compiled libraries are kept, by the hash of their source."""
+FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-shared", "-fPIC")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they cannot be had."""
+    if platform.system() != "Linux" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return None
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    path = FOLDER.expanduser() / f"attention-{key}.so"
+    try:
+        return ctypes.CDLL(str(path if path.exists() else _compiled(path)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        warnings.warn(
+            f"attention on this CPU runs through PyTorch, several times slower: {reason}; it takes a C++ compiler "
+            "(`g++`, or what CXX names)"
+        )
+        return None
+
+
+def _compiled(path: Path) -> Path:
+    """Compiles to a file of its own first: ranks and runs may do the same at the same time."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler found")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True)
+        made.replace(path)
+    return path
+
+
+def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the kernels can compute this: float32 on a CPU, head sizes equal and a multiple of 8."""
+    size, alike = query.shape[-1], {x.dtype for x in (query, key, value)} == {torch.float32}
+    return query.device.type == "cpu" and alike and size % 8 == 0 == size - value.shape[-1] and library() is not None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, pieces: Tensor, units: Tensor, scale: float | None) -> Tensor:
+    """Prefix-sharing attention.
+
+    Args:
+        query: [R, heads, T, D]; key and value: [R, key heads, T, D].
+        pieces: int64 [n, 3]: a piece's first flat position in [R T], its tokens, those of the prompt before it. A
+            unit's first piece is its prompt, which has none before it.
+        units: int64 [prompts + 1]: which pieces a prompt has, itself among them: `units[i]` to `units[i + 1]`.
+        scale: of the scores; by default 1 / sqrt(D).
+
+    Returns:
+        [R, heads, T, D], zero where no piece is. The same for any number of threads.
+    """
+    return _Attention.apply(query, key, value, pieces, units, scale or query.shape[-1] ** -0.5)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, pieces, units, scale = inputs
+        query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+        rows, heads, width, _ = query.shape
+        out, lse = _empty(query), query.new_zeros(heads, rows * width)
+        ctx.sizes = _sizes(query, key, pieces, units, scale)
+        _call("upo_attention", [query, key, value, out], [lse, pieces, units], ctx.sizes)
+        ctx.save_for_backward(query, key, value, out, lse, pieces, units)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse, pieces, units = ctx.saved_tensors
+        grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        results = [_empty(x) for x in (query, key, value)]
+        tensors = [query, key, value, out, grad, *results]
+        _call("upo_attention_backward", tensors, [lse, pieces, units], ctx.sizes)
+        return (*results, None, None, None)
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Zeros shaped like x [R, heads, T, D], in the memory order [R, T, heads, D] of a model's next product."""
+    return torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _sizes(query: Tensor, key: Tensor, pieces: Tensor, units: Tensor, scale: float) -> list[Any]:
+    rows, heads, width, size = query.shape
+    longest = int(pieces[:, 1:].sum(1).max())
+    whole = [ctypes.c_int64(n) for n in (len(units) - 1, width, rows)]
+    return [*whole, heads, key.shape[1], size, longest, torch.get_num_threads(), ctypes.c_float(scale)]
+
+
+def _call(name: str, tensors: list[Tensor], plain: list[Tensor], rest: list[Any]) -> None:
+    """Tensors go as arrays of pointers and strides, the plain ones as pointers."""
+    data = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
+    strides = (ctypes.c_int64 * (3 * len(tensors)))(*(n for x in tensors for n in x.stride()[:3]))
+    getattr(library(), name)(data, strides, *(ctypes.c_void_p(x.data_ptr()) for x in plain), *rest)
