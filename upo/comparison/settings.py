@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 TRAINER = ("max_epochs", "max_steps", "gradient_clip_val", "precision", "callbacks")
-HARMLESS = ("seed", "workers", "rewards_cache")
+HARMLESS = ("seed", "workers", "rewards_cache", "tokens_cache")
 """Arguments of the data that change no result, or only as the seed does."""
 
 

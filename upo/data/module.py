@@ -34,6 +34,7 @@ class PreferenceData(pl.LightningDataModule):
         validation: int | float = 0.05,
         rewards: dict[str, Reward] | None = None,
         rewards_cache: str = "~/.cache/upo/rewards",
+        tokens_cache: str | None = "~/.cache/upo/tokens",
         relabel: dict[str, float] | None = None,
         max_length: PositiveInt = 1024,
         max_response: PositiveInt | None = None,
@@ -55,6 +56,7 @@ class PreferenceData(pl.LightningDataModule):
                 No prompt is ever on both sides.
             rewards: auxiliary rewards by name, measured once for every response before training.
             rewards_cache: folder that keeps measured rewards, by content.
+            tokens_cache: folder that keeps the tokens of large data sets, by content; null tokenises at every start.
             relabel: weights by name of a reward in `rewards`: their sum replaces the preferences and labels of training
                 and validation data, higher is better, ties are dropped; null keeps them. Evaluation by generation
                 still compares with what the data prefers.
@@ -76,6 +78,7 @@ class PreferenceData(pl.LightningDataModule):
         super().__init__()
         self.sources, self.validation, self.rewards = sources, validation, rewards or {}
         self.rewards_cache, self.relabel = Path(rewards_cache).expanduser(), relabel or {}
+        self.tokens_cache = Path(tokens_cache).expanduser() if tokens_cache else None
         self.max_length, self.max_response, self.overlong = max_length, max_response or max_length, overlong
         self.max_pairs_per_prompt = max_pairs_per_prompt
         self.pairs_per_step, self.tokens_per_microbatch = pairs_per_step, tokens_per_microbatch
@@ -127,7 +130,7 @@ class PreferenceData(pl.LightningDataModule):
             train, validation = (annotate(x, wanted, self.rewards_cache) for x in (train, validation))
         if self.relabel:
             train, validation = relabel(train, validation, self.relabel, self.report)
-        encoder = Encoder(tokenizer)
+        encoder = Encoder(tokenizer, self.tokens_cache)
         self.train = self._split("train", train, encoder, batch_type, rewards)
         self.val = self._split("validation", validation, encoder, batch_type, rewards)
         if not len(self.train):

@@ -6,12 +6,14 @@ differences are counted in the data report.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from upo.data.control import control_of
 from upo.data.example import Example, Prompt
 from upo.data.layout import Tokens
 from upo.data.report import DataReport
+from upo.data.token_cache import TokenCache
 from upo.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,8 +52,12 @@ def _begun(prompt: Prompt) -> str:
 class Encoder:
     """Turns examples into token ids for one tokenizer."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", cache: Path | None = None):
+        """
+        Args:
+            cache: folder that keeps the tokens of large lists of texts; null keeps none.
+        """
+        self.tokenizer, self.cache = tokenizer, cache and TokenCache(cache, tokenizer)
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no EOS token: a policy could never learn to stop; set `eos_token` in it")
         self.bos = tokenizer.bos_token_id if tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id] else None
@@ -62,9 +68,12 @@ class Encoder:
         self.anchor = "" if tokenizer.decode(apart) == "ab" else ANCHORS[0]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        def encode(texts: Sequence[str]) -> list[list[int]]:
+            return self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids  # type: ignore[return-value]
+
         if not texts:
             return []
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids  # type: ignore[return-value]
+        return self.cache.ids(texts, encode) if self.cache else encode(texts)
 
     def prompts(self, prompts: Sequence[Prompt], controls: Sequence[str | None] | None = None) -> list[list[int]]:
         """Prompt ids with exactly one BOS where the model wants one.

@@ -1,0 +1,54 @@
+"""Token ids on disk, by content: a data set is tokenised once for all runs of one tokenizer."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SMALL = 500_000
+"""Characters below which tokenising costs less than looking."""
+
+
+class TokenCache:
+    """Lists of token ids, one file for all texts that were tokenised together."""
+
+    def __init__(self, folder: Path, tokenizer: "PreTrainedTokenizerBase"):
+        """
+        Args:
+            folder: shared by any number of processes: files appear whole or not at all and never change.
+            tokenizer: only one that knows itself as a string (a "fast" one) is cached for.
+        """
+        self.folder = folder
+        state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None
+        self.fingerprint = state and hashlib.sha256(f"{version('tokenizers')}\0{state}".encode()).hexdigest()
+
+    def ids(self, texts: Sequence[str], encode: Callable[[Sequence[str]], list[list[int]]]) -> list[list[int]]:
+        """The ids of each text: from disk where the very same list was met before, else from `encode`."""
+        if self.fingerprint is None or sum(map(len, texts)) < SMALL:
+            return encode(texts)
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file, save_file
+
+        key = hashlib.sha256(self.fingerprint.encode())
+        for text in texts:
+            data = text.encode("utf-8", "surrogatepass")
+            key.update(len(data).to_bytes(8, "little") + data)
+        path = self.folder / f"{key.hexdigest()[:32]}.safetensors"
+        try:
+            kept = load_file(path)
+            return [ids.tolist() for ids in kept["ids"].split(kept["lengths"].tolist())]
+        except (OSError, SafetensorError):  # not there, or broken by a full disk
+            pass
+        found = encode(texts)
+        lengths, flat = torch.tensor([len(ids) for ids in found]), torch.tensor([i for ids in found for i in ids])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({"ids": flat.to(torch.int32), "lengths": lengths}, fresh)
+        fresh.replace(path)
+        return found
