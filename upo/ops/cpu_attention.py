@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -36,21 +37,21 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         warnings.warn(
-            f"attention on this CPU runs through PyTorch, several times slower: {reason}; it takes a C++ compiler "
-            "(`g++`, or what CXX names)"
+            f"attention on this CPU runs through PyTorch, several times slower: {reason}; install a C++ compiler "
+            f"(`g++`, or what CXX names) and let {FOLDER} be writable"
         )
         return None
 
 
 def _compiled(path: Path) -> Path:
     """Compiles to a file of its own first: ranks and runs may do the same at the same time."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")
+    if not compiler:
         raise FileNotFoundError("no C++ compiler found")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True)
+        subprocess.run([*compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True)
         made.replace(path)
     return path
 
