@@ -58,14 +58,10 @@ class StoredAdapter:
         own = model.state_dict()
         places = {in_peft(n, name): n for n in own if owner(n) == name}
         if other := sorted(places.keys() ^ self.weights.keys()):
-            raise UserError(
-                f"{self.where} does not fit the model: {other[0]} and {len(other) - 1} more are on one side"
-            )
+            raise UserError(f"{self.where} does not fit the model: {other[0]} is in only one of them")
         for key, place in places.items():
             if self.weights[key].shape != own[place].shape:
-                raise UserError(
-                    f"{self.where} does not fit the model: {key} has another shape; is it of another model?"
-                )
+                raise UserError(f"{self.where} does not fit the model: {key} has another shape")
         model.load_state_dict({places[key]: x for key, x in self.weights.items()}, strict=False)
 
 
@@ -170,6 +166,7 @@ def merged(model: "PreTrainedModel") -> "PreTrainedModel":
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, whole)
     del model.peft_config
+    model._hf_peft_config_loaded = False
     return model
 
 
@@ -188,9 +185,8 @@ def probe(model: "PreTrainedModel", tokens: int = 64) -> "Tensor":
     """Log-probs of random tokens [tokens - 1], to tell how far two models are apart."""
     import torch
 
-    ids = torch.randint(
-        model.config.get_text_config().vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)
-    )
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = model(input_ids=ids.to(model.device), use_cache=False).logits[0, :-1].float()
     return logits.log_softmax(-1).gather(1, ids[0, 1:, None].to(model.device))[:, 0].cpu()

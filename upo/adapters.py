@@ -33,7 +33,7 @@ PART = re.compile(r"\.(lora_\w+|modules_to_save)\.(\w+)(?=\.|$)")
 
 
 class LoRA:
-    """W + (alpha / r) B A with trainable A and B in place of linear maps W; without dropout, which log-ratios forbid."""
+    """W + (alpha / r) B A with trainable A and B in place of linear maps W; no dropout, which log-ratios forbid."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ def only(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def below(model: nn.Module, name: str | None) -> dict[str, Tensor]:
-    """The tensors of the model below its adapters, by the names that they have without any, and those of one adapter."""
+    """The tensors of the model below its adapters, by the names that they have without any, and of one adapter."""
     state = {n: x for n, x in model.state_dict().items() if owner(n) in (None, name)}
     return {n.replace(".base_layer.", ".").replace(".original_module.", "."): x for n, x in state.items()}
 
@@ -154,7 +154,11 @@ def below(model: nn.Module, name: str | None) -> dict[str, Tensor]:
 
 
 def keep_apart(policy: "Policy") -> None:
-    """The policy's state dict holds the trained adapter alone, wherever the rest can be read again."""
+    """The policy's state dict holds the trained adapter alone, wherever the rest can be read again.
+
+    `rebased` says that the weights below are no longer those at its path.
+    """
+    policy.rebased = False
     policy.register_state_dict_post_hook(_leave_out)
     policy.register_load_state_dict_pre_hook(_look)
     policy.register_load_state_dict_post_hook(_forgive)

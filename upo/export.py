@@ -36,12 +36,12 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
     if file is None:
         raise UserError(f"{source} is neither a run folder nor a .ckpt file")
     content = read_checkpoint(file)
-    adapter = CONFIG in content["policy_files"]
-    if merge and not adapter:
+    alone = CONFIG in content["policy_files"] and not merge
+    if merge and CONFIG not in content["policy_files"]:
         raise UserError(f"{source} trained all weights; there is no adapter to --merge")
     quiet()
     with written_at_once(folder) as partial:
-        if adapter and not merge:
+        if alone:
             write_adapter(content, partial)
         else:
             model, tokenizer = merged_from(content, file) if merge else model_from(content, file)
@@ -51,9 +51,7 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
                 if not (partial / name).exists() and name != CONFIG:
                     (partial / name).write_bytes(text)
         run = source if source.is_dir() else file.parent.parent
-        card = model_card(
-            run, file, content.get("global_step"), library="peft" if adapter and not merge else "transformers"
-        )
+        card = model_card(run, file, content.get("global_step"), library="peft" if alone else "transformers")
         (partial / "README.md").write_text(card)
     print(f"exported {file} to {folder}")
 

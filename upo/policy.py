@@ -1,7 +1,6 @@
 """Policy: a causal language model whose forward returns response log-probs, never logits."""
 
 import copy
-import sys
 import tempfile
 import warnings
 from collections.abc import Collection
@@ -58,13 +57,9 @@ class Policy(nn.Module):
         if path is None and tokenizer is None:
             raise UserError("a model from scratch needs policy.tokenizer: a hub name, a folder or an import path")
         if quantization and (adapter is None or path is None):
-            raise UserError(
-                "policy.quantization needs policy.path, and policy.adapter: 4-bit weights cannot be trained"
-            )
+            raise UserError("policy.quantization needs policy.path and policy.adapter: 4-bit weights cannot be trained")
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
-        self.rebased = False
-        """Whether the weights below the adapter are no longer those at `path`."""
         if adapter is not None:
             keep_apart(self)
         self.controls: tuple[str, ...] = ()
@@ -108,10 +103,10 @@ class Policy(nn.Module):
     def build(self) -> None:
         """Loads or initialises the weights at `path`, or from `config`."""
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
 
-        if not sys.stderr.isatty():
-            transformers_logging.disable_progress_bar()
+        from upo.checkpoint import quiet
+
+        quiet()
         config, options = self.model_config, {"dtype": self.dtype} | quantized(self.quantization, self.dtype)
         if self.path is None:
             try:
@@ -169,8 +164,7 @@ class Policy(nn.Module):
 
     def frozen_copy(self) -> "Policy":
         """A copy that never learns: the usual reference."""
-        twin = copy.deepcopy(self)
-        return twin.requires_grad_(False).eval()
+        return copy.deepcopy(self).requires_grad_(False).eval()
 
     def in_force(self) -> AbstractContextManager:
         """Inside, `model` computes what this policy does: several may share one, with different adapters."""
