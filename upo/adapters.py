@@ -51,7 +51,8 @@ class LoRA:
             alpha: B A counts alpha / r times.
             target_modules: endings of the names of the maps that get one, or a regular expression; all-linear is every
                 linear map but the output head.
-            modules_to_save: endings of the names of modules that are trained as a whole, e.g. [lm_head].
+            modules_to_save: endings of the names of modules that are trained as a whole, in `policy.dtype`, e.g.
+                [lm_head].
             dora: direction and length of W's columns are learned apart (Liu et al., 2024,
                 https://arxiv.org/abs/2402.09353).
             rslora: alpha / sqrt(r) instead of alpha / r (Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).
@@ -82,7 +83,8 @@ class LoRA:
                 modules_to_save=self.modules_to_save or None, use_rslora=self.rslora, task_type="CAUSAL_LM",
             )  # fmt: skip
         else:
-            config = LoraConfig(**found.config)
+            config = copy.deepcopy(found.config)
+            config.inference_mode = False
         config.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).is_dir() else base
         inject(model, config, TRAINED)
         if grown and not any(p.requires_grad for p in model.get_input_embeddings().parameters()):
@@ -100,13 +102,18 @@ class LoRA:
 
 
 def inject(model: nn.Module, config: Any, name: str) -> None:
-    """Adds an adapter under a name, with its first values, and freezes what it leaves alone."""
+    """Adds an adapter under a name, with its first values, and freezes what it leaves alone.
+
+    A and B are in float32 at least: small steps would vanish in bfloat16.
+    """
     from peft import inject_adapter_in_model
 
     try:
         inject_adapter_in_model(copy.deepcopy(config), model, name)
     except ValueError as error:
         raise UserError(f"policy.adapter: {' '.join(str(error).split())[:300]}") from None
+    for parameter in (p for n, p in model.named_parameters() if owner(n) == name and ".lora_" in n):
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def owner(name: str) -> str | None:
