@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import tiny
 import torch
 from peft import PeftModel
 from test_export import run_folder
+from test_trajectories import losses
 from training import fit, make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,12 +19,15 @@ from upo.adapters import START, LoRA, owner
 from upo.callbacks.rounds import Rounds
 from upo.checkpoint import load_model
 from upo.errors import UserError
+from upo.evaluate import evaluate
 from upo.export import export
+from upo.generate import generate
 from upo.merge import merge
 from upo.methods import CSFT, DPO, TDPO2, UPO
 from upo.policy import Policy
 from upo.reference import AdapterReference, FrozenReference
 from upo.reference_store import StoredReference, weights_hash
+from upo.rewards import Sentiment
 from upo.rewards.length import Words
 
 UNITS = tiny.units([(5, [4, 7]), (3, [6, 2])])
@@ -164,10 +169,10 @@ def test_methods_train_the_adapter_alone(kind, base, tmp_path, capsys):
     options = {"reward_weights": {"words": 1.0}, "value_warmup_steps": 0} if kind is UPO else {}
     made = method(kind, base, **options)
     rewards = {"rewards": {"words": Words()}} if kind is UPO else {}
-    losses = fit(made, tmp_path, steps=3, pairs_per_step=8, **rewards).watch.losses
-    assert losses[2] < losses[0] - 0.01
+    after = fit(made, tmp_path, steps=3, pairs_per_step=8, **rewards).watch.losses
+    assert after[2] < after[0] - 0.01
     if kind is DPO:
-        assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+        assert after[0] == pytest.approx(math.log(2), abs=1e-6)
     plain = Policy(path=base)
     plain.build()
     below = made.reference.model.weights()
@@ -308,8 +313,8 @@ def test_4_bit_training(base, tmp_path):
     made = make(
         DPO, policy=Policy(path=base, adapter=LoRA(r=4), quantization="nf4"), reference=AdapterReference(), lr=3e-3
     )
-    losses = fit(made, tmp_path, steps=3, pairs_per_step=8).watch.losses
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and losses[2] < math.log(2) - 0.01
+    after = fit(made, tmp_path, steps=3, pairs_per_step=8).watch.losses
+    assert after[0] == pytest.approx(math.log(2), abs=1e-6) and after[2] < math.log(2) - 0.01
 
 
 # ---- rounds --------------------------------------------------------------------------------------------------------
@@ -380,3 +385,58 @@ def test_a_model_from_scratch_keeps_all_its_weights(tmp_path):
     policy.build()
     assert any(owner(name) is None for name in policy.state_dict())
     assert json.loads(policy.files()["adapter_config.json"])["r"] == 2
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+CONFIG = """
+model:
+  class_path: DPO
+  init_args:
+    policy: {{path: {stories}, adapter: {{class_path: LoRA, init_args: {{r: 4, target_modules: [q_proj, up_proj]}}}}}}
+    reference: AdapterReference
+    optimizer: {{class_path: bitsandbytes.optim.{optimizer}, init_args: {{lr: 1.0e-3, min_8bit_size: 16}}}}
+data:
+  sources: [{{name: hh, path: Anthropic/hh-rlhf, local: {data}/hh, limit: 60}}]
+  validation: 8
+  max_length: 200
+  overlong: [truncate_prompt_left, truncate_response]
+  pairs_per_step: 8
+trainer: {{max_steps: 6, accelerator: cpu, enable_progress_bar: false}}
+checkpoint: {{every_n_train_steps: 2}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["AdamW8bit", "PagedAdamW8bit"])
+def test_the_command_line(optimizer, stories260k, shared, upo_fit, tmp_path, capsys):
+    """With an optimizer of 8 bits: killed and resumed is uninterrupted, and all commands read the folder."""
+    config = CONFIG.format(stories=stories260k, data=shared / "data", optimizer=optimizer)
+    (tmp_path / "lora.yaml").write_text(config)
+    args = ("--config", "lora.yaml", "--trainer.default_root_dir")
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    assert upo_fit(*args, "whole").code == 0
+    killed = upo_fit(*args, "killed", kill_when=lambda: any((folder / "checkpoints").glob("step=2*.ckpt")))
+    assert killed.code == -signal.SIGKILL, killed.text
+    assert upo_fit(*args, "killed", "--ckpt_path", "last").code == 0
+    assert losses(folder) == losses(whole)
+
+    file = max((folder / "checkpoints").glob("*.ckpt"))
+    content = torch.load(file, weights_only=True)
+    assert all(owner(name) == "default" for name in content["state_dict"])
+    moments = [x for state in content["optimizer_states"][0]["state"].values() for x in state.values()]
+    assert any(x.dtype == torch.uint8 for x in moments if isinstance(x, torch.Tensor))
+    every = sum(x.numel() for x in load_model(stories260k)[0].parameters())
+    assert sum(x.numel() for x in content["state_dict"].values()) < every / 10
+
+    export(folder, tmp_path / "adapter")
+    export(folder, tmp_path / "merged", merge=True)
+    live = probe(load_model(folder)[0])
+    for name in ("adapter", "merged"):
+        torch.testing.assert_close(probe(load_model(tmp_path / name)[0]), live, rtol=1e-4, atol=1e-4)
+    figures = evaluate(str(folder), out=tmp_path / "evaluated", prompts=4, max_new_tokens=8)
+    assert figures["policy/kl"] != 0 and "rewards/accuracies" in " ".join(figures)
+    for name in ("killed", "adapter"):
+        options = {"self_prompts": 4, "responses": 2, "max_new_tokens": 8}
+        generate(str(tmp_path / name), Sentiment(), tmp_path / f"{name}.jsonl", **options)
+    assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "adapter.jsonl").read_text()
