@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from test_export import run_folder
 from test_trajectories import losses
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from training import fit, make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +27,7 @@ from upo.export import export
 from upo.generate import generate
 from upo.merge import merge
 from upo.methods import CSFT, DPO, TDPO2, UPO
+from upo.optimizers import checked
 from upo.policy import Policy
 from upo.reference import AdapterReference, FrozenReference
 from upo.reference_store import StoredReference, weights_hash
@@ -345,9 +349,12 @@ def test_what_cannot_work_is_refused_in_one_sentence(base, tmp_path):
     scratch.build()
     alone = adapter_run(tmp_path / "alone", scratch)
     other = adapter_run(tmp_path / "other", adapted(base, target_modules=["q_proj"], r=2))
+    folder = tmp_path / "folder"
+    export(other, folder)
     wide = saved(tiny.policy(hidden_size=64, max_position_embeddings=256), tmp_path / "wide")
     cases = [
         (lambda: adapted(base, target_modules=["query"]), "query"),
+        (lambda: adapted(str(folder)), "set policy.path to the model below it"),
         (lambda: adapted(base, path=str(full)), "trained all weights"),
         (lambda: adapted(base, path=str(alone)), "has a base of its own"),
         (lambda: adapted(base, path=str(tmp_path / "nowhere")), "no adapter at"),
@@ -440,3 +447,21 @@ def test_the_command_line(optimizer, stories260k, shared, upo_fit, tmp_path, cap
         options = {"self_prompts": 4, "responses": 2, "max_new_tokens": 8}
         generate(str(tmp_path / name), Sentiment(), tmp_path / f"{name}.jsonl", **options)
     assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "adapter.jsonl").read_text()
+
+
+# ---- optimizers of few bits ----------------------------------------------------------------------------------------
+
+
+def test_optimizers_of_bitsandbytes_on_shards_are_refused():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        shard = torch.nn.Parameter(distribute_tensor(torch.zeros(4, 4), mesh))
+        plain = torch.nn.Parameter(torch.zeros(4, 4))
+        checked(bitsandbytes.optim.AdamW8bit([plain]))
+        checked(torch.optim.AdamW([shard]))
+        with pytest.raises(UserError, match=r"torchao\.optim\.AdamW8bit"):
+            checked(bitsandbytes.optim.PagedAdamW8bit([{"params": [plain]}, {"params": [shard]}]))
+    finally:
+        dist.destroy_process_group()

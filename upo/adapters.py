@@ -6,6 +6,7 @@ An adapter that is trained is called "default" in the model. One that training s
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -85,7 +86,10 @@ class LoRA:
         else:
             config = copy.deepcopy(found.config)
             config.inference_mode = False
-        config.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).is_dir() else base
+        base = str(Path(base).resolve()) if base and Path(base).is_dir() else base
+        if found is not None and (other := config.base_model_name_or_path) not in (None, base):
+            warnings.warn(f"the adapter at {self.path} was trained on {other}, here it is put on {base}")
+        config.base_model_name_or_path = base
         inject(model, config, TRAINED)
         if grown and not any(p.requires_grad for p in model.get_input_embeddings().parameters()):
             raise UserError(

@@ -1,5 +1,6 @@
 """Reads models back: from a run folder, a checkpoint, a Hugging Face folder or a hub name."""
 
+import copy
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -166,7 +167,10 @@ def load_run(
         model, tokenizer = load_model(run)
         if tokenizer.get_vocab() != method.policy.tokenizer.get_vocab():
             raise UserError(f"the tokenizer at {run} is not the one of {config}; set model.policy.tokenizer there")
-        method.policy.adopt(model)
+        policy = copy.copy(method.policy)  # an AdapterReference goes on with the model that it knows
+        policy._modules = dict(policy._modules)
+        policy.adopt(model)
+        method.policy = policy
     return method, data, settings
 
 

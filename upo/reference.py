@@ -125,6 +125,8 @@ class AdapterReference(Reference):
 class _AsStarted(Policy):
     """A policy as it was before training, on the same weights."""
 
+    policy: Policy
+    """The one that trains; its forward pass is used, with whatever a strategy has wrapped around it."""
     start: str | None
     """The adapter that it started from, if any."""
 
@@ -136,7 +138,7 @@ class _AsStarted(Policy):
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         with self.in_force():
-            return super().forward(*args, **kwargs)
+            return self.policy(*args, **kwargs)
 
     def linear_head(self) -> LinearHead:
         with self.in_force():
@@ -153,6 +155,5 @@ def as_started(policy: Policy) -> Policy:
         raise UserError("AdapterReference needs policy.adapter; set model.reference: FrozenReference")
     twin = copy.copy(policy)
     twin.__class__ = _AsStarted
-    twin._modules = dict(policy._modules)  # the policy may adopt another model
-    twin.start = START if policy.adapter.path else None  # type: ignore[attr-defined]
+    twin.__dict__ |= {"policy": policy, "start": START if policy.adapter.path else None}  # not as its submodule
     return twin
