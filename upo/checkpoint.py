@@ -39,7 +39,7 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto")
         return model.eval(), AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:  # the last one from a broken adapter
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"no model at `{path}`: no run folder, checkpoint, model folder or hub name ({reason})"
