@@ -91,7 +91,7 @@ def test_what_does_not_belong_together_is_refused_in_one_sentence(tmp_path):
     cases = [
         ([first, wide], None, "intermediate_size"),
         ([first, turned], None, "another architecture"),
-        ([first, adapter], None, "is an adapter"),
+        ([first, adapter], None, "no model at"),
         ([first], None, "two models"),
         ([first, first], [1.0], "as many --weights"),
         ([first, first], [0.7, 0.4], "sum to 1"),

@@ -1,5 +1,6 @@
 """Benchmarks by lm-evaluation-harness where it is installed: what alignment costs elsewhere."""
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -33,8 +34,11 @@ def benchmark(policy: "Policy", tasks: Sequence[str], seed: int = 0) -> dict[str
     check_harness()
     import lm_eval
 
+    from upo.adapter_files import merged
+
     with tempfile.TemporaryDirectory() as folder:
-        policy.model.save_pretrained(folder)
+        model = policy.model if policy.adapter is None else merged(copy.deepcopy(policy.model))
+        model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
         seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
         device = str(next(policy.parameters()).device)

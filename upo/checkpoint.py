@@ -1,5 +1,6 @@
 """Reads models back: from a run folder, a checkpoint, a Hugging Face folder or a hub name."""
 
+import copy
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upo.adapters import CONFIG
 from upo.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto")
         return model.eval(), AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:  # the last one from a broken adapter
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"no model at `{path}`: no run folder, checkpoint, model folder or hub name ({reason})"
@@ -91,23 +93,36 @@ def read_checkpoint(file: Path, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
-def model_from(content: dict[str, Any], file: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer out of a checkpoint's content; nothing else is needed, not even the model it started from."""
+def model_from(
+    content: dict[str, Any], file: Path, exact: bool = False
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer out of a checkpoint's content; of a run that trained an adapter, with it on.
+
+    Nothing else is needed, not even the model it started from, except below an adapter.
+
+    Args:
+        exact: below an adapter, 4-bit weights as the numbers that they stand for.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    weights = {k.removeprefix(POLICY): v for k, v in content["state_dict"].items() if k.startswith(POLICY)}
+    from upo.adapter_files import policy_weights, with_adapter
+
+    weights = policy_weights(content)
     if not weights:
         raise UserError(f"{file} holds no policy: it was not written by upo.fit")
     with policy_folder(content) as folder:
         config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
+        try:
+            if CONFIG in content["policy_files"]:
+                model = with_adapter(content, folder, len(tokenizer), exact)
+            else:
+                model = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
+                model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{file}: weights and configuration do not fit ({str(error).splitlines()[0]})") from None
         if "generation_config.json" in content["policy_files"]:
             model.generation_config = GenerationConfig.from_pretrained(folder)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{file}: weights and configuration do not fit ({str(error).splitlines()[0]})") from None
     return model.eval(), tokenizer
 
 
@@ -152,7 +167,10 @@ def load_run(
         model, tokenizer = load_model(run)
         if tokenizer.get_vocab() != method.policy.tokenizer.get_vocab():
             raise UserError(f"the tokenizer at {run} is not the one of {config}; set model.policy.tokenizer there")
-        method.policy.adopt(model)
+        policy = copy.copy(method.policy)  # an AdapterReference goes on with the model that it knows
+        policy._modules = dict(policy._modules)
+        policy.adopt(model)
+        method.policy = policy
     return method, data, settings
 
 

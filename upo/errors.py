@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -50,6 +51,10 @@ class hub_errors:
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if isinstance(error, OSError | ValueError | json.JSONDecodeError):
+            if (Path(self.name) / "adapter_config.json").is_file():
+                raise UserError(
+                    f"`{self.name}` is an adapter; set policy.path to the model below it, policy.adapter.path to it"
+                ) from None
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(
                 f"no {self.what} at `{self.name}`: neither a readable local folder nor a reachable hub name ({reason})"

@@ -10,38 +10,49 @@ from upo.command import command
 from upo.errors import UserError
 
 
-def export(source: Path, folder: Path, overwrite: bool = False) -> None:
+def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = False) -> None:
     """Writes the policy of a run as a Hugging Face folder.
 
     The folder holds safetensors, tokenizer, generation config and a model card (method, data, configuration and
-    metrics of the run); `AutoModelForCausalLM.from_pretrained` loads it.
+    metrics of the run); `AutoModelForCausalLM.from_pretrained` loads it. Of a run that trained an adapter it holds the
+    adapter as peft writes it, and with `merge` a full model; how far merging moves log-probs is printed.
 
     Args:
         source: run folder (its newest checkpoint) or .ckpt file.
         folder: where the model goes; made if needed.
         overwrite: replace what the folder holds.
+        merge: make an adapter part of the weights below it, 4-bit ones as the numbers that they stand for.
 
     Raises:
-        UserError: no usable checkpoint, or a folder that is not empty.
+        UserError: no usable checkpoint, a folder that is not empty, or `merge` without an adapter.
     """
     source, folder = Path(source), Path(folder)
     check_free(folder, overwrite)
+    from upo.adapter_files import merged_from, write_adapter
+    from upo.adapters import CONFIG
     from upo.checkpoint import find_checkpoint, model_from, quiet, read_checkpoint
 
     file = find_checkpoint(source)
     if file is None:
         raise UserError(f"{source} is neither a run folder nor a .ckpt file")
     content = read_checkpoint(file)
-    model, tokenizer = model_from(content, file)
+    alone = CONFIG in content["policy_files"] and not merge
+    if merge and CONFIG not in content["policy_files"]:
+        raise UserError(f"{source} trained all weights; there is no adapter to --merge")
     quiet()
     with written_at_once(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        for name, text in content["policy_files"].items():
-            if not (partial / name).exists():
-                (partial / name).write_text(text)
+        if alone:
+            write_adapter(content, partial)
+        else:
+            model, tokenizer = merged_from(content, file) if merge else model_from(content, file)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            for name, text in content["policy_files"].items():
+                if not (partial / name).exists() and name != CONFIG:
+                    (partial / name).write_bytes(text)
         run = source if source.is_dir() else file.parent.parent
-        (partial / "README.md").write_text(model_card(run, file, steps=content.get("global_step")))
+        card = model_card(run, file, content.get("global_step"), library="peft" if alone else "transformers")
+        (partial / "README.md").write_text(card)
     print(f"exported {file} to {folder}")
 
 
@@ -69,7 +80,7 @@ def written_at_once(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
 
 
-def model_card(run: Path, file: Path, steps: int | None) -> str:
+def model_card(run: Path, file: Path, steps: int | None, library: str = "transformers") -> str:
     """README.md of an exported model, from what stands in its run folder."""
     import yaml
 
@@ -81,7 +92,7 @@ def model_card(run: Path, file: Path, steps: int | None) -> str:
     start = policy.get("init_args", policy).get("path") or "random weights"
     sources = [s.get("path") or s.get("name") for s in (config.get("data") or {}).get("sources") or []]
     parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [upo, {method.lower()}]\n---",
+        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [upo, {method.lower()}]\n---",
         f"# {run.resolve().name}",
         f"A causal language model trained by {method} with [upo](https://arxiv.org/abs/2405.17956).",
         f"- method: {method}\n- starts from: {start}\n- data: {', '.join(map(str, sources)) or 'unknown'}\n"

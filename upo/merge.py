@@ -14,6 +14,7 @@ from upo.errors import UserError, short_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COSMETIC = re.compile(
     r"_.*|architectures|(torch_)?dtype|transformers_version|use_cache|.*_token_id|.*(dropout|pdrop).*"
@@ -32,16 +33,13 @@ def merge(parts: Sequence[Path], out: Path, weights: Sequence[float] | None = No
     """
     import torch
 
-    from upo.checkpoint import load_model, quiet
+    from upo.checkpoint import quiet
     from upo.export import check_free, written_at_once
 
     check_free(out, overwrite)
     weights = list(weights or [1 / max(1, len(parts))] * len(parts))
     check_weights(parts, weights)
-    for part in parts:
-        if (part / "adapter_config.json").is_file():
-            raise UserError(f"{part} is an adapter, not a model; merge it into its base first (peft: merge_and_unload)")
-    model, tokenizer = load_model(parts[0])
+    model, tokenizer = full_model(parts[0])
     readers = [_reader(part, model, tokenizer) for part in parts[1:]]
     with torch.no_grad():
         for name, tensor in _floats(model).items():
@@ -69,6 +67,18 @@ def check_weights(parts: Sequence[Path], weights: Sequence[float]) -> None:
         raise UserError(f"--weights must sum to 1, {' + '.join(f'{w:g}' for w in weights)} is {sum(weights):g}")
 
 
+def full_model(part: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer; an adapter is merged first, since the product of averages is not the average of products."""
+    from upo.adapter_files import merged, merged_from
+    from upo.adapters import CONFIG
+    from upo.checkpoint import find_checkpoint, load_model, read_checkpoint
+
+    if (file := find_checkpoint(part)) is not None and CONFIG in (content := read_checkpoint(file))["policy_files"]:
+        return merged_from(content, file)
+    model, tokenizer = load_model(part)
+    return (merged(model) if hasattr(model, "peft_config") else model), tokenizer
+
+
 def _floats(model: Any) -> "dict[str, Tensor]":
     """Everything that can be weighed, tied weights once."""
     saved = model.state_dict().keys()
@@ -81,11 +91,13 @@ def _reader(part: Path, model: Any, tokenizer: Any) -> "Callable[[str], Tensor]"
     from safetensors import safe_open
     from transformers import AutoConfig, AutoTokenizer
 
-    from upo.checkpoint import POLICY, find_checkpoint, load_model, policy_folder, read_checkpoint
+    from upo.adapters import CONFIG
+    from upo.checkpoint import POLICY, find_checkpoint, policy_folder, read_checkpoint
 
     files = {n: f for f in sorted(part.glob("*.safetensors")) for n in safe_open(f, "pt").keys()}  # noqa: SIM118
-    if (file := find_checkpoint(part)) is not None:
-        content = read_checkpoint(file, mmap=True)
+    file = find_checkpoint(part)
+    content = {"policy_files": {}} if file is None else read_checkpoint(file, mmap=True)
+    if file is not None and CONFIG not in content["policy_files"]:
         with policy_folder(content) as folder:
             config, its_tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         weights = content["state_dict"]
@@ -94,7 +106,7 @@ def _reader(part: Path, model: Any, tokenizer: Any) -> "Callable[[str], Tensor]"
         config, its_tokenizer = AutoConfig.from_pretrained(part), AutoTokenizer.from_pretrained(part)
         read = lambda name: safe_open(files[name], "pt").get_tensor(name)  # noqa: E731
     else:
-        other, its_tokenizer = load_model(part)
+        other, its_tokenizer = full_model(part)
         config, read = other.config, other.state_dict().__getitem__
     alike(part, config, model.config)
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():

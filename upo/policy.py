@@ -1,11 +1,10 @@
 """Policy: a causal language model whose forward returns response log-probs, never logits."""
 
 import copy
-import importlib
-import sys
 import tempfile
 import warnings
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from upo.adapters import TRAINED, LoRA, keep_apart, quantized
 from upo.data.control import add_controls
 from upo.data.layout import Responses
 from upo.data.repad import padded
+from upo.data.tokenize import load_tokenizer
 from upo.errors import UserError, hub_errors
 from upo.head import Head, grow
 from upo.ops import linear_logps, prefix_attention
@@ -37,6 +38,8 @@ class Policy(nn.Module):
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+        adapter: LoRA | None = None,
+        quantization: Literal["nf4"] | None = None,
     ):
         """
         Args:
@@ -45,14 +48,20 @@ class Policy(nn.Module):
             tokenizer: hub name, local folder, or import path of a function that returns a tokenizer
                 (`package.module.function`); by default the one at `path`.
             dtype: of the parameters. Log-probs are computed in float32 at least, whatever this says.
+            adapter: trains this adapter alone; checkpoints then hold nothing but it. Null trains all weights.
+            quantization: nf4 keeps the weights below an adapter in 4 bits (QLoRA) and computes in `dtype`.
         """
         super().__init__()
         if (path is None) == (config is None):
             raise UserError("give either policy.path (a trained model) or policy.config (a model from scratch)")
         if path is None and tokenizer is None:
             raise UserError("a model from scratch needs policy.tokenizer: a hub name, a folder or an import path")
+        if quantization and (adapter is None or path is None):
+            raise UserError("policy.quantization needs policy.path and policy.adapter: 4-bit weights cannot be trained")
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
-        self.dtype = getattr(torch, dtype)
+        self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
+        if adapter is not None:
+            keep_apart(self)
         self.controls: tuple[str, ...] = ()
         """Tokens that a method puts between prompt and response, set before `tokenizer` is read; generation stands
         behind the first one."""
@@ -60,23 +69,10 @@ class Policy(nn.Module):
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with the method's control tokens."""
-        tokenizer = self._load_tokenizer()
+        tokenizer = load_tokenizer(str(self.tokenizer_path))
         if self.controls:
             add_controls(tokenizer, self.controls)
         return tokenizer
-
-    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        name = str(self.tokenizer_path)
-        module, _, function = name.rpartition(".")
-        if module and "/" not in name and not Path(name).exists():
-            try:
-                return getattr(importlib.import_module(module), function)()
-            except ModuleNotFoundError:
-                pass  # a hub name with a dot in it
-        from transformers import AutoTokenizer
-
-        with hub_errors(name, "tokenizer"):
-            return AutoTokenizer.from_pretrained(name)
 
     @cached_property
     def model_config(self) -> "PretrainedConfig":
@@ -107,11 +103,11 @@ class Policy(nn.Module):
     def build(self) -> None:
         """Loads or initialises the weights at `path`, or from `config`."""
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
 
-        if not sys.stderr.isatty():
-            transformers_logging.disable_progress_bar()
-        config, options = self.model_config, {"dtype": self.dtype}
+        from upo.checkpoint import quiet
+
+        quiet()
+        config, options = self.model_config, {"dtype": self.dtype} | quantized(self.quantization, self.dtype)
         if self.path is None:
             try:
                 model = AutoModelForCausalLM.from_config(config, **options)
@@ -122,6 +118,8 @@ class Policy(nn.Module):
                 model = AutoModelForCausalLM.from_pretrained(self.path, config=config, **options)
         if self.controls:
             grow(model, len(self.tokenizer))
+        if self.adapter is not None:
+            self.adapter.attach(model, self.path, grown=bool(self.controls))
         self.adopt(model)
 
     def adopt(self, model: "PreTrainedModel") -> None:
@@ -166,8 +164,15 @@ class Policy(nn.Module):
 
     def frozen_copy(self) -> "Policy":
         """A copy that never learns: the usual reference."""
-        twin = copy.deepcopy(self)
-        return twin.requires_grad_(False).eval()
+        return copy.deepcopy(self).requires_grad_(False).eval()
+
+    def in_force(self) -> AbstractContextManager:
+        """Inside, `model` computes what this policy does: several may share one, with different adapters."""
+        return nullcontext()
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that this policy's log-probs depend on besides its configuration."""
+        return self.model.state_dict()
 
     def forward(
         self,
@@ -239,5 +244,7 @@ class Policy(nn.Module):
             self.model.config.save_pretrained(folder)
             if self.model.generation_config is not None:
                 self.model.generation_config.save_pretrained(folder)
+            if self.adapter is not None:
+                self.model.peft_config[TRAINED].save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}

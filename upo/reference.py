@@ -1,12 +1,17 @@
 """Where reference log-probs come from. None of these is part of the method's module tree or of its checkpoints."""
 
+import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from upo.adapters import START, below, only
 from upo.data.layout import Responses, Tokens
 from upo.errors import UserError
 from upo.ops.linear_head import LinearHead
@@ -61,6 +66,11 @@ class FrozenReference(Reference):
 
     def build(self, policy: Policy) -> None:
         if self.path is None:
+            if policy.adapter is not None:
+                warnings.warn(
+                    "FrozenReference copies the whole model, though the one below policy.adapter stays as it is; "
+                    "model.reference: AdapterReference needs no copy"
+                )
             self.model = policy.frozen_copy()
             return
         dtype = str(policy.dtype).removeprefix("torch.")
@@ -81,3 +91,69 @@ class FrozenReference(Reference):
     def linear_head(self) -> LinearHead:
         assert self.model is not None, "build() comes first"
         return self.model.linear_head()
+
+
+class AdapterReference(Reference):
+    """The policy as it starts, from the policy's own weights: the model below `policy.adapter`, or, where that starts
+    from an adapter, the model with this one as it was. Costs no memory."""
+
+    starts_as_policy = True
+
+    def __init__(self) -> None:
+        self.model: Policy | None = None
+
+    def build(self, policy: Policy) -> None:
+        self.model = as_started(policy)
+        start = policy.adapter and policy.adapter.path
+        say = rank_zero_only(print)
+        say(f"reference: {policy.path or 'the model'} with " + (f"the adapter {start}" if start else "its adapter off"))
+
+    def logps(self, responses: Responses) -> Tensor:
+        return self.extras(responses, ())["logps"]
+
+    @torch.no_grad()
+    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+        assert self.model is not None, "build() comes first"
+        return self.model(responses, names)
+
+    def linear_head(self) -> LinearHead:
+        assert self.model is not None, "build() comes first"
+        with torch.no_grad():
+            return self.model.linear_head()
+
+
+class _AsStarted(Policy):
+    """A policy as it was before training, on the same weights."""
+
+    policy: Policy
+    """The one that trains; its forward pass is used, with whatever a strategy has wrapped around it."""
+    start: str | None
+    """The adapter that it started from, if any."""
+
+    def in_force(self) -> AbstractContextManager:
+        return only(self.model, self.start)
+
+    def weights(self) -> dict[str, Tensor]:
+        return below(self.model, self.start)
+
+    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
+        with self.in_force():
+            return self.policy(*args, **kwargs)
+
+    def linear_head(self) -> LinearHead:
+        with self.in_force():
+            return super().linear_head()
+
+
+def as_started(policy: Policy) -> Policy:
+    """A policy with an adapter as it was before training; both share their weights.
+
+    Raises:
+        UserError: a policy without an adapter.
+    """
+    if policy.adapter is None:
+        raise UserError("AdapterReference needs policy.adapter; set model.reference: FrozenReference")
+    twin = copy.copy(policy)
+    twin.__class__ = _AsStarted
+    twin.__dict__ |= {"policy": policy, "start": START if policy.adapter.path else None}  # not as its submodule
+    return twin

@@ -17,7 +17,7 @@ from torch import Tensor
 from upo.data.layout import Responses, Tokens
 from upo.errors import UserError
 from upo.policy import Policy
-from upo.reference import Reference
+from upo.reference import Reference, as_started
 from upo.store import LogpsStore
 from upo.store_filling import Filling
 
@@ -52,12 +52,18 @@ class StoredReference(Reference):
         self.starts_as_policy = path is None and dtype is None
         self._model: Policy | None = None
         self._again: Policy | None = None
+        self._shares = False
+        """Whether the model is the policy's own, with its adapter off."""
         self._weights: str | None = None
         """Hash of the weights; known as soon as the store is complete."""
 
     # ---- the model -------------------------------------------------------------------------------------------
 
     def build(self, policy: Policy) -> None:
+        if policy.adapter is not None and self.path is None:
+            self._shares = self.dtype is None
+            self._model = self._converted(as_started(policy if self._shares else policy.frozen_copy()))
+            return
         dtype = (self.dtype if self.path else None) or str(policy.dtype).removeprefix("torch.")
         if (path := self.path or policy.path) is not None:
             self._again = Policy(path=path, tokenizer=policy.tokenizer_path, dtype=dtype)  # type: ignore[arg-type]
@@ -84,7 +90,8 @@ class StoredReference(Reference):
         """Frees the model's memory; a random one cannot be read again and only leaves the accelerator."""
         if self._again is None:
             assert self._model is not None
-            self._model.to("cpu")
+            if not self._shares:
+                self._model.to("cpu")
             return
         if hasattr(self._again, "model"):
             del self._again.model
@@ -176,5 +183,5 @@ def weights_hash(policy: Policy) -> str:
     volatile = {"transformers_version", "architectures", "dtype", "torch_dtype"}
     config = {k: v for k, v in policy.model.config.to_dict().items() if k[0] != "_" and k not in volatile}
     with ThreadPoolExecutor() as threads:
-        parts = list(threads.map(digest, sorted(policy.model.state_dict().items())))
+        parts = list(threads.map(digest, sorted(policy.weights().items())))
     return hashlib.sha256(json.dumps([config, parts], sort_keys=True, default=str).encode()).hexdigest()

@@ -3,7 +3,8 @@
 Every `every` steps a round ends: LoRA adapters, where the policy has some, are merged into the weights and begin anew,
 the policy becomes the reference, and the optimizer forgets its moments. So the loss of a round starts where the first
 one did. Differs from hard TR-DPO by the merge and by the optimizer. Verified in the authors' code, where the reference
-is the policy with its new adapter off; here it is a copy, equal to it and also right without adapters.
+is the policy with its new adapter off: AdapterReference does that, and evaluations after training then compare with the
+last round's start. A FrozenReference is a copy, right without adapters too; evaluations compare with the first start.
 """
 
 from typing import Any
@@ -14,6 +15,8 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from upo.callbacks.reference_sync import MovingReference, follow
+from upo.errors import UserError
+from upo.reference import AdapterReference
 
 
 @torch.no_grad()
@@ -21,8 +24,11 @@ def merge_adapters(model: nn.Module) -> int:
     """Adds LoRA adapters to the weights below them and gives each a fresh start; returns how many there were."""
     try:
         from peft.tuners.lora import LoraLayer
+        from peft.utils.other import ModulesToSaveWrapper
     except ImportError:  # then nobody has put any in
         return 0
+    for module in (m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)):
+        module.original_module.load_state_dict(module.modules_to_save[module.active_adapters[0]].state_dict())
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     for layer in layers:
         names = list(layer.active_adapters)
@@ -41,11 +47,40 @@ class Rounds(MovingReference):
         Args:
             every: optimizer steps a round.
         """
-        self.every = every
+        self.every, self._shares = every, False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuses adapters that cannot become part of the weights."""
+        policy: Any = pl_module.policy
+        if policy.quantization is not None:
+            raise UserError("Rounds adds adapters to the weights, which 4 bits would round; drop policy.quantization")
+        self._shares = isinstance(pl_module.reference, AdapterReference)
+        if not self._shares:
+            super().setup(trainer, pl_module, stage)
+        elif policy.adapter is not None and policy.adapter.path is not None:
+            raise UserError(
+                "Rounds and policy.adapter.path need a copy to compare with; set reference: FrozenReference"
+            )
 
     def move(self, trainer: pl.Trainer, method: Any) -> None:
-        if trainer.global_step % self.every == 0:
-            merge_adapters(method.policy)
+        if trainer.global_step % self.every != 0:
+            return
+        with torch.random.fork_rng():  # a resumed run begins the round with the same numbers
+            torch.manual_seed(trainer.global_step)
+            method.policy.rebased = merge_adapters(method.policy) > 0
+        if not self._shares:
             follow(self.reference_model, method.policy, 1.0)
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
+            self.reference_model.rebased = method.policy.rebased
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+
+    def _keep_start(self) -> None:
+        if not self._shares:
+            super()._keep_start()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._shares else super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._shares:
+            super().load_state_dict(state_dict)

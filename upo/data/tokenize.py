@@ -5,6 +5,7 @@ the prompt exactly as generation does. The pieces are then compared with the who
 differences are counted in the data report.
 """
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,7 @@ from upo.data.example import Example, Prompt
 from upo.data.layout import Tokens
 from upo.data.report import DataReport
 from upo.data.token_cache import TokenCache
-from upo.errors import UserError
+from upo.errors import UserError, hub_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +27,20 @@ PLAIN_TURNS = {"system": "{}\n\n", "user": "\n\nHuman: {}", "assistant": "\n\nAs
 
 ANCHORS = ("\n", ".", "x")
 """Text that keeps a tokenizer's own space off the response behind it: the first that does not merge with it."""
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a hub name or local folder, or what the function at an import path returns."""
+    module, _, function = name.rpartition(".")
+    if module and "/" not in name and not Path(name).exists():
+        try:
+            return getattr(importlib.import_module(module), function)()
+        except ModuleNotFoundError:
+            pass  # a hub name with a dot in it
+    from transformers import AutoTokenizer
+
+    with hub_errors(name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(name)
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:

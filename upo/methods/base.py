@@ -19,6 +19,7 @@ from upo.data.module import PreferenceData
 from upo.errors import UserError
 from upo.logps import ResponseLogps
 from upo.metrics.means import Means
+from upo.optimizers import checked
 from upo.policy import Policy
 from upo.reference import Reference
 
@@ -200,7 +201,7 @@ class Method(pl.LightningModule):
         return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
+        optimizer = checked(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
