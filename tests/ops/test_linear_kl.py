@@ -93,9 +93,8 @@ def test_a_token_that_both_forbid_is_as_if_it_were_not_there(reverse, dtype, chu
     hidden, head, reference_hidden, reference_head = both("plain", dtype=dtype)
     kept = torch.ones(len(head.weight), dtype=torch.bool).index_fill(0, torch.tensor([5, 10]), False)
     forbid = torch.zeros(len(kept), dtype=dtype).masked_fill(~kept, -torch.inf)
-    ours = linear_kl(
-        hidden, LinearHead(head.weight, forbid), reference_hidden, LinearHead(reference_head.weight, forbid), chunk, reverse
-    )
+    theirs = LinearHead(reference_head.weight, forbid)
+    ours = linear_kl(hidden, LinearHead(head.weight, forbid), reference_hidden, theirs, chunk, reverse)
     small = LinearHead(head.weight[kept]), reference_hidden, LinearHead(reference_head.weight[kept])
     plain = eager_linear_kl(hidden, *small, reverse)
     torch.testing.assert_close(ours, plain)
