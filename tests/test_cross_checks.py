@@ -21,11 +21,12 @@ from upo.data.source import Source
 from upo.functional.divergences import Alpha, JensenShannon
 from upo.methods import apo_anchored, cpo, discopop, dpo, exo, kto, nca, orpo, rdpo_robust, rso_hinge, simpo, sppo
 from upo.methods.base import Method
+from upo.methods.ranges import FlipRate, Smoothing
 from upo.policy import Policy
 from upo.reference import FrozenReference
 
 PAIRS, STEPS, PER_STEP = 80, 20, 4
-LR = 3e-4
+LR = 1e-4
 
 # ---- Liger -----------------------------------------------------------------------------------------------------------
 
@@ -103,9 +104,9 @@ TRL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "DPO": ({"beta": 0.1}, {"loss_type": ["sigmoid"]}),
     "RSOHinge": ({"gamma": 0.05}, {"loss_type": ["hinge"], "beta": 0.05}),
     "IPOAveraged": ({"tau": 0.5}, {"loss_type": ["ipo"], "beta": 0.5}),
-    "EXO": ({"beta": 0.5, "eps": 1e-3}, {"loss_type": ["exo_pair"], "beta": 0.5, "label_smoothing": 1e-3}),
+    "EXO": ({"beta": 0.5, "eps": Smoothing(1e-3)}, {"loss_type": ["exo_pair"], "beta": 0.5, "label_smoothing": 1e-3}),
     "NCA": ({"beta": 0.1}, {"loss_type": ["nca_pair"]}),
-    "RobustDPO": ({"flip_rate": 0.2}, {"loss_type": ["robust"], "label_smoothing": 0.2}),
+    "RobustDPO": ({"flip_rate": FlipRate(0.2)}, {"loss_type": ["robust"], "label_smoothing": 0.2}),
     "SPPOHard": ({"beta": 0.05}, {"loss_type": ["sppo_hard"], "beta": 0.05}),
     "AOTPaired": ({"beta": 0.1}, {"loss_type": ["aot"]}),
     "AOTUnpaired": ({"beta": 0.1}, {"loss_type": ["aot_unpaired"]}),

@@ -94,7 +94,7 @@ def work(
     missing = [run for run in wanted if not finished(run)]
     for run in wanted:
         _refuse_other_config(run)
-    stages = _checked(missing)
+    stages = _checked(missing, study.only_numbers_differ)
     if dry_run:
         _list(study, wanted)
         return []
@@ -136,13 +136,13 @@ def _refuse_other_config(run: Planned) -> None:
         raise UserError(f"{run.folder} was made with other settings ({run.file}); delete it, or name another `folder`")
 
 
-def _checked(missing: Sequence[Planned]) -> list[tuple[Path, Path]]:
-    """Parses one config of each name (seeds differ in nothing else) before anything is written or trained."""
+def _checked(missing: Sequence[Planned], by_entry: bool) -> list[tuple[Path, Path]]:
+    """Parses one config of each name or entry (seeds differ in nothing else) before anything is written or trained."""
     if not missing:
         return []
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        for run in {run.name: run for run in missing}.values():
+        for run in {run.entry if by_entry else run.name: run for run in missing}.values():
             files.append((f"run `{run.name}` ({run.base})", Path(folder) / run.file.name))
             files[-1][1].write_text(run.text())
         mistake, stages = answer(tasks.check, files)

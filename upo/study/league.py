@@ -126,4 +126,5 @@ def _study(content: Mapping[str, Any], entries: Sequence[Any], strengths: Any, f
     if any("grid" in entry or "list" in entry for entry in entries):
         raise UserError(f"{file}: in a league strengths are those of `league`, for all runs; remove `grid` and `list`")
     runs = [dict(entry) | {"grid": strengths} for entry in entries]
-    return expand({key: x for key, x in content.items() if key != "league"} | {"runs": runs}, file)
+    study = expand({key: x for key, x in content.items() if key != "league"} | {"runs": runs}, file)
+    return evolve(study, only_numbers_differ=True)

@@ -65,6 +65,8 @@ class Study:
     """Arguments of `upo.generate`, one mapping a preference set."""
     compare: dict[str, Any]
     """Options of `upo.compare`."""
+    only_numbers_differ: bool = False
+    """Whether the runs of an entry differ in a number alone, so that checking one config of each is enough."""
 
 
 def expand(content: Mapping[str, Any], file: Path) -> Study:
