@@ -16,7 +16,7 @@ import yaml
 
 from upo.ablate import ablate, main
 from upo.errors import UserError
-from upo.study.plan import named, put, read_study
+from upo.study.plan import expand, load, named, put
 
 BASE = """
 model:
@@ -73,7 +73,8 @@ def test_a_grid_is_a_product_and_each_run_stands_by_itself(here: Path) -> None:
         {"name": "b", "config": "exp/dpo.yaml", "overrides": {"data.pairs_per_step": 4}, "seeds": [7]},
         {"name": "c", "config": "dpo.yaml", "list": [{"model.class_path": "IPO", "model.beta": 1}, {"model.beta": 2}]},
     ]
-    found = read_study(study(seeds=[0, 1], overrides={"data.pairs_per_step": 2}, runs=runs)).runs
+    file = study(seeds=[0, 1], overrides={"data.pairs_per_step": 2}, runs=runs)
+    found = expand(load(file), file).runs
     a = [f"a_beta{b}_max_steps{n}" for b in (0.05, 0.1) for n in (2, 3)]
     assert [r.label for r in found] == [
         *(f"{name}_seed{s}" for name in a for s in (0, 1)),
@@ -130,7 +131,7 @@ def test_wandb_groups_the_study(here: Path) -> None:
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p"}}
     (here / "exp" / "w.yaml").write_text(BASE.replace("trainer: {", f"trainer: {{logger: {json.dumps(logger)}, "))
     file = study(runs=[{"name": "w", "config": "w.yaml", "grid": {"model.beta": [0.1]}, "seeds": [3]}])
-    (ours,) = read_study(file).runs[0].config["trainer"]["logger"]
+    (ours,) = expand(load(file), file).runs[0].config["trainer"]["logger"]
     assert ours["init_args"] == {"name": "w_beta0.1_seed3", "project": "p"}
     assert ours["dict_kwargs"] == {"group": "s", "tags": ["w", "w_beta0.1", "seed3"]}
     ablate(file, dry_run=True)  # the command line's parser takes it

@@ -12,14 +12,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from jsonargparse.typing import PositiveInt
 
 from upo.errors import UserError, did_you_mean, short_errors
-from upo.study import tasks
+from upo.study import league, tasks
 from upo.study.manifest import Manifest, finished
-from upo.study.plan import Planned, Study, read_study
+from upo.study.plan import Planned, Study, expand, load
+from upo.study.sweep import write_sweep
 from upo.study.workers import BEGUN, Task, answer, run_tasks
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
@@ -38,11 +40,14 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time, with one thread each if several")
     parser.add_argument("--only", type=str, nargs="+", default=[], help="train these runs or entries alone")
     parser.add_argument("--dry_run", type=bool, default=False, help="check and list the runs; write and train nothing")
+    parser.add_argument(
+        "--league", type=Literal["full", "short"], default="full", help="of a study with `league:` all rounds, or a few"
+    )
     parser.add_argument("--sweep", type=Path | None, help="write the missing runs as a W&B sweep; train nothing")
     given = parser.parse_args(args)
     try:
         with short_errors():
-            failed = ablate(given.file, given.jobs, given.only, given.dry_run, given.sweep)
+            failed = ablate(given.file, given.jobs, given.only, given.dry_run, given.sweep, given.league == "short")
     except KeyboardInterrupt:
         print(f"stopped; go on with: python -m upo.ablate {given.file}", file=sys.stderr)
         sys.exit(130)
@@ -51,19 +56,45 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def ablate(
-    file: Path, jobs: int = 1, only: Sequence[str] = (), dry_run: bool = False, sweep: Path | None = None
+    file: Path,
+    jobs: int = 1,
+    only: Sequence[str] = (),
+    dry_run: bool = False,
+    sweep: Path | None = None,
+    short: bool = False,
 ) -> list[str]:
     """What `python -m upo.ablate` does; returns the runs that failed.
 
     Raises:
         UserError: the study or a config of it is wrong; nothing is trained then.
     """
-    study = read_study(file)
+    content = load(file)
+    if "league" not in content:
+        if short:
+            raise UserError(f"{file} has no `league`; leave out --league")
+        return work(expand(content, file), jobs, only, dry_run, sweep)
+    if short:
+        return work(league.short(content, file), jobs, only, dry_run, sweep)
+    if only or sweep is not None:
+        raise UserError("a league is trained whole; leave out --only and --sweep, or add --league short")
+    failed: list[str] = []
+    for study in league.rounds(content, file):
+        failed += work(study, jobs, dry_run=dry_run)
+        if dry_run:
+            print(f"later rounds: what is kept of it by {content['league']['rank']}")
+            break
+    return failed
+
+
+def work(
+    study: Study, jobs: int, only: Sequence[str] = (), dry_run: bool = False, sweep: Path | None = None
+) -> list[str]:
+    """Checks a study, trains what is missing of it, and compares its runs; returns those that failed."""
     wanted = _chosen(study, only)
     missing = [run for run in wanted if not finished(run)]
     for run in wanted:
         _refuse_other_config(run)
-    stages = _checked(missing)
+    stages = _checked(missing, study.only_numbers_differ)
     if dry_run:
         _list(study, wanted)
         return []
@@ -76,7 +107,7 @@ def ablate(
                 run.file.write_text(run.text())
         manifest.write()
         if sweep is not None:
-            _write_sweep(study, missing, sweep)
+            write_sweep(study, missing, sweep)
             return []
         if missing:
             _generate(study)
@@ -105,13 +136,13 @@ def _refuse_other_config(run: Planned) -> None:
         raise UserError(f"{run.folder} was made with other settings ({run.file}); delete it, or name another `folder`")
 
 
-def _checked(missing: Sequence[Planned]) -> list[tuple[Path, Path]]:
-    """Parses one config of each name (seeds differ in nothing else) before anything is written or trained."""
+def _checked(missing: Sequence[Planned], by_entry: bool) -> list[tuple[Path, Path]]:
+    """Parses one config of each name or entry (seeds differ in nothing else) before anything is written or trained."""
     if not missing:
         return []
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        for run in {run.name: run for run in missing}.values():
+        for run in {run.entry if by_entry else run.name: run for run in missing}.values():
             files.append((f"run `{run.name}` ({run.base})", Path(folder) / run.file.name))
             files[-1][1].write_text(run.text())
         mistake, stages = answer(tasks.check, files)
@@ -209,18 +240,6 @@ def _compare(study: Study) -> None:
     options = study.compare | {"baseline": baseline, "out": study.folder}
     sys.stdout.flush()
     answer(tasks.compare, [run.folder for run in done], options)
-
-
-def _write_sweep(study: Study, missing: Sequence[Planned], file: Path) -> None:
-    """A W&B sweep whose one parameter is the config: agents on any machine take one run after the other."""
-    content = {
-        "name": study.folder.name,
-        "method": "grid",
-        "command": ["${env}", "python", "-m", "upo.fit", "${args}"],
-        "parameters": {"config": {"values": [str(run.file) for run in missing]}},
-    }
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    print(f"{file}: {len(missing)} runs; start it with `wandb sweep {file}`, then `wandb agent` on each machine")
 
 
 if __name__ == "__main__":

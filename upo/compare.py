@@ -60,8 +60,13 @@ def compare(
     at_kl: Sequence[float] = (),
     paper: bool = False,
     out: Path | None = None,
+    note: str | None = None,
 ) -> dict:
-    """What `python -m upo.compare` does; returns the content of comparison.json."""
+    """What `python -m upo.compare` does; returns the content of comparison.json.
+
+    Args:
+        note: a sentence that stands above all tables, e.g. what they do not show.
+    """
     from upo.callbacks.run_folder import write_json
     from upo.comparison.runs import figures, grouped, ordered, read_run, unlike
 
@@ -76,9 +81,11 @@ def compare(
     if base is None:
         raise UserError(f"--baseline {baseline} is none of the runs; name it among them too")
     groups = ordered(groups)
-    notes = [f"evaluated with different {', '.join(unlike(read))}: evaluate them alike"] if unlike(read) else []
-    for note in notes:
-        print(f"note: the runs were {note}", file=sys.stderr)
+    notes = [note] if note else []
+    if different := unlike(read):
+        notes.append(f"The runs were evaluated with different {', '.join(different)}: evaluate them alike.")
+    for text in notes:
+        print(f"note: {text}", file=sys.stderr)
     out = out or folders[0].parent
     out.mkdir(parents=True, exist_ok=True)
     content = table_of(groups, base, figures(read)) | {"notes": notes}

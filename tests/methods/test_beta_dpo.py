@@ -13,7 +13,8 @@ from upo.data.batch import PairedBatch, Step
 from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
 from upo.methods import DPO
-from upo.methods.beta_dpo import BetaDPO, Share, draw_pairs, dynamic_beta
+from upo.methods.beta_dpo import BetaDPO, draw_pairs, dynamic_beta
+from upo.methods.ranges import Share
 
 
 def generator(seed: int = 0) -> torch.Generator:

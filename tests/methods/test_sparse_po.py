@@ -8,10 +8,12 @@ from losses import FIRST, SECOND
 from tiny import arrange, policy, units
 
 from upo.data.batch import PairedBatch
+from upo.errors import UserError
 from upo.methods.dpo import dpo_loss
 from upo.methods.sparse_po import LearnedMasks, MaPO, SparsePO, activation_masks, sparse_po_loss
 from upo.methods.tdpo import tdpo1_loss
 from upo.reference import FrozenReference
+from upo.reference_store import StoredReference
 
 WORK = units([(4, [6, 1]), (2, [3, 9]), (1, [1, 1])])
 
@@ -129,6 +131,12 @@ def test_policy_and_masks_learn_and_the_reference_does_not(common):
     assert all(p.grad is None for p in made.reference.model.parameters())
     of_reward, of_kl = made.masks(logps)
     assert (of_reward is of_kl) or not common or torch.equal(of_reward, of_kl)
+
+
+def test_a_reference_without_states_is_refused_by_a_sentence(tmp_path):
+    made = SparsePO(policy(), StoredReference(folder=str(tmp_path)))
+    with pytest.raises(UserError, match="StoredReference has none; set model"):
+        made.configure_model()
 
 
 def test_mapo_learns_no_mask():

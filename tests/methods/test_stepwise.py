@@ -128,12 +128,16 @@ def test_loss_and_gradient_are_those_of_the_whole_step(kind, slow, budget, layou
     assert any(g.abs().max() > 1e-3 for g in ours)
 
 
+@pytest.mark.parametrize("place", [0, 2, -1])
 @pytest.mark.parametrize("kind", ["paired", "unpaired"])
-def test_fillers_do_not_count_and_ask_no_reference(kind, request, monkeypatch):
+def test_fillers_do_not_count_and_ask_no_reference(kind, place, request, monkeypatch):
+    """Wherever a filler stands among the micro-batches."""
     made = request.getfixturevalue(kind)
     ranks = [step(made.batch_type, 1, rank, 2) for rank in range(2)]
-    joined = Step(tuple(b for r in ranks for b in r.micro_batches), ranks[0].counts)
-    assert [b.filler for b in joined.micro_batches].count(True) == 1
+    every = [b for r in ranks for b in r.micro_batches if not b.filler]
+    (filler,) = (b for r in ranks for b in r.micro_batches if b.filler)
+    every.insert(place % (len(every) + 1), filler)
+    joined = Step(tuple(every), ranks[0].counts)
     expected, gradients = run(made, step(made.batch_type, 10_000))
     statistics = made.statistics(joined)
     monkeypatch.setattr(made.reference, "logps", None)  # sharded ranks must run the same forwards, fillers or not

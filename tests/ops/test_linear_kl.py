@@ -85,6 +85,33 @@ def test_never_negative_far_out_and_where_the_reference_forbids_a_token():
     assert all(g.isfinite().all() for g in torch.autograd.grad(kl.sum(), leaves(hidden, head)))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunk", [7, None])
+def test_a_token_that_both_forbid_is_as_if_it_were_not_there(reverse, dtype, chunk):
+    """Vocabulary padding: a bias of -inf for rows 5 and 10 of both; against models without these rows."""
+    hidden, head, reference_hidden, reference_head = both("plain", dtype=dtype)
+    kept = torch.ones(len(head.weight), dtype=torch.bool).index_fill(0, torch.tensor([5, 10]), False)
+    forbid = torch.zeros(len(kept), dtype=dtype).masked_fill(~kept, -torch.inf)
+    theirs = LinearHead(reference_head.weight, forbid)
+    ours = linear_kl(hidden, LinearHead(head.weight, forbid), reference_hidden, theirs, chunk, reverse)
+    small = LinearHead(head.weight[kept]), reference_hidden, LinearHead(reference_head.weight[kept])
+    plain = eager_linear_kl(hidden, *small, reverse)
+    torch.testing.assert_close(ours, plain)
+    gradients = torch.autograd.grad(ours.sum(), (hidden, head.weight))
+    for a, b in zip(gradients, torch.autograd.grad(plain.sum(), (hidden, head.weight)), strict=True):
+        torch.testing.assert_close(a, b)
+    assert not gradients[1][~kept].any()
+
+
+def test_the_reverse_divergence_is_finite_where_the_policy_alone_forbids_a_token():
+    hidden, head, *reference = both("plain", dtype=torch.float32)
+    bias = torch.zeros(11).index_fill(0, torch.tensor([5]), -torch.inf)
+    kl = linear_kl(hidden, LinearHead(head.weight, bias), *reference, None, True)
+    assert kl.isfinite().all() and (kl > 0).all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(kl.sum(), (hidden, head.weight)))
+
+
 def test_bf16_is_near_the_truth_and_fp32():
     hidden, head, reference_hidden, reference_head = both("bias", tokens=60, vocabulary=90, dtype=torch.bfloat16)
     wide = torch.float64

@@ -35,11 +35,12 @@ def page(content: Mapping[str, Any]) -> str:
         f'<button data-family="{_safe(family)}"><span style="color:{color}">&#9679;</span> {_safe(family)}</button>'
         for family, color in colors.items()
     )
+    notes = "".join(f"<p><b>{_safe(note)}</b></p>" for note in content["notes"])
     fronts = "".join(f"<section>{_drawing(front, colors)}{_measures(front)}</section>" for front in content["fronts"])
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title>'
-        f"<style>{STYLE}</style><h1>Comparison</h1><p>Large points: means over seeds with 95 % intervals; hollow ones "
-        "are beaten by another one of their method. Small points: runs. Star: the reference.</p>"
+        f"<style>{STYLE}</style><h1>Comparison</h1>{notes}<p>Large points: means over seeds with 95 % intervals; "
+        "hollow ones are beaten by another one of their method. Small points: runs. Star: the reference.</p>"
         f'<p class="legend">{legend}</p><div class="fronts">{fronts}</div>{_rows(content)}'
         f"<script>{SCRIPT}</script></html>\n"
     )

@@ -135,8 +135,7 @@ def cell(figure: Mapping[str, float] | None, marked: bool = False) -> str:
 def markdown(content: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """comparison.md: everything of the comparison, a line a group."""
     rows = content["rows"]
-    parts = ["# Comparison", "Mean ± half of the 95 % interval over prompts and seeds."]
-    parts += [f"Note: the runs were {note}." for note in content["notes"]]
+    parts = ["# Comparison", *content["notes"], "Mean ± half of the 95 % interval over prompts and seeds."]
     parts.append(
         _table(
             ["", "method", "settings", "seeds"],

@@ -18,8 +18,9 @@ from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
 from upo.logps import ResponseLogps
-from upo.methods.dpo import FlipRate, dpo_loss
+from upo.methods.dpo import dpo_loss
 from upo.methods.families import PairwiseMethod, UnpairedMethod
+from upo.methods.ranges import FlipRate
 from upo.methods.stepwise import CoupledLoss
 
 

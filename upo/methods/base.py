@@ -50,6 +50,7 @@ class Method(pl.LightningModule):
     reference_extras: ClassVar[tuple[str, ...]] = ()
     """The same from the reference, which is then asked in every step, whatever is stored."""
     metric_names: ClassVar[tuple[str, ...]] = ()
+    reference: Reference | None
     initial_loss: ClassVar[float | None] = None
     """The preference loss while policy and reference are the same, where that is a constant, in nats."""
 

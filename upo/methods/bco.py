@@ -85,7 +85,7 @@ class BCO(UnpairedMethod):
         """
         super().__init__(*args, **kwargs)
         self.beta, self.match_prompts = beta, match_prompts
-        self.reference_extras = ("prompt_hidden",) if match_prompts else ()
+        self.reference_extras = ("prompt_hidden",) if match_prompts else ()  # type: ignore[misc]
         self.register_buffer("reward_totals", torch.zeros(2, 2, dtype=torch.float64))
 
     def configure_model(self) -> None:

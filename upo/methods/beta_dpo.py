@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from attrs import evolve
 from jaxtyping import Bool, Float
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, restricted_number_type
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import Batch, Step
@@ -27,11 +27,9 @@ from upo.logps import ResponseLogps
 from upo.methods.base import Stage, Term
 from upo.methods.dpo import dpo_loss
 from upo.methods.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.methods.ranges import Share
 from upo.methods.stepwise import step_logps
 from upo.ranks import gather_rows
-
-Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
-"""A share in [0, 1)."""
 
 
 def draw_pairs(

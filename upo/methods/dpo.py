@@ -7,15 +7,13 @@ With `label_smoothing` it is conservative DPO (E. Mitchell's note): labels are w
 from typing import Any
 
 from jaxtyping import Float
-from jsonargparse.typing import PositiveFloat, restricted_number_type
+from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.logps import ResponseLogps
 from upo.methods.families import PairwiseMethod
-
-FlipRate = restricted_number_type("FlipRate", float, [(">=", 0), ("<", 0.5)])
-"""Probability that a label is wrong, in [0, 0.5)."""
+from upo.methods.ranges import FlipRate
 
 
 def dpo_loss(

@@ -10,16 +10,14 @@ import math
 from typing import Any
 
 from jaxtyping import Bool, Float
-from jsonargparse.typing import PositiveFloat, restricted_number_type
+from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.functional.lists import masked_log_softmax, masked_softmax
 from upo.logps import ResponseLogps
 from upo.methods.families import ListwiseMethod, PairwiseMethod
-
-Smoothing = restricted_number_type("Smoothing", float, [(">", 0), ("<", 0.5)])
-"""Probability that a label is wrong, in (0, 0.5): at 0 the reverse KL is infinite."""
+from upo.methods.ranges import Smoothing
 
 
 def exo_loss(

@@ -8,8 +8,7 @@ where float32 would overflow; forward KL gets there on sequences of hundreds of 
 from typing import Any
 
 from jaxtyping import Float
-from jsonargparse import lazy_instance
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import PositiveFloat, lazy_instance
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 

@@ -88,6 +88,7 @@ class KTO(UnpairedMethod):
     def statistics(self, step: Step) -> dict[str, Tensor]:
         """z0 = max(0, mean of log-ratios of mismatched responses over the global step), in nats."""
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        batch: Any
         for batch in step.micro_batches:
             if batch.mismatched is not None:
                 logratio = self.response_logps(batch.mismatched).logratio

@@ -37,6 +37,8 @@ class Loss(Protocol):
 class MPO(PairwiseMethod):
     """A weighted sum of pairwise losses over one forward pass."""
 
+    losses: dict[str, PairwiseMethod]
+
     def __init__(
         self,
         policy: Policy,

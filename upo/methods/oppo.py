@@ -142,6 +142,7 @@ class OPPO(UnpairedMethod):
     def statistics(self, step: Step) -> dict[str, Tensor]:
         """Mean and standard deviation of the advantages of all tokens of the global step."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        batch: Any
         for batch in step.micro_batches:
             hidden = self.policy(batch.responses, ("hidden",))["hidden"]
             if not batch.filler:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.logps import ResponseLogps
-from upo.methods.dpo import FlipRate
 from upo.methods.families import PairwiseMethod
+from upo.methods.ranges import FlipRate
 
 
 def robust_dpo_loss(

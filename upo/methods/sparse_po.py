@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from upo.data.batch import PairedBatch
+from upo.errors import UserError
 from upo.logps import ResponseLogps
 from upo.methods.base import Stage
 from upo.methods.families import PairwiseMethod
+from upo.reference import FrozenReference
 
 
 def sparse_po_loss(
@@ -125,9 +127,14 @@ class SparsePO(MaPO):
         self.mask_lr, self.mask_weight_decay = float(mask_lr), float(mask_weight_decay)
 
     def configure_model(self) -> None:
+        if not isinstance(self.reference, FrozenReference):
+            raise UserError(
+                f"SparsePO reads the hidden states of a live reference, {type(self.reference).__name__} has none; "
+                "set model.reference: FrozenReference"
+            )
         super().configure_model()
         if not hasattr(self, "mask_head"):
-            config = self.reference.model.model.config.get_text_config()
+            config = self.reference.model.model.config.get_text_config()  # type: ignore[union-attr]
             self.mask_head = LearnedMasks(config.num_hidden_layers, config.hidden_size, 1 if self.common_mask else 2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ class SPODegree(DPO):
     def configure_model(self) -> None:
         super().configure_model()
         if not hasattr(self, "degree_head"):
-            self.degree_head = nn.Linear(self.policy.hidden_size, self.batch_type.levels + 1)
+            self.degree_head = nn.Linear(self.policy.hidden_size, self.batch_type.levels + 1)  # type: ignore[attr-defined]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [*super().parameter_groups(), {"params": list(self.degree_head.parameters()), "lr": self.head_lr}]

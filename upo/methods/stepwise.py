@@ -67,7 +67,7 @@ class CoupledLoss(Method):
             statistics = statistics | {"slopes": zeros, "reference_logps": zeros}
         else:
             place = next(i for i, other in enumerate(step.micro_batches) if other is batch)
-            start = sum(len(b.responses.lengths) for b in step.micro_batches[:place])
+            start = sum(len(b.responses.lengths) for b in step.micro_batches[:place] if not b.filler)
         rows = slice(start, start + len(batch.responses.lengths))
         batch = evolve(batch, responses=evolve(batch.responses, reference_logps=statistics["reference_logps"][rows]))
         slopes = step.counts["prompts"] * statistics["slopes"][rows]

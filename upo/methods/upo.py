@@ -18,8 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from jsonargparse import lazy_instance
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, lazy_instance
 from torch import Tensor
 
 from upo.data.batch import Batch, Step
@@ -216,7 +215,7 @@ class AuxiliaryRewards(Method):
             "value": Term(self.value_loss(errors).mean(1), "responses", scale=self.value_coefficient),
         }
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
         objective, value, preferred = self.objective(logps), self.value(logps, dropout=False), batch.preferred
         weights = advantage_weights(objective, value, lam=self.lam, clip=self.weight_clip)

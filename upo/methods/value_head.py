@@ -18,7 +18,7 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B"]:
         with torch.autocast(hidden.device.type, enabled=False):
-            dtype = self.layers[0].weight.dtype
+            dtype = next(self.parameters()).dtype
             return self.layers(hidden.detach().to(dtype))[:, 0]
 
 

@@ -7,6 +7,9 @@ from torch.autograd.function import once_differentiable
 
 from upo.ops.linear_head import ELEMENTS, Gradients, LinearHead
 
+FLOOR = -1e30
+"""Stands for log 0."""
+
 
 def linear_kl(
     hidden: Float[Tensor, "tokens D"],
@@ -32,8 +35,8 @@ def eager_linear_kl(
     hidden: Tensor, head: LinearHead, reference_hidden: Tensor, reference_head: LinearHead, reverse: bool = False
 ) -> Tensor:
     """The plain twin, which tests compare against."""
-    logp = head.logits(hidden).log_softmax(-1)
-    logq = reference_head.logits(reference_hidden).log_softmax(-1).detach()
+    logp = head.logits(hidden).log_softmax(-1).clamp(min=FLOOR)
+    logq = reference_head.logits(reference_hidden).log_softmax(-1).clamp(min=FLOOR).detach()
     if reverse:
         return (logp.exp() * (logp - logq)).sum(-1)
     return (logq.exp() * (logq - logp)).sum(-1)
@@ -50,7 +53,7 @@ class _LinearKL(torch.autograd.Function):
             logp, logq = head.logits(hidden[part]), reference.logits(reference_hidden[part])
             for x, normalizer in zip((logp, logq), normalizers, strict=True):
                 normalizer[part] = x.logsumexp(-1)
-                x.sub_(normalizer[part, None]).clamp_(min=-1e30)  # log 0: 0 (log 0 - log 0) is 0, not NaN
+                x.sub_(normalizer[part, None]).clamp_(min=FLOOR)  # log 0: 0 (log 0 - log 0) is 0, not NaN
             if reverse:
                 kl[part] = logp.exp().mul_(logp.sub_(logq)).sum(-1)
             else:
@@ -69,11 +72,11 @@ class _LinearKL(torch.autograd.Function):
         for part in head.chunks(len(hidden), ctx.chunk):
             logits = head.logits(hidden[part])
             slope = head.slope(logits)
-            logp = logits.sub_(normalizer[part, None])
-            logq = reference.logits(reference_hidden[part]).sub_(reference_normalizer[part, None])
+            logp = logits.sub_(normalizer[part, None]).clamp_(min=FLOOR)
+            logq = reference.logits(reference_hidden[part]).sub_(reference_normalizer[part, None]).clamp_(min=FLOOR)
             if ctx.reverse:  # d KL / d logits = p (log p - log q - KL)
                 p = logp.exp()
-                d = logp.sub_(logq).clamp_(min=-1e30, max=1e30).sub_(kl[part, None]).mul_(p)
+                d = logp.sub_(logq).sub_(kl[part, None]).mul_(p)
             else:  # p - q
                 d = logp.exp_().sub_(logq.exp_())
             gradients.add(part, d.mul_(grad[part, None]), slope)

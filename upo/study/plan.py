@@ -18,9 +18,9 @@ from attrs import frozen
 
 from upo.errors import UserError, did_you_mean
 
-KEYS = ("folder", "generate", "seeds", "baseline", "overrides", "runs", "compare")
+KEYS = ("folder", "generate", "seeds", "baseline", "overrides", "runs", "compare", "league")
 ENTRY_KEYS = ("name", "config", "overrides", "grid", "list", "seeds")
-COMPARE_KEYS = ("at_kl", "paper")
+COMPARE_KEYS = ("at_kl", "paper", "note")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -65,16 +65,17 @@ class Study:
     """Arguments of `upo.generate`, one mapping a preference set."""
     compare: dict[str, Any]
     """Options of `upo.compare`."""
+    only_numbers_differ: bool = False
+    """Whether the runs of an entry differ in a number alone, so that checking one config of each is enough."""
 
 
-def read_study(file: Path) -> Study:
-    """Reads a study's YAML; its own `${...}` are resolved, those of the experiments stay as they are.
+def expand(content: Mapping[str, Any], file: Path) -> Study:
+    """The study that the content of a file means.
 
     Raises:
         UserError: a key or a file that does not exist, runs of the same name, runs that say the same.
     """
-    content = _load(file)
-    _known(content, KEYS, str(file))
+    known(content, KEYS, str(file))
     if not isinstance(content.get("folder"), str):
         raise UserError(f"{file}: give `folder`, where configs, runs and the comparison go")
     folder = Path(content["folder"])
@@ -87,14 +88,15 @@ def read_study(file: Path) -> Study:
     baseline = content.get("baseline")
     if baseline is not None and baseline not in names:
         raise UserError(f"{file}: the baseline `{baseline}` is no run; {did_you_mean(str(baseline), names)}")
-    _known(content.get("compare") or {}, COMPARE_KEYS, f"{file}, `compare`")
+    known(content.get("compare") or {}, COMPARE_KEYS, f"{file}, `compare`")
     generate = content.get("generate") or []
     if not all(isinstance(x, dict) and isinstance(x.get("out"), str) for x in generate):
         raise UserError(f"{file}: `generate` is a list of mappings, each with `out`, the file that it writes")
     return Study(file, folder, runs, baseline, generate, content.get("compare") or {})
 
 
-def _load(file: Path) -> dict[str, Any]:
+def load(file: Path) -> dict[str, Any]:
+    """A study's YAML; its own `${...}` are resolved, those of the experiments stay as they are."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -110,17 +112,18 @@ def _load(file: Path) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
-def _known(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def known(given: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    """Raises a `UserError` where a mapping has other keys than these."""
     for key in given:
-        if key not in known:
-            raise UserError(f"{where}: unknown key `{key}`; {did_you_mean(str(key), known)}")
+        if key not in keys:
+            raise UserError(f"{where}: unknown key `{key}`; {did_you_mean(str(key), keys)}")
 
 
 def _expand(entry: Any, study: Mapping[str, Any], file: Path, folder: Path) -> Iterator[Planned]:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or "config" not in entry:
         raise UserError(f"{file}: each of `runs` is a mapping with `name` and `config`, not {entry!r:.80}")
     where = f"{file}, run `{entry['name']}`"
-    _known(entry, ENTRY_KEYS, where)
+    known(entry, ENTRY_KEYS, where)
     if not re.fullmatch(r"[\w.+-]+", entry["name"]):
         raise UserError(f"{where}: a name is made of letters, digits and . + - _")
     seeds = entry.get("seeds", study.get("seeds", [0]))
