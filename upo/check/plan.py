@@ -157,7 +157,7 @@ def suggestions(
     before = memory(shape, work, setting).peak
     if setting.strategy == "ddp":
         setting = evolve(setting, strategy="fsdp")
-        add("shard it: experiments/hardware/fsdp_8gpu.yaml")
+        add("sharded parameters (trainer.strategy)")
     if not setting.checkpointing:
         setting = evolve(setting, checkpointing=True)
         add("activation checkpointing")

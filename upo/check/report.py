@@ -33,6 +33,8 @@ class Found:
     setting: Setting
     where: str
     """The strategy in words."""
+    note: str | None
+    """What is assumed of the strategy."""
     memory: Memory
     trial: Trial
     units: tuple[float, float]
@@ -57,7 +59,7 @@ def find(files: Sequence[Path], overrides: Sequence[str], devices: int | None, g
     method.policy, remark = starting_policy(cli, method.policy)
     units = prepare_sample(data, method)
     number = devices_of(cli, devices)
-    strategy, where = strategy_of(cli, number)
+    strategy, where, note = strategy_of(cli, number)
     on_gpu = gpu is not None or trainer.accelerator not in ("cpu", "auto")
     mixed = str(trainer.precision).endswith("-mixed")
 
@@ -84,7 +86,7 @@ def find(files: Sequence[Path], overrides: Sequence[str], devices: int | None, g
     trial = try_step(twin, data, shape.parameters, trainer)
     memory = plan.memory(shape, work, setting)
     return Found(
-        cli, remark, shape, work, setting, where, memory, trial, units, steps, warm, operations, kept is not None
+        cli, remark, shape, work, setting, where, note, memory, trial, units, steps, warm, operations, kept is not None
     )
 
 
@@ -119,12 +121,14 @@ def check_config(files: Sequence[Path], overrides: Sequence[str], devices: int |
     out, cli = view.console(), found.cli
     out.print(cli.datamodule.report.table())
     first = cli.datamodule.train.batch([0]).responses
-    out.print(view.example(first, cli.model.policy.tokenizer), "")
+    out.print("One example, scored tokens underlined:", view.example(first, cli.model.policy.tokenizer), "", sep="\n")
     if found.remark:
         out.print(f"note: {found.remark}")
     out.print(view.rows("Model and first step", _model(found)))
     out.print(view.rows("Schedule", _schedule(found, card)))
     out.print(view.memory_table(found.memory, found.where))
+    if found.note:
+        out.print(f"note: {found.note}")
     if not found.activations_known:
         out.print("note: activations of this architecture are not known; the plan leaves them out")
     if card is not None and gpu is not None:
@@ -145,7 +149,7 @@ def _does_not_fit(found: Found, gpu: str, card: Gpu, out: Any) -> str:
     table, helps = Table("what helps, each on top of the ones above", "peak", title_justify="left"), None
     for text, peak in plan.suggestions(found.shape, found.work, found.setting, longest, stored):
         enough = peak / 2**30 <= card.gib - plan.FREE_GIB
-        table.add_row(text, view.gib(peak), style="green" if enough else "")
+        table.add_row(text, view.size(peak), style="green" if enough else "")
         if enough:
             helps = text
             break
@@ -181,32 +185,29 @@ def _schedule(found: Found, card: Gpu | None) -> dict[str, str]:
     steps, (warm, rate) = found.steps, found.warm_up
     values = {
         "examples": f"about {found.units[0]:,.0f} {unit} to train on, {found.units[1]:,.0f} held out",
-        "step": f"{data.pairs_per_step} {unit}, {found.work.micro_batches} micro-batches on each of "
-        f"{found.setting.devices} devices, the heaviest has {found.work.tokens:,} tokens",
+        "step": f"{data.pairs_per_step} {unit}; devices: {found.setting.devices}, micro-batches on each: "
+        f"{found.work.micro_batches}, the heaviest with {found.work.tokens:,} tokens",
         "steps": f"about {steps:,}" if steps else "without an end: give trainer.max_epochs or trainer.max_steps",
         "learning rate": f"{rate:.3g}" + (f", reached after {warm} steps" if warm else ", from the first step"),
     }
+    if warm and warm + 1 == steps:
+        values["learning rate"] += ", and still rising at the last one: the run is shorter than its warm-up"
     if steps:
         values["epochs"] = f"{steps * data.pairs_per_step / found.units[0]:.3g}"
     saves = cli.config_init.checkpoint
-    every = trainer_saves(saves)
+    every = saves._every_n_train_steps
     size = plan.checkpoint_bytes(shape, found.setting.state_bytes)
     number = plan.checkpoints_kept(steps, every, saves.save_top_k)
     free = shutil.disk_usage(_existing(Path(trainer.default_root_dir))).free
-    values["disk"] = f"{view.gib(number * size)} for {number} checkpoints at a time ({view.gib(free)} are free here)"
+    values["disk"] = f"{view.size(number * size)}: checkpoints kept at a time {number}, free here {view.size(free)}"
     if card is not None and steps:
         operations = found.operations * data.pairs_per_step * steps
-        time = plan.hours(operations, found.setting.devices, card.rate)
+        time = view.duration(plan.hours(operations, found.setting.devices, card.rate))
         values["time"] = (
-            f"{time:.3g} hours for {operations:.3g} needed operations at {plan.MFU:.0%} of {card.rate / 1e12:g} "
+            f"{time} for {operations:.3g} needed operations at {plan.MFU:.0%} of {card.rate / 1e12:g} "
             "Tflop/s a GPU; validation and evaluation are not in it"
         )
     return values
-
-
-def trainer_saves(checkpoint: Any) -> int:
-    """Steps between checkpoints."""
-    return checkpoint._every_n_train_steps
 
 
 def _existing(folder: Path) -> Path:
@@ -242,10 +243,10 @@ def check_study(
         trial = found.trial
         table.add_row(
             name, type(found.cli.model).__name__, f"{found.shape.trained:,}", f"{trial.loss:.5f}",
-            f"{trial.gradient:.3g}", f"{found.steps:,}" if found.steps else "-", view.gib(found.memory.peak),
+            f"{trial.gradient:.3g}", f"{found.steps:,}" if found.steps else "-", view.size(found.memory.peak),
         )  # fmt: skip
         if card is not None and not fits(found, card):
-            wrong[name] = f"needs {view.gib(found.memory.peak)} a device, which {gpu} does not have"
+            wrong[name] = f"needs {view.size(found.memory.peak)} a device, which {gpu} does not have"
     out.print(table)
     for name, sentence in wrong.items():
         out.print(f"{name}: {sentence}")

@@ -78,18 +78,16 @@ def devices_of(cli: Resolved, given: int | None) -> int:
     return max(1, number) * (1 if given else int(trainer.num_nodes or 1))
 
 
-def strategy_of(cli: Resolved, devices: int) -> tuple[Strategy, str]:
-    """How the run is spread over devices, and in what words."""
+def strategy_of(cli: Resolved, devices: int) -> tuple[Strategy, str, str | None]:
+    """How the run is spread over devices, in what words, and what had to be assumed."""
     given = cli.config.trainer.strategy
     name = given if isinstance(given, str) else getattr(given, "class_path", type(given).__name__)
     plain = name.rpartition(".")[2].lower().replace("_", "")
     if devices == 1:
-        return "single", "one device"
+        return "single", "one device", None
     if any(word in plain for word in ("fsdp", "modelparallel", "shard")):
-        return "fsdp", f"sharded over {devices} devices"
+        return "fsdp", f"sharded over {devices}", None
     if "ddp" in plain:
-        return "ddp", f"DDP on {devices} devices"
-    return "fsdp", (
-        f"sharded over {devices} devices; the config names no strategy, so give upo.fit one "
-        "(experiments/hardware/fsdp_8gpu.yaml)"
-    )
+        return "ddp", f"DDP on {devices}", None
+    note = "the config names no strategy, which is DDP for upo.fit; planned as sharded (trainer.strategy)"
+    return "fsdp", f"sharded over {devices}", note

@@ -20,8 +20,14 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(highlight=False, width=120)
 
 
-def gib(number: float) -> str:
-    return f"{number / 2**30:.2f} GiB"
+def size(number: float) -> str:
+    """Bytes in GiB, below one in MiB."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+
+
+def duration(hours: float) -> str:
+    """Hours, or minutes where they are few."""
+    return f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.1f} minutes"
 
 
 def rows(title: str, values: Mapping[str, str]) -> Table:
@@ -33,18 +39,18 @@ def rows(title: str, values: Mapping[str, str]) -> Table:
 
 
 def memory_table(memory: Memory, where: str) -> Table:
-    table = Table("memory", "", title=f"Memory a device, {where}", title_justify="left", min_width=60)
-    for name, size in memory.parts.items():
-        table.add_row(name, gib(size) if size else "none", style="" if size else "dim")
+    table = Table("part", "bytes", title=f"Memory a device, {where}", title_justify="left", min_width=60)
+    for name, number in memory.parts.items():
+        table.add_row(name, size(number) if number else "none", style="" if number else "dim")
     table.add_section()
-    table.add_row("peak", gib(memory.peak), style="bold")
+    table.add_row("peak", size(memory.peak), style="bold")
     return table
 
 
-def verdict(peak: float, name: str, size: float) -> str:
-    """Whether a peak in bytes fits a GPU of `size` GiB."""
-    left = size - FREE_GIB - peak / 2**30
-    return f"fits {name} ({size:.1f} GiB, {left:.1f} GiB to spare)" if left >= 0 else f"does not fit {name} ({size} GiB)"
+def verdict(peak: float, name: str, gib: float) -> str:
+    """Whether a peak in bytes fits a GPU of so many GiB."""
+    left = gib - FREE_GIB - peak / 2**30
+    return f"fits {name} ({gib} GiB, {left:.1f} to spare)" if left >= 0 else f"does not fit {name} ({gib} GiB)"
 
 
 def example(responses: Responses, tokenizer: object) -> Text:
@@ -70,4 +76,3 @@ def example(responses: Responses, tokenizer: object) -> Text:
         made.append(f" … {more} tokens" if more > 0 else "", "dim")
         made.append(f"  {len(tokens)} tokens are scored", "dim")
     return made
-
