@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from attrs import frozen
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,8 @@ class Cost:
         size = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
         tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         body = sum(p.numel() for p in model.base_model.parameters() if p.dim() > 1 and id(p) not in tables)
-        return cls(body, 2 * size * config.num_hidden_layers, model.get_output_embeddings().weight.numel())
+        head: Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr]
+        return cls(body, 2 * size * config.num_hidden_layers, head.numel())
 
     def forward(self, prompt: int, responses: Sequence[int], copies: int = 1) -> int:
         """Floating point operations of one prompt and its responses: two a multiplication.

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import tiny
 import torch
@@ -49,9 +50,8 @@ class Clock:
 
 @pytest.mark.parametrize("kind", [DPO, KTO])
 def test_what_is_logged(kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at the clock: step begins, step ends, waiting begins. So a step takes 1 s and 1 s of waiting after the first."""
+    """The clock is looked at as a step begins, as it ends, and as the waiting begins: 1 s each."""
     monkeypatch.setattr(throughput, "time", Clock())
-    monkeypatch.setattr(throughput, "rate_of", lambda name: 1e9)
     logged: list[dict[str, float]] = []
 
     class Rows(Throughput):
@@ -78,11 +78,15 @@ def test_what_is_logged(kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_waiting_does_not_hold_validations_and_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "time", Clock())
     callback: Any = Throughput()
+    trainer, module = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), pl.LightningModule()
     for event in (callback.on_validation_end, lambda t, m: callback.on_save_checkpoint(t, m, {})):
         callback.ended = 0.5
-        event(None, None)
-        callback.on_train_batch_start(None, None, None, 0)
+        event(trainer, module)
+        callback.on_train_batch_start(trainer, module, None, 0)
         assert callback.wait == 0
+    callback.ended = 0.5
+    callback.on_train_batch_start(trainer, module, None, 0)
+    assert callback.wait == callback.begun - 0.5 > 0
 
 
 def test_no_share_of_a_rate_that_is_not_known(tmp_path: Path) -> None:

@@ -134,10 +134,13 @@ def test_seven_billion_parameters_on_eight_cards(paper: str, capsys) -> None:
     assert "312 Tflop/s" in text
 
 
-def test_a_batch_that_cannot_fit(paper: str, capsys) -> None:
-    config = str(ROOT / "experiments/paper/llama7b_upo.yaml")
-    text = refused(capsys, config, paper, "--gpu", "a100-40gb", "--trainer.devices", "1")
-    assert "cannot fit a100-40gb" in text and len(text.splitlines()) == 1
+def test_a_batch_that_cannot_fit(folder: Path, capsys) -> None:
+    """Two very wide layers; the table says what would help."""
+    wide = ["--model.policy.config", str(LLAMA7B | {"hidden_size": 16384, "num_hidden_layers": 2})]
+    text = refused(capsys, "run.yaml", *wide, "--gpu", "h100")
+    assert "cannot fit h100" in text and len(text.splitlines()) == 1
+    main(["run.yaml", *wide, "--gpu", "h100", "--devices", "8", "--trainer.strategy", "fsdp"])
+    assert "fits h100" in capsys.readouterr().out
 
 
 def test_an_earlier_stage_lends_its_model(folder: Path, capsys) -> None:
@@ -151,6 +154,7 @@ def test_an_earlier_stage_lends_its_model(folder: Path, capsys) -> None:
     assert "first.yaml trains it" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_every_run_of_a_study(folder: Path, capsys) -> None:
     runs = [
         {"name": "dpo", "config": "run.yaml", "grid": {"model.beta": [0.1, 0.3]}},

@@ -15,9 +15,10 @@ head         three chunks of logits in fp32, the states that they are made of, t
              holds others, and their gradient in fp32
 KV cache     none: nothing is generated while training
 
-The peak is the larger of three moments. Backward pass begins: all of it, gradients only where an earlier micro-batch of
-the same step has left some. Backward pass ends: gradients, and once more those of the embeddings. Optimizer: gradients and
-what it computes with (on GPUs as large as the gradients, on CPUs as two parameters); no activations, no copies but buckets.
+The peak is the largest of three moments. The backward pass begins: all of it, but gradients only where an earlier
+micro-batch of the same step has left some. The backward pass ends: gradients, and once more those of the embeddings.
+The optimizer: gradients and what it computes with (on GPUs as large as the gradients, on CPUs as two parameters); neither
+activations nor copies, but buckets.
 """
 
 from typing import Literal

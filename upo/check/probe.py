@@ -60,7 +60,7 @@ def shape_of(method: "Method", mode: FakeTensorMode) -> Shape:
     every = dict(method.named_parameters())
     blocks = [sum(p.numel() for p in block.parameters()) for block in _blocks(model)]
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    head = model.get_output_embeddings().weight
+    head: Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr]
     matrices = [p for p in model.parameters() if p.dim() > 1 and id(p) not in tables and p is not head]
     total = sum(p.numel() for p in every.values())
     return Shape(

@@ -18,6 +18,7 @@ class Resolved(CLI):
 
     model: Method
     datamodule: PreferenceData
+    config_init: Any
 
     def before_instantiate_classes(self) -> None:
         for path in self.config.after:

@@ -13,7 +13,7 @@ from upo.data.samplers import StepPlan, StepSampler
 from upo.errors import UserError
 from upo.methods.base import Method
 from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.reference import FrozenReference, Reference
 
 EXAMPLES = 256
 """Training examples that are tokenised; a sixteenth as many held-out ones."""
@@ -122,7 +122,8 @@ def try_step(method: Method, data: PreferenceData, parameters: int, trainer: Any
     data.pairs_per_step = pairs
     term = "train/loss/preference" if "train/loss/preference" in small.callback_metrics else "train/loss"
     found = float(small.callback_metrics[term])
-    expected = method.initial_loss if method.reference is None or method.reference.starts_as_policy else None
+    reference: Reference | None = method.reference  # type: ignore[assignment]
+    expected = method.initial_loss if reference is None or reference.starts_as_policy else None
     name = type(method).__name__
     if not math.isfinite(found):
         raise UserError(f"{name}: the first step's loss is {found}; is a reward or a score in the data not finite?")
@@ -138,6 +139,7 @@ def try_step(method: Method, data: PreferenceData, parameters: int, trainer: Any
 
 def warm_up(optimizer: torch.optim.Optimizer, scheduler: Any, steps: int) -> tuple[int, float]:
     """How many steps pass before the learning rate is highest, and that rate."""
+    optimizer.zero_grad()
     rates = []
     for _ in range(max(1, min(steps, 20_000))):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -58,7 +58,7 @@ def example(responses: Responses, tokenizer: object) -> Text:
     made, ids = Text(), responses.input_ids.flatten().tolist()
     owner, prompt = responses.response_of.flatten().tolist(), responses.prompt_of.flatten().tolist()
     first = [i for i, (r, p) in enumerate(zip(owner, prompt, strict=True)) if r < 0 and p == 0]
-    first = first[: responses.prompt_end[0].item() + 1]  # padded rows hold it once a response
+    first = first[: int(responses.prompt_end[0]) + 1]  # padded rows hold it once a response
     skipped = max(0, len(first) - SHOWN)
     made.append("prompt    ", "bold")
     made.append(f"… {skipped} tokens … " if skipped else "", "dim")
