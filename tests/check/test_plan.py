@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from upo.bench.model import config as llama
 from upo.check import plan
+from upo.check.find import find
 from upo.check.plan import Setting, Shape, Work, memory
 from upo.check.probe import activation_bytes, shape_of, skeleton
-from upo.check.report import find
 from upo.data.layout import lay_out
 from upo.operations import Cost, prompt_lengths, rate_of
 from upo.policy import Policy

@@ -17,8 +17,8 @@ KV cache     none: nothing is generated while training
 
 The peak is the largest of three moments. The backward pass begins: all of it, but gradients only where an earlier
 micro-batch of the same step has left some. The backward pass ends: gradients, and once more those of the embeddings.
-The optimizer: gradients and what it computes with (on GPUs as large as the gradients, on CPUs as two parameters); neither
-activations nor copies, but buckets.
+The optimizer: gradients and what it computes with (on GPUs as large as the gradients, on CPUs as two parameters);
+neither activations nor copies, but buckets.
 """
 
 from typing import Literal
