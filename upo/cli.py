@@ -25,6 +25,7 @@ from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.reference_sync import MovingReference
 from upo.callbacks.run_folder import RunFolder, summarize
+from upo.callbacks.throughput import Throughput
 from upo.data.module import PreferenceData
 from upo.errors import UserError, short_errors
 from upo.evaluate import Evaluation
@@ -114,7 +115,7 @@ class CLI(LightningCLI):
         for logger in given:
             loggers.prepare(logger, self.folder)
         every = [MetricsCSV(str(self.folder)), *given]
-        callbacks = [*(trainer.callbacks or []), RandomState(), GracefulStop()]
+        callbacks = [*(trainer.callbacks or []), Throughput(), RandomState(), GracefulStop()]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
         return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
 

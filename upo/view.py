@@ -76,9 +76,9 @@ def show_tokens(responses: Responses, tokenizer: "PreTrainedTokenizerBase") -> H
     prompt = responses.prompt_of.flatten().tolist()
     ends: dict[int, list[tuple[int, int]]] = {}
     last = {row: (position, target) for position, target, row in scored(responses)}
-    places = _places(responses)
+    place = places(responses)
     for row, (position, target) in last.items():
-        ends.setdefault(position, []).append((target, places[row]))
+        ends.setdefault(position, []).append((target, place[row]))
     ids, lines = responses.input_ids.flatten().tolist(), []
     for start in range(0, len(ids), width):
         spans = []
@@ -115,7 +115,7 @@ def draw_mask(responses: Responses, tokenizer: "PreTrainedTokenizerBase", row: i
     if not 0 <= row < rows:
         raise UserError(f"row={row}: the batch has rows 0 to {rows - 1}")
     role = roles(responses)[row].tolist()
-    colours = torch.tensor([to_rgb(_colour(k)) for k in role])
+    colours = torch.tensor([to_rgb(colour(k)) for k in role])
     seen = visible(responses)[row].cpu()
     picture = torch.where(seen[..., None], colours.expand(width, width, 3), torch.ones(3))
     picture[[i for i, k in enumerate(role) if k < 0]] = 0.96
@@ -143,7 +143,7 @@ def draw_mask(responses: Responses, tokenizer: "PreTrainedTokenizerBase", row: i
     else:
         axis.plot([width - 0.5] * len(predicted), list(predicted), "k.", markersize=2, clip_on=False)
     names = ["prompt", *(f"response {k}" for k in range(1, max(role) + 1))]
-    patches = [Patch(color=_colour(k), label=name) for k, name in enumerate(names)]
+    patches = [Patch(color=colour(k), label=name) for k, name in enumerate(names)]
     figure.legend(handles=patches, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
@@ -156,20 +156,21 @@ def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
     return text
 
 
-def _places(responses: Responses) -> Sequence[int]:
+def places(responses: Responses) -> Sequence[int]:
     """Which response of its prompt each of the N responses is, from 1."""
     index = responses.prompt_index
     return (torch.arange(len(index), device=index.device) - torch.searchsorted(index, index) + 1).tolist()
 
 
-def _colour(role: int) -> str:
+def colour(role: int) -> str:
+    """Of a role that `roles` gives."""
     if role < 0:
         return "#f5f5f5"
     return PROMPT if role == 0 else RESPONSES[(role - 1) % len(RESPONSES)]
 
 
 def _span(text: str, role: int, *, ghost: bool = False, bar: bool = False) -> str:
-    style = f"background:{_colour(role)};color:#111;padding:1px 1px;white-space:pre-wrap"
+    style = f"background:{colour(role)};color:#111;padding:1px 1px;white-space:pre-wrap"
     if role < 0:
         style += ";color:#bbb"
     if role > 0:

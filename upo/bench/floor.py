@@ -1,8 +1,7 @@
-"""The machine's own limit: needed operations by the matrix rate of the model's own shapes.
+"""The machine's own limit: needed operations (upo.operations) by the matrix rate of the model's own shapes.
 
-Needed: each unique token once through the layers (a prompt once for all its responses, in the padded twin once for
-each), attention by segments, the head where a response token is predicted; twice as much again for the backward pass;
-once more for a live reference.
+In the padded twin a prompt is needed once for each response. A backward pass costs twice its forward pass; a live
+reference once more.
 """
 
 import statistics
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 
 from upo.bench.cases import Work, rows
 from upo.bench.model import config
+from upo.operations import Cost
 
 
 def matrices(work: Work) -> Iterator[tuple[int, int, int]]:
@@ -28,15 +28,13 @@ def needed(work: Work, forwards: int) -> float:
         forwards: passes in units of one forward: 3 with the backward pass, 4 with a live reference.
     """
     c = config(work.model, work.vocabulary)
+    width = c["hidden_size"]
     weights = sum(a * b * n for a, b, n in matrices(work))
+    cost = Cost(weights, 2 * width * c["num_hidden_layers"], width * work.vocabulary)
     total, made = 0.0, rows(work, work.pairs * work.steps)
-    for prompt, responses in made:
-        p, bodies = len(prompt), [len(r) for r in responses]  # EOS is a target, never an input
-        prompts = len(bodies) if work.layout == "padded" else 1
-        scores = prompts * p * (p + 1) / 2 + sum(n * p + n * (n + 1) / 2 for n in bodies)
-        total += 2 * weights * (prompts * p + sum(bodies))
-        total += 4 * c["hidden_size"] * c["num_hidden_layers"] * scores
-        total += 2 * c["hidden_size"] * work.vocabulary * sum(n + 1 for n in bodies)
+    for prompt, responses in made:  # EOS is a target, never an input
+        copies = len(responses) if work.layout == "padded" else 1
+        total += cost.forward(len(prompt), [len(r) for r in responses], copies)
     return forwards * total / len(made)
 
 

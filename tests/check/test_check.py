@@ -1,0 +1,179 @@
+"""`python -m upo.check`: what it prints, what it refuses in one sentence, models that this machine cannot hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import PAIRS
+
+from upo.check.__main__ import main
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = """
+model:
+  class_path: DPO
+  init_args:
+    policy:
+      config: {model_type: llama, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 24,
+        max_position_embeddings: 256}
+      tokenizer: tiny.tokenizer
+    reference: FrozenReference
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}
+    scheduler: {class_path: torch.optim.lr_scheduler.LinearLR, init_args: {start_factor: 0.5, total_iters: 3}}
+data:
+  sources: [{name: trl, path: pairs.jsonl}]
+  validation: 2
+  pairs_per_step: 2
+  max_length: 128
+trainer: {max_epochs: 3, accelerator: cpu, enable_progress_bar: false}
+"""
+LLAMA7B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in PAIRS]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("run.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def paper(folder: Path) -> str:
+    """A YAML that stands in for what the paper's experiments take from the hub."""
+    policy = {"path": None, "config": LLAMA7B, "tokenizer": "tiny.tokenizer"}
+    rewards = {"readability": "Readability", "safety": "Words"}
+    data = {"sources": [{"name": "trl", "path": "pairs.jsonl"}], "validation": 2, "rewards": rewards}
+    data["rewards_cache"] = str(folder / "cache")
+    stand_in = {"model": {"init_args": {"policy": policy}}, "data": data, "evaluation": None}
+    Path("stand_in.yaml").write_text(yaml.safe_dump(stand_in))
+    return "stand_in.yaml"
+
+
+def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
+    """What a mistake prints: one sentence, with a hint at most, and exit code 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(args)
+    assert exit_.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert text.startswith("error: ") and len(text.splitlines()) <= 3 and "Traceback" not in text, text
+    return text
+
+
+def test_a_run_is_described_and_nothing_is_left_behind(folder: Path, capsys) -> None:
+    before = sorted(folder.rglob("*"))
+    main(["run.yaml", "--model.beta", "0.2"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert sorted(folder.rglob("*")) == before
+    for words in (
+        "train pairs", "How", "response 1", "response 2", "are scored",  # the report, and an example
+        "DPO", "0.69315 (train/loss)", "and 0.69315 is right",
+        "about 6 pairs to train on, 2 held out", "about 9", "0.001, reached after 3 steps",
+        "activations", "optimizer", "KV cache", "peak",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--model.betta", "1"], "did you mean `beta`?"),
+        (["--model", "DPOO"], "did you mean `DPO`?"),
+        (["--model.policy.tokenizer", "no/such/tokenizer.json"], "no tokenizer at `no/such/tokenizer.json`"),
+        (["--data.sources", "[{name: trl, path: missing.jsonl}]"], "missing.jsonl"),
+        (["--checkpoint.monitor", "val/rewards/accuracy"], "did you mean `val/rewards/accuracies`?"),
+        (["--checkpoint.monitor", "val/loss", "--data.validation", "0"], "data.validation is 0"),
+        (["--after", "[sft.yaml]"], "after: no such file sft.yaml"),
+        (["--trainer.precision", "bf16-true"], "set policy.dtype"),
+        (["--trainer.accumulate_grad_batches", "2"], "must be 1"),
+        (["--gpu", "a100"], "did you mean `a10`?"),
+        (["--devices", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_give_one_sentence(args: list[str], expected: str, folder: Path, capsys) -> None:
+    assert expected in refused(capsys, "run.yaml", *args)
+
+
+def test_missing_files_and_columns(folder: Path, capsys) -> None:
+    assert "give a config" in refused(capsys, "--devices", "2")
+    assert "no such config: none.yaml" in refused(capsys, "none.yaml")
+    rows = [{"question": p, "chosen": c, "rejected": r} for p, c, r in PAIRS]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = refused(capsys, "run.yaml")
+    assert "no usable example" in text and "prompt" in text
+
+
+def test_a_reference_that_differs_from_the_policy(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from upo.policy import Policy
+
+    def changed(policy: Policy) -> Policy:
+        twin = copy(policy)
+        for p in twin.parameters():
+            p.data.mul_(1.5)
+        return twin
+
+    copy = Policy.frozen_copy
+    monkeypatch.setattr(Policy, "frozen_copy", changed)
+    assert "policy and reference differ by" in refused(capsys, "run.yaml")
+
+
+def test_seven_billion_parameters_on_eight_cards(paper: str, capsys) -> None:
+    """The true shape is planned without its weights; a small model takes the step."""
+    config = str(ROOT / "experiments/paper/llama7b_upo.yaml")
+    main([config, paper, "--devices", "8", "--gpu", "a100-40gb"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "6,771,982,337" in text, "7B and UPO's value head"
+    assert "a small random Llama" in text and "0.50000 (train/loss/preference)" in text
+    assert "fits a100-40gb" in text and "names no strategy" in text
+    assert "312 Tflop/s" in text
+
+
+def test_a_batch_that_cannot_fit(folder: Path, capsys) -> None:
+    """Two very wide layers; the table says what would help."""
+    wide = ["--model.policy.config", str(LLAMA7B | {"hidden_size": 16384, "num_hidden_layers": 2})]
+    text = refused(capsys, "run.yaml", *wide, "--gpu", "h100")
+    assert "cannot fit h100" in text and len(text.splitlines()) == 1
+    main(["run.yaml", *wide, "--gpu", "h100", "--devices", "8", "--trainer.strategy", "fsdp"])
+    assert "fits h100" in capsys.readouterr().out
+
+
+def test_an_earlier_stage_lends_its_model(folder: Path, capsys) -> None:
+    """Its export is not there before it is trained."""
+    first: dict[str, Any] = yaml.safe_load(CONFIG)
+    Path("first.yaml").write_text(yaml.safe_dump(first))
+    second = first | {"after": ["first.yaml"]}
+    second["model"]["init_args"]["policy"] = {"path": "runs/first/export"}
+    Path("second.yaml").write_text(yaml.safe_dump(second))
+    main(["second.yaml"])
+    assert "first.yaml trains it" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_every_run_of_a_study(folder: Path, capsys) -> None:
+    runs = [
+        {"name": "dpo", "config": "run.yaml", "grid": {"model.beta": [0.1, 0.3]}},
+        {"name": "kto", "config": "run.yaml", "overrides": {"model.class_path": "KTO"}},
+    ]
+    Path("study.yaml").write_text(yaml.safe_dump({"folder": "runs/s", "seeds": [0, 1], "runs": runs}))
+    main(["study.yaml", "--gpu", "l4"])
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("dpo_beta0.1", "dpo_beta0.3", "0.69315", "kto", "0.50000"):
+        assert words in text
+    runs.append({"name": "typo", "config": "run.yaml", "overrides": {"model.betta": 1}})
+    Path("study.yaml").write_text(yaml.safe_dump({"folder": "runs/s", "runs": runs}))
+    assert "1 of 4 runs of study.yaml cannot be started: typo" in refused(capsys, "study.yaml")
+
+
+@pytest.mark.slow
+def test_every_run_of_the_papers_study(paper: str, capsys) -> None:
+    study = str(ROOT / "experiments/paper/study.yaml")
+    main([study, paper, "--devices", "8", "--gpu", "a100-40gb"])
+    text = capsys.readouterr().out
+    for name in ("upo", "kto", "dpo", "modpo", "oppo", "aoppo", "a_lol", "csft", "lambda_lam10", "readability_alone"):
+        assert name in text, name
