@@ -112,7 +112,8 @@ class Policy(nn.Module):
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()
         config, options = self.model_config, {"dtype": self.dtype}
-        if self.path is None:
+        shapes_only = torch.get_default_device().type == "meta"  # the weights come from another rank
+        if self.path is None or shapes_only:
             try:
                 model = AutoModelForCausalLM.from_config(config, **options)
             except ValueError as error:
@@ -144,7 +145,8 @@ class Policy(nn.Module):
                 f"the model {self.path or 'config'} only {rows} embeddings; give policy.tokenizer and "
                 "policy.path that belong together"
             )
-        self.head = Head.of(model, self.path or "policy.config")
+        if model.device.type != "meta":
+            self.head = Head.of(model, self.path or "policy.config")
 
     @property
     def packable(self) -> int | None:
