@@ -17,7 +17,7 @@ def export(source: Path, folder: Path, overwrite: bool = False) -> None:
     metrics of the run); `AutoModelForCausalLM.from_pretrained` loads it.
 
     Args:
-        source: run folder (its newest checkpoint) or .ckpt file.
+        source: run folder (its newest checkpoint), or a .ckpt file or folder.
         folder: where the model goes; made if needed.
         overwrite: replace what the folder holds.
 
@@ -30,8 +30,8 @@ def export(source: Path, folder: Path, overwrite: bool = False) -> None:
 
     file = find_checkpoint(source)
     if file is None:
-        raise UserError(f"{source} is neither a run folder nor a .ckpt file")
-    content = read_checkpoint(file)
+        raise UserError(f"{source} is neither a run folder nor a checkpoint")
+    content = read_checkpoint(file, mmap=True)
     model, tokenizer = model_from(content, file)
     quiet()
     with written_at_once(folder) as partial:

@@ -37,6 +37,7 @@ class Policy(nn.Module):
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+        activation_checkpointing: bool = False,
     ):
         """
         Args:
@@ -45,6 +46,7 @@ class Policy(nn.Module):
             tokenizer: hub name, local folder, or import path of a function that returns a tokenizer
                 (`package.module.function`); by default the one at `path`.
             dtype: of the parameters. Log-probs are computed in float32 at least, whatever this says.
+            activation_checkpointing: compute layers again in the backward pass: much less memory, a third more time.
         """
         super().__init__()
         if (path is None) == (config is None):
@@ -53,6 +55,7 @@ class Policy(nn.Module):
             raise UserError("a model from scratch needs policy.tokenizer: a hub name, a folder or an import path")
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype = getattr(torch, dtype)
+        self.activation_checkpointing = activation_checkpointing
         self.controls: tuple[str, ...] = ()
         """Tokens that a method puts between prompt and response, set before `tokenizer` is read; generation stands
         behind the first one."""
@@ -137,6 +140,8 @@ class Policy(nn.Module):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        if self.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model
         rows = model.get_input_embeddings().weight.shape[0]
         if len(self.tokenizer) > rows:

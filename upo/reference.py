@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Sequence
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from upo.data.layout import Responses, Tokens
 from upo.errors import UserError
@@ -75,7 +74,7 @@ class FrozenReference(Reference):
     @torch.no_grad()
     def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
         assert self.model is not None, "build() comes first"
-        sharded = isinstance(self.model, FSDPModule)
+        sharded = hasattr(self.model, "unshard")
         if not sharded and next(self.model.parameters()).device != responses.input_ids.device:
             self.model.to(responses.input_ids.device)
         return self.model(responses, names)
