@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 import upo.methods
 from upo.ablate import ablate
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "upo").rglob("*.py"))
 YAMLS = sorted((ROOT / "experiments").rglob("*.yaml"))
 STUDIES = [path for path in YAMLS if "\nruns:" in path.read_text()]
-EXPERIMENTS = [path for path in YAMLS if path not in STUDIES]
+HARDWARE = [path for path in YAMLS if path.parent.name == "hardware"]
+EXPERIMENTS = [path for path in YAMLS if path not in STUDIES + HARDWARE]
 QUICK = ("quickstart", "llama7b", "stories_", "hh_stories260k_sft", "hh_stories260k_dpo", "hh_stories260k_upo")
 """Beginnings of the names of experiments that every test run parses; the slow one parses all."""
 
@@ -68,7 +70,7 @@ def test_no_method_is_chosen_by_a_string() -> None:
         assert not re.search(r"(loss_type|loss_name|method) *== *['\"]", file.read_text()), file
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS + HARDWARE, ids=lambda p: p.stem)
 def test_experiments_say_what_they_are_for(path: Path) -> None:
     """Four comment lines that begin as they should, with something behind each."""
     lines = path.read_text().splitlines()
@@ -91,6 +93,22 @@ def test_experiments_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, c
         CLI(["--config", str(path), "--print_config"])
     assert exit_.value.code == 0
     assert "default_root_dir: runs/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", HARDWARE, ids=lambda p: p.stem)
+def test_hardware_goes_with_an_experiment(path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """As a second --config; nothing but the Trainer changes."""
+    monkeypatch.chdir(ROOT)
+    printed = []
+    for overlay in ([], ["--config", str(path)]):
+        with pytest.raises(SystemExit) as exit_:
+            CLI(["--config", str(ROOT / "experiments/quickstart.yaml"), *overlay, "--print_config"])
+        assert exit_.value.code == 0
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    alone, both = printed
+    asked = yaml.safe_load(path.read_text())["trainer"]
+    assert {k: v for k, v in both.items() if k != "trainer"} == {k: v for k, v in alone.items() if k != "trainer"}
+    assert {k: both["trainer"][k] for k in asked} == asked
 
 
 @pytest.mark.slow

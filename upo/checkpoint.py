@@ -26,7 +26,7 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
     """Model and tokenizer, in eval mode on the CPU.
 
     Args:
-        path: run folder (its newest checkpoint), .ckpt file, Hugging Face folder, or hub name.
+        path: run folder (its newest checkpoint), .ckpt file or folder, Hugging Face folder, or hub name.
 
     Raises:
         UserError: nothing usable there.
@@ -55,15 +55,15 @@ def quiet() -> None:
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The checkpoint that a .ckpt file or a run folder means; None where `path` is neither.
+    """The checkpoint that a .ckpt path or a run folder means; None where `path` is neither.
 
     Raises:
-        UserError: a run folder without a checkpoint, or no such .ckpt file.
+        UserError: a run folder without a checkpoint, or no such .ckpt.
     """
     from upo.callbacks.checkpoint_io import latest
 
     if path.suffix == ".ckpt":
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"no such checkpoint: {path}")
         return path
     if not (path / "checkpoints").is_dir() and not (path / "config.yaml").is_file():
@@ -74,18 +74,23 @@ def find_checkpoint(path: Path) -> Path | None:
 
 
 def read_checkpoint(file: Path, mmap: bool = False) -> dict[str, Any]:
-    """What a run saved: tensors and plain types only.
+    """What a run saved: tensors and plain types only; of a sharded run all but the optimizer's states.
 
     Args:
-        mmap: leave tensors on the disk until they are used.
+        mmap: leave a file's tensors on the disk until they are used.
 
     Raises:
         UserError: broken, or not a checkpoint of this package.
     """
     import torch
 
+    from upo.callbacks.checkpoint_io import read_folder
+
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        if file.is_dir():
+            content = read_folder(file, "state_dict")
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # what a broken file makes the unpickler raise can be anything
         raise UserError(f"{file} is broken or no checkpoint ({type(error).__name__}); take another one") from error
     if not isinstance(content, dict) or not {"state_dict", "policy_files"} <= content.keys():
@@ -104,6 +109,7 @@ def model_from(
         exact: below an adapter, 4-bit weights as the numbers that they stand for.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.initialization import no_init_weights
 
     from upo.adapter_files import policy_weights, with_adapter
 
@@ -117,8 +123,10 @@ def model_from(
             if CONFIG in content["policy_files"]:
                 model = with_adapter(content, folder, len(tokenizer), exact)
             else:
-                model = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
-                model.load_state_dict(weights)
+                with no_init_weights():  # memory that is never written to is never taken
+                    model = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
+                model.load_state_dict(weights, assign=True)
+                model.tie_weights()
         except RuntimeError as error:
             raise UserError(f"{file}: weights and configuration do not fit ({str(error).splitlines()[0]})") from None
         if "generation_config.json" in content["policy_files"]:

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import upo.methods  # noqa: F401  makes short class names known
 from upo import loggers
-from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest
+from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints, latest
 from upo.callbacks.graceful_stop import GracefulStop
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.reference_sync import MovingReference
 from upo.callbacks.run_folder import RunFolder, summarize
 from upo.callbacks.throughput import Throughput
+from upo.checkpoint import load_run
 from upo.data.module import PreferenceData
 from upo.errors import UserError, short_errors
 from upo.evaluate import Evaluation
@@ -40,6 +41,7 @@ QUIET = (
     ".*LeafSpec.*",
     ".*Checkpoint directory.*",
     ".*your dataloader is not resumable.*",
+    ".*sync_dist=True.*",
 )
 """Warnings that tell a user nothing to do."""
 
@@ -92,7 +94,7 @@ class CLI(LightningCLI):
             "each leaves its model in <its run folder>/export",
         )
         parser.add_argument("--evaluation", type=Evaluation | None, default=None, help="evaluate at the end")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": "{step}",
@@ -117,6 +119,8 @@ class CLI(LightningCLI):
         every = [MetricsCSV(str(self.folder)), *given]
         callbacks = [*(trainer.callbacks or []), Throughput(), RandomState(), GracefulStop()]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
+        if type(trainer.strategy) is ModelParallelStrategy:
+            raise UserError("ModelParallelStrategy would shard nothing; set trainer.strategy: upo.strategy.Sharded")
         return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
 
     def fit(self) -> None:
@@ -132,7 +136,10 @@ class CLI(LightningCLI):
                 for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(callback, MovingReference):
                         callback.rewind()
-                figures = self.config_init.evaluation.run(self.model, self.datamodule, self.folder)
+                run = self.model, self.datamodule
+                if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                    run = load_run(self.folder)[:2]  # rank 0 alone goes on, with whole models
+                figures = self.config_init.evaluation.run(*run, self.folder)
                 loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
                 values |= figures
             summarize(self.folder, values)

@@ -18,7 +18,7 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
     adapter as peft writes it, and with `merge` a full model; how far merging moves log-probs is printed.
 
     Args:
-        source: run folder (its newest checkpoint) or .ckpt file.
+        source: run folder (its newest checkpoint), or a .ckpt file or folder.
         folder: where the model goes; made if needed.
         overwrite: replace what the folder holds.
         merge: make an adapter part of the weights below it, 4-bit ones as the numbers that they stand for.
@@ -34,8 +34,8 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
 
     file = find_checkpoint(source)
     if file is None:
-        raise UserError(f"{source} is neither a run folder nor a .ckpt file")
-    content = read_checkpoint(file)
+        raise UserError(f"{source} is neither a run folder nor a checkpoint")
+    content = read_checkpoint(file, mmap=True)
     alone = CONFIG in content["policy_files"] and not merge
     if merge and CONFIG not in content["policy_files"]:
         raise UserError(f"{source} trained all weights; there is no adapter to --merge")

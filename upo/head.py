@@ -72,7 +72,11 @@ class Head:
 
     def read(self, model: "PreTrainedModel", dtype: torch.dtype) -> LinearHead:
         """The head's tensors as they are now, in the dtype to compute in."""
-        return LinearHead(**_parts(model, model.config.model_type), scale=self.scale, cap=self.cap).to(dtype)
+        parts: Any = _parts(model, model.config.model_type)
+        for name, x in parts.items():
+            if hasattr(x, "full_tensor"):  # of a frozen reference; a sharded policy's forward pass sees whole ones
+                parts[name] = x.full_tensor()
+        return LinearHead(**parts, scale=self.scale, cap=self.cap).to(dtype)
 
 
 def _parts(model: "PreTrainedModel", name: str) -> dict[str, Tensor | None]:

@@ -40,6 +40,7 @@ class Policy(nn.Module):
         dtype: Literal["float32", "bfloat16", "float64"] = "float32",
         adapter: LoRA | None = None,
         quantization: Literal["nf4"] | None = None,
+        activation_checkpointing: bool = False,
     ):
         """
         Args:
@@ -50,6 +51,7 @@ class Policy(nn.Module):
             dtype: of the parameters. Log-probs are computed in float32 at least, whatever this says.
             adapter: trains this adapter alone; checkpoints then hold nothing but it. Null trains all weights.
             quantization: nf4 keeps the weights below an adapter in 4 bits (QLoRA) and computes in `dtype`.
+            activation_checkpointing: compute layers again in the backward pass: much less memory, a third more time.
         """
         super().__init__()
         if (path is None) == (config is None):
@@ -60,6 +62,7 @@ class Policy(nn.Module):
             raise UserError("policy.quantization needs policy.path and policy.adapter: 4-bit weights cannot be trained")
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
+        self.activation_checkpointing = activation_checkpointing
         if adapter is not None:
             keep_apart(self)
         self.controls: tuple[str, ...] = ()
@@ -108,7 +111,8 @@ class Policy(nn.Module):
 
         quiet()
         config, options = self.model_config, {"dtype": self.dtype} | quantized(self.quantization, self.dtype)
-        if self.path is None:
+        shapes_only = torch.get_default_device().type == "meta"  # the weights come from another rank
+        if self.path is None or shapes_only:
             try:
                 model = AutoModelForCausalLM.from_config(config, **options)
             except ValueError as error:
@@ -134,6 +138,8 @@ class Policy(nn.Module):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        if self.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model
         rows = model.get_input_embeddings().weight.shape[0]
         if len(self.tokenizer) > rows:
@@ -142,7 +148,8 @@ class Policy(nn.Module):
                 f"the model {self.path or 'config'} only {rows} embeddings; give policy.tokenizer and "
                 "policy.path that belong together"
             )
-        self.head = Head.of(model, self.path or "policy.config")
+        if model.device.type != "meta":
+            self.head = Head.of(model, self.path or "policy.config")
 
     @property
     def packable(self) -> int | None:

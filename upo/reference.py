@@ -84,7 +84,8 @@ class FrozenReference(Reference):
     @torch.no_grad()
     def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
         assert self.model is not None, "build() comes first"
-        if next(self.model.parameters()).device != responses.input_ids.device:
+        sharded = hasattr(self.model, "unshard")
+        if not sharded and next(self.model.parameters()).device != responses.input_ids.device:
             self.model.to(responses.input_ids.device)
         return self.model(responses, names)
 

@@ -217,6 +217,7 @@ class Method(pl.LightningModule):
             limit = group.get("grad_clip", gradient_clip_val)
             norm = torch.nn.utils.clip_grad_norm_(group["params"], limit or math.inf)
             if i == 0:
+                norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards  # type: ignore[attr-defined]
                 self.log_dict({"train/grad_norm": norm, "train/lr": group["lr"]})
 
     def on_fit_start(self) -> None:

@@ -1,0 +1,251 @@
+"""FSDP2 on CPU ranks, through the command line: the losses of one device, and checkpoints that go anywhere.
+
+Tiny Llamas and eight pairs: uneven micro-batches, fillers, norm clipping, a value head, lists of unequal length.
+"""
+
+import json
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_trajectories import losses
+from training import pairs_file
+
+from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest, read_folder
+from upo.checkpoint import load_model, load_run, read_checkpoint
+from upo.errors import UserError
+from upo.export import export
+from upo.strategy import layers
+
+MODEL = {
+    "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 256, "initializer_range": 0.2,
+}  # fmt: skip
+CONSTANT = {"class_path": "torch.optim.lr_scheduler.ConstantLR", "init_args": {"factor": 1.0}}
+
+
+def sharded(**options: object) -> tuple[str, ...]:
+    """Arguments of a sharded run; all in float32, so that it equals the others."""
+    value = {"class_path": "upo.strategy.Sharded", "init_args": {"param_dtype": None, **options}}
+    return ("--trainer.strategy", json.dumps(value))
+
+
+def config(file: Path, method: str, tied: bool) -> None:
+    """Ten steps of four pairs on eight."""
+    policy = {"config": MODEL | {"tie_word_embeddings": tied}, "tokenizer": "tiny.tokenizer"}
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}}
+    init = {"policy": policy, "reference": "FrozenReference", "optimizer": optimizer, "scheduler": CONSTANT}
+    source = {"name": "tiny.scored_lists" if method == "NCAListwise" else "hh", "path": pairs_file(file.parent)}
+    data = {"sources": [source], "validation": 0, "max_length": 256, "pairs_per_step": 4, "tokens_per_microbatch": 150}
+    if method == "UPO":
+        init |= {"reward_weights": {"length": 0.01}, "value_dropout": 0.0, "value_warmup_steps": 2}
+        data |= {"rewards": {"length": "Words"}, "rewards_cache": str(file.parent / "cache")}
+    trainer = {"max_steps": 10, "max_epochs": -1, "gradient_clip_val": 1, "accelerator": "cpu"}
+    trainer |= {"enable_progress_bar": False}
+    model = {"class_path": method, "init_args": init}
+    file.write_text(json.dumps({"model": model, "data": data, "trainer": trainer}))
+
+
+@pytest.fixture
+def train(upo_fit, tmp_path: Path) -> Callable[..., list[float]]:
+    """`train(method, folder, *args, ranks=1, tied=True)`: losses of the steps so far."""
+
+    def run(method: str, folder: str, *args: str, ranks: int = 1, tied: bool = True) -> list[float]:
+        config(file := tmp_path / f"{method}.yaml", method, tied)
+        where = ("--trainer.default_root_dir", folder, "--trainer.devices", str(ranks))
+        done = upo_fit("--config", file, *where, *args, ranks=ranks)
+        assert done.code == 0, done.text
+        return losses(tmp_path / folder)
+
+    return run
+
+
+# ---- the losses of one device ------------------------------------------------------------------------------
+
+CASES = [("UPO", True), ("NCAListwise", False), ("DPO", True), ("KTO", False)]
+
+
+@pytest.mark.parametrize(
+    ("method", "tied"), [pytest.param(*c, marks=[] if i < 2 else pytest.mark.slow) for i, c in enumerate(CASES)]
+)
+def test_two_ranks_equal_one(method: str, tied: bool, train) -> None:
+    expected = train(method, "one", tied=tied)
+    assert len(expected) == 10 and len(set(expected)) == 10
+    assert train(method, "two", *sharded(), ranks=2, tied=tied) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (2, {"reshard_after_forward": False, "reduce_each_microbatch": True}),
+        (2, {"cpu_offload": True}),
+        (4, {}),
+        (4, {"shard_size": 2}),
+    ],
+    ids=str,
+)
+def test_no_option_changes_a_loss(ranks: int, options: dict, train) -> None:
+    """With activation checkpointing; on four ranks some have nothing but fillers."""
+    expected = train("UPO", "one")
+    args = (*sharded(**options), "--model.policy.activation_checkpointing", "true")
+    assert train("UPO", "many", *args, ranks=ranks) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["UPO", "KTO"])
+def test_a_rank_without_a_pair_does_not_hang(method: str, train) -> None:
+    """One pair a step, two ranks."""
+    one = ("--data.pairs_per_step", "1")
+    expected = train(method, "one", *one)
+    assert train(method, "two", *one, *sharded(), ranks=2) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_bfloat16_layers_with_float32_masters(train, tmp_path: Path) -> None:
+    """Near the float32 run until rounding has moved the weights; masters and moments stay float32."""
+    expected = train("UPO", "one")
+    got = train("UPO", "two", *sharded(param_dtype="bfloat16"), ranks=2)
+    assert got[:2] == pytest.approx(expected[:2], abs=0.01) and got != expected
+    content = read_folder(latest(tmp_path / "two"))
+    tensors = [*content["state_dict"].values()]
+    tensors += [x for state in content["optimizer_0"]["state"].values() for x in state.values()]
+    assert {x.dtype for x in tensors} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_read_by_one_rank(train, stories260k: str, tmp_path: Path) -> None:
+    """Weights, tied or not, and rotary buffers of a checkpoint, in the policy and in a reference of its own."""
+    init = json.dumps({"class_path": "FrozenReference", "init_args": {"path": stories260k}})
+    args = ("--model.policy", json.dumps({"path": stories260k}), "--model.reference", init)
+    expected = train("DPO", "one", *args)
+    assert train("DPO", "two", *args, *sharded(), ranks=2) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt_neox", "gpt2", "phi"])
+def test_decoder_layers_are_found(kind: str) -> None:
+    policy = tiny.policy(kind)
+    assert len(layers(policy)) == 2
+    assert len({type(layer) for layer in layers(policy)}) == 1
+
+
+# ---- checkpoints ------------------------------------------------------------------------------
+
+
+def test_a_sharded_run_goes_on_anywhere(train, tmp_path: Path) -> None:
+    """On two ranks bit for bit, on one within rounding; and its policy leaves without ranks."""
+    whole = train("UPO", "whole", *sharded(), ranks=2)
+    assert train("UPO", "cut", *sharded(), "--trainer.max_steps", "5", ranks=2) == whole[:5]
+    folder = latest(tmp_path / "cut")
+    assert folder.is_dir() and not list(folder.parent.glob(".*"))
+    (tmp_path / "cut" / "summary.json").unlink()
+    (folder.parent / ".step=7.ckpt.partial").mkdir()  # killed while it was written
+    state = AtomicCheckpointIO().load_checkpoint(folder)["optimizer_states"][0]
+    assert sorted(state["state"]) == [i for group in state["param_groups"] for i in group["params"]]
+    exported(tmp_path / "cut", tmp_path / "exported")
+    (tmp_path / "cut").rename(tmp_path / "two")
+    assert train("UPO", "two", *sharded(), "--ckpt_path", "last", ranks=2) == whole
+    assert train("UPO", "one", "--ckpt_path", str(tmp_path / "two" / "checkpoints" / folder.name)) == pytest.approx(
+        whole[5:], abs=1e-5
+    )
+
+
+def exported(run: Path, out: Path) -> None:
+    """The run's policy and value head by `load_run`, its policy by `load_model` and `export`: the same."""
+    export(run, out)
+    method, *_ = load_run(run)
+    ids = torch.arange(3, 20)[None]
+    models = [method.policy.model, load_model(run)[0], load_model(out)[0]]
+    live, *others = (model(input_ids=ids, use_cache=False).logits for model in models)
+    for logits in others:
+        assert torch.equal(logits, others[0]) and torch.allclose(logits, live, atol=1e-5)
+    assert models[1].lm_head.weight is models[1].model.embed_tokens.weight
+    saved = read_checkpoint(latest(run))["state_dict"]
+    assert all(torch.equal(saved[f"value_head.{n}"], p) for n, p in method.value_head.named_parameters())
+
+
+@pytest.mark.slow
+def test_one_rank_goes_on_as_two(train, tmp_path: Path) -> None:
+    expected = train("UPO", "one")
+    train("UPO", "cut", "--trainer.max_steps", "5")
+    (tmp_path / "cut" / "summary.json").unlink()
+    resumed = train("UPO", "cut", *sharded(), "--ckpt_path", "last", ranks=2)
+    assert resumed == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_equals_uninterrupted(signal_: int, train, upo_fit, tmp_path: Path) -> None:
+    """With value dropout, whose random numbers differ from rank to rank; a checkpoint each step."""
+    args = (*sharded(), "--model.value_dropout", "0.1", "--checkpoint.every_n_train_steps", "1")
+    expected = train("UPO", "whole", *args, ranks=2)
+    folder = tmp_path / "killed"
+    reached = lambda: any((folder / "checkpoints").glob("step=3*.ckpt"))  # noqa: E731
+    where = ("--trainer.default_root_dir", "killed", "--trainer.devices", "2")
+    killed = upo_fit(
+        "--config", tmp_path / "UPO.yaml", *where, *args, ranks=2, kill_when=reached, signal_=signal_
+    )  # fmt: skip
+    assert killed.code == (143 if signal_ == signal.SIGTERM else -signal_), killed.text
+    assert train("UPO", "killed", *args, "--ckpt_path", "last", ranks=2) == expected
+
+
+def test_the_end_of_a_run_is_saved(train, tmp_path: Path) -> None:
+    """Also where it falls between two saves, and the link to the last checkpoint follows."""
+    train("DPO", "run", "--trainer.max_steps", "5", "--checkpoint.every_n_train_steps", "3")
+    assert read_checkpoint(latest(tmp_path / "run"))["global_step"] == 5
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").resolve().name == "step=5.ckpt"
+
+
+class Code:
+    def __reduce__(self) -> tuple:
+        return (print, ("code ran",))
+
+
+def test_a_folder_that_would_run_code_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.ckpt").mkdir()
+    (tmp_path / "x.ckpt" / ".metadata").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(pickle.UnpicklingError, match="print has no place in a checkpoint"):
+        read_folder(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="is broken or no checkpoint"):
+        load_model(tmp_path / "x.ckpt")
+    assert capsys.readouterr().out == ""
+
+
+# ---- what does not go ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (sharded(), "this run has one for each copy"),
+        (("--trainer.strategy.class_path", "ModelParallelStrategy"), "would shard nothing"),
+    ],
+    ids=["one device", "Lightning's own"],
+)
+def test_a_sharded_run_that_shards_nothing_is_refused(args, error: str, upo_fit, tmp_path: Path) -> None:
+    config(file := tmp_path / "DPO.yaml", "DPO", True)
+    done = upo_fit("--config", file, *args)
+    assert done.code == 2 and error in done.text, done.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("--model.reference", "StoredReference"), "StoredReference works on whole models"),
+        (
+            ("--trainer.callbacks+", "upo.callbacks.reference_sync.ReferenceSync"),
+            "ReferenceSync moves whole models only",
+        ),
+        (sharded(shard_size=3), "shard_size=3 must divide"),
+    ],
+    ids=["stored", "moving", "uneven"],
+)
+def test_what_works_on_whole_models_is_refused(args, error: str, upo_fit, tmp_path: Path) -> None:
+    config(file := tmp_path / "DPO.yaml", "DPO", True)
+    done = upo_fit("--config", file, "--trainer.devices", "2", *sharded(), *args, ranks=2)
+    assert done.code == 2 and error in done.text, done.text

@@ -1,0 +1,221 @@
+"""FSDP2 for methods: weights, gradients and optimizer states are spread over the ranks, a decoder layer at a time."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from upo.callbacks.reference_sync import MovingReference
+from upo.errors import UserError
+from upo.policy import Policy
+from upo.reference import FrozenReference, Reference
+
+
+class Sharded(ModelParallelStrategy):
+    """Shards policy, reference and value heads over all ranks; a step stays what it is on one device.
+
+    Only rank 0 loads or draws weights: the other ranks make shapes and get each layer from it, to keep their shard.
+    Checkpoints are folders with a file a rank; one that was killed while it was written is not there.
+    """
+
+    def __init__(
+        self,
+        shard_size: PositiveInt | None = None,
+        param_dtype: Literal["bfloat16"] | None = "bfloat16",
+        reshard_after_forward: bool = True,
+        reduce_each_microbatch: bool = False,
+        cpu_offload: bool = False,
+    ):
+        """
+        Args:
+            shard_size: ranks that hold one copy of the weights together; null: all. On several nodes the devices of one
+                make a copy each node: less traffic between nodes, more memory.
+            param_dtype: what layers compute in. Masters, optimizer states and sums of gradients keep `policy.dtype`
+                (float32 at least for the sums); null: everything in `policy.dtype`.
+            reshard_after_forward: free a layer's weights after its forward pass and gather them again for the backward
+                one; false is faster and holds the whole policy in `param_dtype` on each device.
+            reduce_each_microbatch: sum gradients over ranks after every micro-batch instead of once a step: more
+                traffic, but no device holds a whole float32 gradient (4 bytes a parameter) in steps of several.
+            cpu_offload: weights and optimizer states live, and are updated, in CPU memory. Slow.
+        """
+        super().__init__()
+        self.shard_size, self.reduce_each_microbatch, self.cpu_offload = shard_size, reduce_each_microbatch, cpu_offload
+        self.param_dtype = None if param_dtype is None else getattr(torch, param_dtype)
+        self.reshard_after_forward = reshard_after_forward
+        self.trained: list[FSDPModule] = []
+        """The policy, then the heads beside it."""
+
+    # ---- set-up ------------------------------------------------------------------------------------------------
+
+    def setup_environment(self) -> None:
+        ranks = self.num_nodes * self.num_processes
+        shards = self.shard_size or ranks
+        if ranks == 1 or shards == 1:
+            raise UserError(
+                "Sharded spreads a model over several devices, this run has one for each copy; raise trainer.devices "
+                "(and shard_size), or remove trainer.strategy"
+            )
+        if ranks % shards:
+            raise UserError(f"Sharded.shard_size={shards} must divide the number of devices, {ranks}")
+        self._data_parallel_size, self._tensor_parallel_size = ranks, 1
+        if self.cpu_offload and self.root_device.type == "cuda":
+            self._process_group_backend = "cpu:gloo,cuda:nccl"  # norms of gradients are summed where they live
+        super().setup_environment()
+        shape, names = ((ranks,), ("shard",)) if shards == ranks else ((ranks // shards, shards), ("copy", "shard"))
+        self.mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Weights on rank 0, shapes on the others."""
+        with super().tensor_init_context(empty_init=self.global_rank > 0):
+            yield
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        if not self.trained:
+            self._shard(trainer, trainer.lightning_module)
+        super().setup(trainer)
+
+    def _shard(self, trainer: pl.Trainer, method: Any) -> None:
+        reference: Reference | None = method.reference
+        if reference is not None and type(reference) is not FrozenReference:
+            raise UserError(f"{type(reference).__name__} works on whole models; set model.reference: FrozenReference")
+        if moving := [type(c).__name__ for c in trainer.callbacks if isinstance(c, MovingReference)]:  # type: ignore[attr-defined]
+            raise UserError(f"{moving[0]} moves whole models only; take trainer.strategy: ddp")
+        reduce_dtype = torch.promote_types(method.policy.dtype, torch.float32)
+        mixed = MixedPrecisionPolicy(self.param_dtype, reduce_dtype, cast_forward_inputs=False)
+        self.trained = [self._shard_policy(method.policy, self.reshard_after_forward, mp_policy=mixed)]
+        if reference is not None and reference.model is not None:
+            # Without a backward pass nothing but the end of a forward pass frees it.
+            self._shard_policy(reference.model, True, self.param_dtype)
+        for head in method.children():
+            if head is not method.policy and any(True for _ in head.parameters()):
+                _receive(head, self.root_device)
+                self.trained.append(fully_shard(head, mesh=self.mesh, reshard_after_forward=False))
+        torch.set_rng_state(self.broadcast(torch.get_rng_state()))  # ranks that made shapes have drawn nothing
+
+    def _shard_policy(
+        self, policy: Policy, reshard: bool, dtype: torch.dtype | None = None, **options: Any
+    ) -> FSDPModule:
+        """Each decoder layer is a group; embeddings, head and what else there is make the last one.
+
+        Args:
+            dtype: of the stored weights; null leaves them.
+        """
+        policy.head = self.broadcast(getattr(policy, "head", None))
+        offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
+        for module in (*layers(policy), policy):
+            _receive(module, self.root_device, dtype)
+            fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard, offload_policy=offload, **options)
+        assert isinstance(policy, FSDPModule)
+        return policy
+
+    def model_to_device(self) -> None:
+        """What is sharded lies where it belongs."""
+        assert self.model is not None
+        self.model._device = self.root_device
+        for child in self.model.children():
+            if not isinstance(child, FSDPModule):
+                child.to(self.root_device)
+        for name, x in self.model.named_buffers(recurse=False):
+            setattr(self.model, name, x.to(self.root_device))
+
+    # ---- a step ------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._gather_heads()
+        self._reduce_gradients(self.reduce_each_microbatch)
+        return super().training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._gather_heads()
+        return super().validation_step(*args, **kwargs)
+
+    def backward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Of the last micro-batch: those before it are not Lightning's."""
+        self._reduce_gradients(True)
+        return super().backward(*args, **kwargs)
+
+    def _gather_heads(self) -> None:
+        """Some ranks ask them more often than others, e.g. not for fillers; that must not be a collective."""
+        for head in self.trained[1:]:
+            head.unshard()
+
+    def _reduce_gradients(self, now: bool) -> None:
+        for module in self.trained:
+            module.set_requires_gradient_sync(now)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        partial = path.with_name(f".{path.name}.partial")
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            _sync(partial)
+            if path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            partial.rename(path)
+            _sync(path.parent)
+        self.barrier()
+
+
+def layers(policy: Policy) -> list[nn.Module]:
+    """The decoder layers of a transformers model, found by the class that it says may not be split."""
+    names = set(policy.model._no_split_modules or ())
+    found = [m for m in policy.model.modules() if type(m).__name__ in names and any(True for _ in m.parameters())]
+    if not found:
+        raise UserError(
+            f"{policy.model.config.model_type} does not say what its layers are; take trainer.strategy: ddp"
+        )
+    return found
+
+
+def _receive(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    """Rank 0's weights and buffers of a module on all ranks; what is sharded already is left alone."""
+    known: dict[int, Tensor] = {}
+
+    def received(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+        wanted = dtype or x.dtype
+        whole = (
+            x.detach().to(device, wanted).contiguous()
+            if dist.get_rank() == 0
+            else torch.empty_like(x, dtype=wanted, device=device)
+        )
+        dist.broadcast(whole, 0)
+        return whole
+
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is None or isinstance(p, DTensor):
+                continue
+            if id(p) not in known:
+                known[id(p)] = nn.Parameter(received(p, dtype if p.is_floating_point() else None), p.requires_grad)
+            part._parameters[name] = known[id(p)]  # type: ignore[assignment]
+        for name, x in part._buffers.items():
+            if x is not None:
+                part._buffers[name] = received(x, None)
+
+
+def _sync(path: Path) -> None:
+    """What a folder lists is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
