@@ -153,17 +153,8 @@ class Policy(nn.Module):
 
     @property
     def packable(self) -> int | None:
-        """How long a prompt and its response may be in the packed layout, in tokens; null for any length.
-
-        The mask of that layout stands for plain attention: it is right up to a sliding window's length, and never for
-        convolutions, recurrences and attention of a model's own, which do not ask it.
-        """
-        if not self.model._supports_attention_backend:
-            return 0
-        kinds = set(getattr(self.model_config, "layer_types", None) or ["full_attention", "sliding_attention"])
-        if kinds - {"full_attention", "sliding_attention"}:
-            return 0
-        return getattr(self.model_config, "sliding_window", None) if "sliding_attention" in kinds else None
+        """How long a prompt and its response may be in the packed layout, in tokens; null for any length."""
+        return prefix_attention.longest(self.model)
 
     @property
     def hidden_size(self) -> int:

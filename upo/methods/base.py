@@ -179,9 +179,9 @@ class Method(pl.LightningModule):
         self._log("val")
 
     def _log(self, stage: Stage) -> None:
+        shown = ("loss", "rewards/accuracies") if stage == "train" else ()
         for name, x in self.collect(stage).items():
-            shown = stage == "train" and name in ("loss", "rewards/accuracies")
-            self.log(f"{stage}/{name}", x, prog_bar=shown, batch_size=1)
+            self.log(f"{stage}/{name}", x, prog_bar=name in shown, batch_size=1)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing: `training_step` has done it before its first micro-batch."""
@@ -203,10 +203,8 @@ class Method(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = checked(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -217,8 +215,8 @@ class Method(pl.LightningModule):
             limit = group.get("grad_clip", gradient_clip_val)
             norm = torch.nn.utils.clip_grad_norm_(group["params"], limit or math.inf)
             if i == 0:
-                norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards  # type: ignore[attr-defined]
-                self.log_dict({"train/grad_norm": norm, "train/lr": group["lr"]})
+                whole = getattr(norm, "full_tensor", norm.clone)()
+                self.log_dict({"train/grad_norm": whole, "train/lr": group["lr"]})
 
     def on_fit_start(self) -> None:
         """Batches bring reference log-probs along where the reference knows them beforehand (StoredReference)."""

@@ -181,6 +181,18 @@ def prefix_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[return-value]
 
 
+def longest(model: Any) -> int | None:
+    """How long a prompt and its response may be for a transformers model, in tokens; None for any length.
+
+    The packed layout stands for plain attention: it is right up to a sliding window's length, and never for
+    convolutions, recurrences and attention of a model's own, which do not ask for it.
+    """
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention", "sliding_attention"])
+    if not model._supports_attention_backend or kinds - {"full_attention", "sliding_attention"}:
+        return 0
+    return getattr(model.config, "sliding_window", None) if "sliding_attention" in kinds else None
+
+
 def register() -> None:
     """Makes transformers know it by `NAME`; masks outside the packed layout are those of plain attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
