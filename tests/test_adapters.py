@@ -212,8 +212,7 @@ def test_killed_and_resumed_equals_uninterrupted(base, tmp_path):
 # ---- where training starts -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["run", "folder"])
-@pytest.mark.parametrize("kind", ["plain", "whole head", "DoRA"])
+@pytest.mark.parametrize(("kind", "where"), [("plain", "run"), ("DoRA", "folder"), ("whole head", "folder")])
 def test_an_adapter_to_start_from_is_the_reference(kind, where, base, tmp_path, capsys):
     first = adapted(base, learned=True, **KINDS[kind])
     source = adapter_run(tmp_path / "sft", first)
@@ -325,7 +324,7 @@ def test_4_bit_training(base, tmp_path):
 # ---- rounds --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reference", [AdapterReference, FrozenReference])
+@pytest.mark.parametrize("reference", [AdapterReference, pytest.param(FrozenReference, marks=pytest.mark.slow)])
 def test_rounds_of_an_adapter(reference, base, tmp_path):
     """Each round starts at log 2 against the policy that the last one left; checkpoints hold the changed weights."""
 

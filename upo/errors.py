@@ -50,6 +50,8 @@ class hub_errors:
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        if isinstance(error, ImportError):
+            raise UserError(f"the {self.what} `{self.name}` cannot be read here: {str(error).strip()[:200]}") from None
         if isinstance(error, OSError | ValueError | json.JSONDecodeError):
             if (Path(self.name) / "adapter_config.json").is_file():
                 raise UserError(

@@ -69,7 +69,7 @@ class FrozenReference(Reference):
             if policy.adapter is not None:
                 warnings.warn(
                     "FrozenReference copies the whole model, though the one below policy.adapter stays as it is; "
-                    "model.reference: AdapterReference needs no copy"
+                    "model.reference: AdapterReference needs no copy, and is enough unless a callback moves it"
                 )
             self.model = policy.frozen_copy()
             return
@@ -137,7 +137,7 @@ class _AsStarted(Policy):
     def weights(self) -> dict[str, Tensor]:
         return below(self.model, self.start)
 
-    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
+    def __call__(self, *args, **kwargs) -> dict[str, Tensor]:
         with self.in_force():
             return self.policy(*args, **kwargs)
 

@@ -39,6 +39,13 @@ def merge_adapters(model: nn.Module) -> int:
     return len(layers)
 
 
+def check_ends(model: Any) -> None:
+    """Raises a `UserError` where merging an adapter of the output head would change the embeddings too."""
+    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
+    if model.config.get_text_config().tie_word_embeddings and any(hasattr(end, "active_adapters") for end in ends):
+        raise UserError("embeddings and output head share their weights, Rounds cannot merge an adapter of one of them")
+
+
 class Rounds(MovingReference):
     """Multi-round training: merge, renew the reference, reset the optimizer."""
 
@@ -65,6 +72,7 @@ class Rounds(MovingReference):
     def move(self, trainer: pl.Trainer, method: Any) -> None:
         if trainer.global_step % self.every != 0:
             return
+        check_ends(method.policy.model)
         with torch.random.fork_rng():  # a resumed run begins the round with the same numbers
             torch.manual_seed(trainer.global_step)
             method.policy.rebased = merge_adapters(method.policy) > 0
