@@ -64,18 +64,31 @@ def train(upo_fit, tmp_path: Path) -> Callable[..., list[float]]:
     return run
 
 
-# ---- the losses of one device ------------------------------------------------------------------------------
+# ---- the losses of one device --------------------------------------------------------------------------------------
 
 CASES = [("UPO", True), ("NCAListwise", False), ("DPO", True), ("KTO", False)]
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[tuple, list[float]]:
+    """Losses by method, ranks and tied weights: each is computed once."""
+    return {}
+
+
+def plain(known: dict, train, method: str, ranks: int = 1, tied: bool = True) -> list[float]:
+    if (key := (method, ranks, tied)) not in known:
+        args = sharded() if ranks > 1 else ()
+        known[key] = train(method, f"plain{ranks}", *args, ranks=ranks, tied=tied)
+    return known[key]
 
 
 @pytest.mark.parametrize(
     ("method", "tied"), [pytest.param(*c, marks=[] if i < 2 else pytest.mark.slow) for i, c in enumerate(CASES)]
 )
-def test_two_ranks_equal_one(method: str, tied: bool, train) -> None:
-    expected = train(method, "one", tied=tied)
+def test_two_ranks_equal_one(method: str, tied: bool, known, train) -> None:
+    expected = plain(known, train, method, tied=tied)
     assert len(expected) == 10 and len(set(expected)) == 10
-    assert train(method, "two", *sharded(), ranks=2, tied=tied) == pytest.approx(expected, abs=1e-5)
+    assert plain(known, train, method, ranks=2, tied=tied) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -89,9 +102,9 @@ def test_two_ranks_equal_one(method: str, tied: bool, train) -> None:
     ],
     ids=str,
 )
-def test_no_option_changes_a_loss(ranks: int, options: dict, train) -> None:
+def test_no_option_changes_a_loss(ranks: int, options: dict, known, train) -> None:
     """With activation checkpointing; on four ranks some have nothing but fillers."""
-    expected = train("UPO", "one")
+    expected = plain(known, train, "UPO")
     args = (*sharded(**options), "--model.policy.activation_checkpointing", "true")
     assert train("UPO", "many", *args, ranks=ranks) == pytest.approx(expected, abs=1e-5)
 
@@ -106,9 +119,9 @@ def test_a_rank_without_a_pair_does_not_hang(method: str, train) -> None:
 
 
 @pytest.mark.slow
-def test_bfloat16_layers_with_float32_masters(train, tmp_path: Path) -> None:
+def test_bfloat16_layers_with_float32_masters(known, train, tmp_path: Path) -> None:
     """Near the float32 run until rounding has moved the weights; masters and moments stay float32."""
-    expected = train("UPO", "one")
+    expected = plain(known, train, "UPO")
     got = train("UPO", "two", *sharded(param_dtype="bfloat16"), ranks=2)
     assert got[:2] == pytest.approx(expected[:2], abs=0.01) and got != expected
     content = read_folder(latest(tmp_path / "two"))
@@ -133,15 +146,20 @@ def test_decoder_layers_are_found(kind: str) -> None:
     assert len({type(layer) for layer in layers(policy)}) == 1
 
 
-# ---- checkpoints ------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
-def test_a_sharded_run_goes_on_anywhere(train, tmp_path: Path) -> None:
-    """On two ranks bit for bit, on one within rounding; and its policy leaves without ranks."""
-    whole = train("UPO", "whole", *sharded(), ranks=2)
-    assert train("UPO", "cut", *sharded(), "--trainer.max_steps", "5", ranks=2) == whole[:5]
+def test_a_sharded_run_goes_on_anywhere(known, train, tmp_path: Path) -> None:
+    """On two ranks bit for bit, on one within rounding; and its policy leaves without ranks.
+
+    The end of a run is saved though it falls between two saves, and the link to the last checkpoint follows.
+    """
+    whole = plain(known, train, "UPO", ranks=2)
+    until = ("--trainer.max_steps", "5", "--checkpoint.every_n_train_steps", "3")
+    assert train("UPO", "cut", *sharded(), *until, ranks=2) == whole[:5]
     folder = latest(tmp_path / "cut")
-    assert folder.is_dir() and not list(folder.parent.glob(".*"))
+    assert folder.is_dir() and folder.name == "step=5.ckpt" and not list(folder.parent.glob(".*"))
+    assert (folder.parent / "last.ckpt").resolve() == folder
     (tmp_path / "cut" / "summary.json").unlink()
     (folder.parent / ".step=7.ckpt.partial").mkdir()  # killed while it was written
     state = AtomicCheckpointIO().load_checkpoint(folder)["optimizer_states"][0]
@@ -149,9 +167,8 @@ def test_a_sharded_run_goes_on_anywhere(train, tmp_path: Path) -> None:
     exported(tmp_path / "cut", tmp_path / "exported")
     (tmp_path / "cut").rename(tmp_path / "two")
     assert train("UPO", "two", *sharded(), "--ckpt_path", "last", ranks=2) == whole
-    assert train("UPO", "one", "--ckpt_path", str(tmp_path / "two" / "checkpoints" / folder.name)) == pytest.approx(
-        whole[5:], abs=1e-5
-    )
+    resumed = train("UPO", "one", "--ckpt_path", str(tmp_path / "two" / "checkpoints" / folder.name))
+    assert resumed == pytest.approx(whole[4:], abs=1e-5)  # the checkpoint knows the step before
 
 
 def exported(run: Path, out: Path) -> None:
@@ -169,8 +186,8 @@ def exported(run: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_rank_goes_on_as_two(train, tmp_path: Path) -> None:
-    expected = train("UPO", "one")
+def test_one_rank_goes_on_as_two(known, train, tmp_path: Path) -> None:
+    expected = plain(known, train, "UPO")
     train("UPO", "cut", "--trainer.max_steps", "5")
     (tmp_path / "cut" / "summary.json").unlink()
     resumed = train("UPO", "cut", *sharded(), "--ckpt_path", "last", ranks=2)
@@ -193,13 +210,6 @@ def test_killed_and_resumed_equals_uninterrupted(signal_: int, train, upo_fit, t
     assert train("UPO", "killed", *args, "--ckpt_path", "last", ranks=2) == expected
 
 
-def test_the_end_of_a_run_is_saved(train, tmp_path: Path) -> None:
-    """Also where it falls between two saves, and the link to the last checkpoint follows."""
-    train("DPO", "run", "--trainer.max_steps", "5", "--checkpoint.every_n_train_steps", "3")
-    assert read_checkpoint(latest(tmp_path / "run"))["global_step"] == 5
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").resolve().name == "step=5.ckpt"
-
-
 class Code:
     def __reduce__(self) -> tuple:
         return (print, ("code ran",))
@@ -215,7 +225,7 @@ def test_a_folder_that_would_run_code_is_refused(tmp_path: Path, capsys) -> None
     assert capsys.readouterr().out == ""
 
 
-# ---- what does not go ------------------------------------------------------------------------------
+# ---- what does not go ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,9 @@ class CLI(LightningCLI):
         callbacks = [*(trainer.callbacks or []), Throughput(), RandomState(), GracefulStop()]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
         if type(trainer.strategy) is ModelParallelStrategy:
-            raise UserError("ModelParallelStrategy would shard nothing; set trainer.strategy: upo.strategy.Sharded")
+            raise UserError(
+                "ModelParallelStrategy would shard nothing; take trainer.strategy.class_path: upo.strategy.Sharded"
+            )
         return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
 
     def fit(self) -> None:

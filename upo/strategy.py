@@ -113,7 +113,7 @@ class Sharded(ModelParallelStrategy):
         Args:
             dtype: of the stored weights; null leaves them.
         """
-        policy.head = self.broadcast(getattr(policy, "head", None))
+        policy.head = self.broadcast(getattr(policy, "head", None))  # type: ignore[assignment]
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
         for module in (*layers(policy), policy):
             _receive(module, self.root_device, dtype)
@@ -124,7 +124,7 @@ class Sharded(ModelParallelStrategy):
     def model_to_device(self) -> None:
         """What is sharded lies where it belongs."""
         assert self.model is not None
-        self.model._device = self.root_device
+        self.model._device = self.root_device  # type: ignore[assignment]
         for child in self.model.children():
             if not isinstance(child, FSDPModule):
                 child.to(self.root_device)
