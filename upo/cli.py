@@ -193,9 +193,20 @@ def _config_files(args: Sequence[str]) -> list[Path]:
     return [Path(x) for x in given + [a.partition("=")[2] for a in args if a.startswith("--config=")]]
 
 
+def content_of(config: Path) -> dict[str, Any]:
+    """A YAML as it is written, without defaults."""
+    try:
+        content = yaml.safe_load(config.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{config} is no valid YAML: {' '.join(str(error).split())[:300]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{config} should hold keys such as `model:` and `data:`")
+    return content
+
+
 def run_folder(config: Path) -> Path:
     """Where a YAML's run goes: its trainer.default_root_dir, by default runs/<name of the file>."""
-    trainer = (yaml.safe_load(config.read_text()) or {}).get("trainer") or {}
+    trainer = content_of(config).get("trainer") or {}
     return Path(trainer.get("default_root_dir") or f"runs/{config.stem}")
 
 
