@@ -132,7 +132,7 @@ def test_errors_say_what_to_do(runs: list[Path], tmp_path: Path, capsys) -> None
     assert "is none of the runs" in error(runs[0], "--baseline", runs[3])
     assert "no such experiment" in error("none.yaml")
     (tmp_path / "bad.yaml").write_text("model: {class_path: DPO\n\tdata: {}\n")
-    assert "bad.yaml is no valid YAML" in error(tmp_path / "bad.yaml")
+    assert "bad.yaml, line 2 is no valid YAML" in error(tmp_path / "bad.yaml")
     (runs[1] / "evaluation.json").unlink()
     assert f"python -m upo.evaluate {runs[1]}" in error(runs[1])
     (runs[1] / "summary.json").unlink()

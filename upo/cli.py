@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import upo.methods  # noqa: F401  makes short class names known
@@ -52,6 +53,9 @@ class CLI(LightningCLI):
         for noise in QUIET:
             warnings.filterwarnings("ignore", noise)
         self.files = _config_files(sys.argv[1:] if args is None else args)
+        for file in self.files:
+            if file.is_file():
+                content_of(file)
         super().__init__(
             model_class=Method,
             datamodule_class=PreferenceData,
@@ -116,7 +120,10 @@ class CLI(LightningCLI):
         every = [MetricsCSV(str(self.folder)), *given]
         callbacks = [*(trainer.callbacks or []), RandomState(), GracefulStop()]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
-        return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
+        try:
+            return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
+        except MisconfigurationException as error:  # no such accelerator, contradicting options
+            raise UserError(f"trainer: {error}") from error
 
     def fit(self) -> None:
         """Trains, evaluates, and closes the run folder with summary.json."""
@@ -152,6 +159,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
     """Refuses to mix runs; returns the checkpoint to resume from."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
     if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
         return str(latest(folder)) if ckpt_path == "last" else ckpt_path
     if overwrite:
@@ -196,9 +205,11 @@ def _config_files(args: Sequence[str]) -> list[Path]:
 def content_of(config: Path) -> dict[str, Any]:
     """A YAML as it is written, without defaults."""
     try:
-        content = yaml.safe_load(config.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{config} is no valid YAML: {' '.join(str(error).split())[:300]}") from None
+        content = yaml.safe_load(config.read_text())
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        raise UserError(f"{config}{line} is no valid YAML: {error.problem}{hint}") from None
     if not isinstance(content, dict):
         raise UserError(f"{config} should hold keys such as `model:` and `data:`")
     return content
