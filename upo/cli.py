@@ -122,7 +122,7 @@ class CLI(LightningCLI):
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
         try:
             return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
-        except MisconfigurationException as error:  # no such accelerator, contradicting options
+        except (MisconfigurationException, ValueError) as error:  # no such accelerator, contradicting options
             raise UserError(f"trainer: {error}") from error
 
     def fit(self) -> None:
