@@ -2,16 +2,51 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+LONGEST = (
+    "test_quickstart",
+    "test_notebooks",
+    "test_ablate",
+    "test_cli",
+    "test_trajectories",
+    "test_evaluate",
+    "test_bench",
+)
+"""Files that parallel workers begin with, so that none is left alone with one at the end."""
+BY_METHOD = re.compile(r"(.*/test_(?:every_method|trajectories|reference_store)\.py)::.*\[(?:\d+-)?([A-Z]\w+)\]")
+"""Tests whose dearest fixture is a run of one method."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (*LONGEST, name := item.path.stem.removeprefix("test_")).index(name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`-n 2`: a file stays with one worker, for the sake of its fixtures; files about all methods are cut by method."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            found = BY_METHOD.match(nodeid)
+            return "::".join(found.groups()) if found else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return ByFixtures(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,8 @@ def timeless(folder: Path) -> list[dict[str, float]]:
         (["--ckpt_path", "last"], "no checkpoint in"),
         (["--ckpt_path", "nowhere.ckpt"], "no such file nowhere.ckpt"),
         (["--after", "[nowhere.yaml]"], "no such file nowhere.yaml"),
+        (["--trainer.accelerator", "no_such_chip"], "trainer: "),
+        (["--trainer.default_root_dir", "tiny_dpo.yaml"], "tiny_dpo.yaml is a file"),
         (["--model", "UPO", "--model.reward_weights", "{politeness: 1}"], "politeness"),
     ],
 )
@@ -81,6 +83,21 @@ def test_mistakes_get_a_sentence(override: list[str], expected: str, config: str
 
 def test_missing_config(capsys, tmp_path: Path) -> None:
     assert "nope.yaml" in refused(capsys, "--config", str(tmp_path / "nope.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CONFIG.replace("  class_path: DPO", "\tclass_path: DPO"), "x.yaml, line 3 is no valid YAML"),
+        ("model: {class_path: DPO\ndata: 1\n", "x.yaml, line 2 is no valid YAML"),
+        ("", "x.yaml should hold keys"),
+        ("- model\n", "x.yaml should hold keys"),
+    ],
+)
+def test_a_broken_config_is_named_with_its_line(text: str, expected: str, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(text)
+    assert expected in refused(capsys, "--config", "x.yaml")
 
 
 def test_source_that_does_not_fit_the_method(config: str, capsys, tmp_path: Path) -> None:

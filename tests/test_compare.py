@@ -1,6 +1,7 @@
 """Comparison of run folders: grouping, pairing, errors."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from upo.compare import compare, main
 from upo.comparison import grouped, read_run
+from upo.study import tasks
 
 SETTINGS = {"judge": "Sentiment 1", "max_new_tokens": 16, "seed": 0}
 
@@ -129,6 +131,8 @@ def test_errors_say_what_to_do(runs: list[Path], tmp_path: Path, capsys) -> None
     assert "the same run with the same seed" in error(runs[0], runs[0])
     assert "is none of the runs" in error(runs[0], "--baseline", runs[3])
     assert "no such experiment" in error("none.yaml")
+    (tmp_path / "bad.yaml").write_text("model: {class_path: DPO\n\tdata: {}\n")
+    assert "bad.yaml, line 2 is no valid YAML" in error(tmp_path / "bad.yaml")
     (runs[1] / "evaluation.json").unlink()
     assert f"python -m upo.evaluate {runs[1]}" in error(runs[1])
     (runs[1] / "summary.json").unlink()
@@ -137,29 +141,68 @@ def test_errors_say_what_to_do(runs: list[Path], tmp_path: Path, capsys) -> None
 
 
 def test_experiments_are_trained_where_missing(tmp_path: Path, monkeypatch) -> None:
-    """Each seed once; a started run is continued, a finished one left alone."""
-    (tmp_path / "x.yaml").write_text("trainer: {default_root_dir: runs/x}\n")
+    """Each seed once; a started run is continued, a finished one left alone, a shared stage trained first and once."""
     monkeypatch.chdir(tmp_path)
+    for name in ("x", "y"):
+        Path(f"{name}.yaml").write_text(f"after: [first.yaml]\ntrainer: {{default_root_dir: runs/{name}}}\n")
+    Path("first.yaml").write_text("trainer: {default_root_dir: runs/first}\n")
     run_folder(Path("runs/x_seed0"), "UPO", 0, 0.5)
-    Path("runs/x_seed2/checkpoints").mkdir(parents=True)
-    Path("runs/x_seed2/checkpoints/step=1.ckpt").write_text("")
-    calls = []
+    Path("runs/x_seed1/checkpoints").mkdir(parents=True)
+    Path("runs/x_seed1/checkpoints/step=1.ckpt").write_text("")
+    calls, jobs_given = [], []
 
-    def fit(command, **_):
-        calls.append(command[3:])
-        seed = int(command[command.index("--seed_everything") + 1])
-        folder = Path(command[command.index("--trainer.default_root_dir") + 1])
-        run_folder(Path("made") / folder.name, "UPO", seed, 0.5)
+    def fit(args):
+        calls.append(args)
+        folder = Path(args[args.index("--trainer.default_root_dir") + 1])
+        method = "UPO" if "x_" in folder.name else "KTO"
+        run_folder(Path("made") / folder.name, method, int(folder.name[-1]), 0.5)
         folder.mkdir(exist_ok=True)
         for file in (Path("made") / folder.name).iterdir():
             file.rename(folder / file.name)
-        return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr("upo.compare.subprocess.run", fit)
-    content = compare([Path("x.yaml")], seeds=3)
-    base = ["--config", "x.yaml", "--seed_everything"]
+    def run_tasks(queue, jobs, begun, ended):
+        jobs_given.append(jobs)
+        for task in queue:
+            begun(task)
+            task.function(*task.args)
+            ended(task, 0, 1.0)
+
+    monkeypatch.setattr("upo.study.tasks.fit", fit)
+    monkeypatch.setattr("upo.study.tasks.stage", lambda *args: calls.append(args))
+    monkeypatch.setattr("upo.study.experiments.run_tasks", run_tasks)
+    content = compare([Path("x.yaml"), Path("y.yaml")], seeds=2, jobs=2)
+    options = ["--seed_everything", "1", "--trainer.default_root_dir"]
     assert calls == [
-        [*base, "1", "--trainer.default_root_dir", "runs/x_seed1"],
-        [*base, "2", "--trainer.default_root_dir", "runs/x_seed2", "--ckpt_path", "last"],
+        (Path("first.yaml"), Path("runs/first")),
+        ["--config", "x.yaml", *options, "runs/x_seed1", "--ckpt_path", "last"],
+        ["--config", "y.yaml", *options[:1], "0", *options[2:], "runs/y_seed0"],
+        ["--config", "y.yaml", *options, "runs/y_seed1"],
     ]
-    assert content["rows"][1]["seeds"] == [0, 1, 2]
+    assert jobs_given == [1, 2]
+    assert [row["seeds"] for row in content["rows"]] == [[], [0, 1], [0, 1]]
+
+
+def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch, capfd) -> None:
+    """In the process that `upo.compare` forks; what it printed stands above."""
+    monkeypatch.chdir(tmp_path)
+    rest = "model: {class_path: SFT, init_args: {policy: {path: p}}}\ndata: {sources: [{name: world}]}\n"
+    Path("x.yaml").write_text("after: [nowhere.yaml]\n" + rest)
+    with pytest.raises(SystemExit) as end:
+        main(["x.yaml"])
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert "after: no such file nowhere.yaml" in error and "x.yaml with seed 0 failed (exit code 2)" in error
+
+
+def test_ranks_are_started_by_the_command_of_the_run(monkeypatch) -> None:
+    """Lightning starts further ranks by the command that it believes to run, which in a forked process is another."""
+    from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
+
+    import __main__
+
+    monkeypatch.setattr(__main__, "__spec__", None)
+    monkeypatch.setattr(sys, "argv", ["upo.ablate"])
+    found = []
+    monkeypatch.setattr("upo.cli.main", lambda _: found.append(list(_basic_subprocess_cmd())))
+    tasks.train(Path("x.yaml"), Path("none"), ["--seed_everything", "3"])
+    assert found == [[sys.executable, "-m", "upo.fit", "--config", "x.yaml", "--seed_everything", "3"]]

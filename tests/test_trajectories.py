@@ -45,8 +45,8 @@ def config(folder: Path, method: str, **data: object) -> str:
     - {{name: hh, path: Anthropic/hh-rlhf, local: "${{oc.env:UPO_SHARED}}/data/hh", limit: 60}}
   validation: 12
 {rewards}  rewards_cache: {folder}/cache
-  max_length: 200
-  max_response: 100
+  max_length: 120
+  max_response: 60
   overlong: [truncate_prompt_left, truncate_response]
   pairs_per_step: 8
 {extra}trainer:

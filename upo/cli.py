@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import upo.methods  # noqa: F401  makes short class names known
@@ -55,6 +56,9 @@ class CLI(LightningCLI):
         for noise in QUIET:
             warnings.filterwarnings("ignore", noise)
         self.files = _config_files(sys.argv[1:] if args is None else args)
+        for file in self.files:
+            if file.is_file():
+                content_of(file)
         super().__init__(
             model_class=Method,
             datamodule_class=PreferenceData,
@@ -123,7 +127,10 @@ class CLI(LightningCLI):
             raise UserError(
                 "ModelParallelStrategy would shard nothing; take trainer.strategy.class_path: upo.strategy.Sharded"
             )
-        return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
+        try:
+            return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
+        except (MisconfigurationException, ValueError) as error:  # no such accelerator, contradicting options
+            raise UserError(f"trainer: {error}") from error
 
     def fit(self) -> None:
         """Trains, evaluates, and closes the run folder with summary.json."""
@@ -162,6 +169,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
     """Refuses to mix runs; returns the checkpoint to resume from."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
     if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
         return str(latest(folder)) if ckpt_path == "last" else ckpt_path
     if overwrite:
@@ -203,9 +212,22 @@ def _config_files(args: Sequence[str]) -> list[Path]:
     return [Path(x) for x in given + [a.partition("=")[2] for a in args if a.startswith("--config=")]]
 
 
+def content_of(config: Path) -> dict[str, Any]:
+    """A YAML as it is written, without defaults."""
+    try:
+        content = yaml.safe_load(config.read_text())
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        raise UserError(f"{config}{line} is no valid YAML: {error.problem}{hint}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{config} should hold keys such as `model:` and `data:`")
+    return content
+
+
 def run_folder(config: Path) -> Path:
     """Where a YAML's run goes: its trainer.default_root_dir, by default runs/<name of the file>."""
-    trainer = (yaml.safe_load(config.read_text()) or {}).get("trainer") or {}
+    trainer = content_of(config).get("trainer") or {}
     return Path(trainer.get("default_root_dir") or f"runs/{config.stem}")
 
 

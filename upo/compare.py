@@ -7,7 +7,6 @@ without what it costs: preference, objective and KL stand side by side. Of a met
 fronts (upo.comparison.fronts) and figures at equal KL (upo.comparison.equal_kl).
 """
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or YAMLs of experiments")
     parser.add_argument("--baseline", type=Path | None, help="which of them the others are compared with (the first)")
     parser.add_argument("--seeds", type=PositiveInt, default=1, help="train seeds 0, 1, ... of each YAML: how many")
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time, with one thread each if several")
     parser.add_argument(
         "--at_kl",
         type=PositiveFloat,
@@ -57,6 +57,7 @@ def compare(
     runs: Sequence[Path],
     baseline: Path | None = None,
     seeds: int = 1,
+    jobs: int = 1,
     at_kl: Sequence[float] = (),
     paper: bool = False,
     out: Path | None = None,
@@ -69,14 +70,16 @@ def compare(
     """
     from upo.callbacks.run_folder import write_json
     from upo.comparison.runs import figures, grouped, ordered, read_run, unlike
+    from upo.study.experiments import folders_of, train_missing
 
     named = [run for run in runs if not run.name.startswith("comparison.")]  # `runs/*` catches earlier results too
-    folders = [folder for run in named for folder in finished(run, seeds)]
+    folders = [folder for run in named for folder in folders_of(run, seeds)]
     if not folders:
         raise UserError("no runs to compare")
+    train_missing(named, seeds, jobs)
     read = [read_run(folder) for folder in folders]
     groups = grouped(read)
-    start = read_run(finished(baseline, seeds)[0]).key if baseline is not None else groups[0].runs[0].key
+    start = read_run(folders_of(baseline, seeds)[0]).key if baseline is not None else groups[0].runs[0].key
     base = next((group for group in groups if group.runs[0].key == start), None)
     if base is None:
         raise UserError(f"--baseline {baseline} is none of the runs; name it among them too")
@@ -177,31 +180,6 @@ def _plain(intervals: "dict[str, Interval | None]") -> dict[str, dict[str, float
     return {
         name: {"mean": x.mean, "low": x.low, "high": x.high, "n": x.n} for name, x in intervals.items() if x is not None
     }
-
-
-def finished(run: Path, seeds: int) -> list[Path]:
-    """Folders of the runs that an argument means; an experiment's seeds are trained where they are missing."""
-    if run.suffix not in (".yaml", ".yml"):
-        return [run]
-    if not run.is_file():
-        raise UserError(f"no such experiment: {run}")
-    from upo.callbacks.checkpoint_io import latest
-    from upo.cli import run_folder
-
-    folders = []
-    for seed in range(seeds):
-        folder = run_folder(run)
-        folder = folder.with_name(f"{folder.name}_seed{seed}")
-        folders.append(folder)
-        if (folder / "summary.json").exists():
-            continue
-        print(f"first {run} with seed {seed}, into {folder}", flush=True)
-        resume = ["--ckpt_path", "last"] if latest(folder) else []
-        options = ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder), *resume]
-        done = subprocess.run([sys.executable, "-m", "upo.fit", "--config", str(run), *options])
-        if done.returncode:
-            raise UserError(f"{run} with seed {seed} failed (exit code {done.returncode})")
-    return folders
 
 
 if __name__ == "__main__":

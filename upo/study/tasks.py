@@ -1,16 +1,30 @@
 """What a study does in forked processes; imported by the parent too, so what is heavy is imported where it is used."""
 
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 
-def train(config: Path, folder: Path) -> None:
-    """A run from its YAML: from the beginning, or from its newest checkpoint."""
-    from upo.callbacks.checkpoint_io import latest
+def fit(args: Sequence[str]) -> None:
+    """`python -m upo.fit` with these arguments, also for the further ranks that Lightning starts by that command."""
+    import __main__
     from upo.cli import main
 
-    main(["--config", str(config), *(["--ckpt_path", "last"] if latest(folder) else [])])
+    sys.argv, __main__.__spec__ = ["upo.fit", *args], find_spec("upo.fit")
+    main(args)
+
+
+def train(config: Path, folder: Path, options: Sequence[str] = ()) -> None:
+    """A run from its YAML: from the beginning, or from its newest checkpoint.
+
+    Args:
+        options: further arguments of `upo.fit`.
+    """
+    from upo.callbacks.checkpoint_io import latest
+
+    fit(["--config", str(config), *options, *(["--ckpt_path", "last"] if latest(folder) else [])])
 
 
 def stage(config: Path, folder: Path) -> None:
