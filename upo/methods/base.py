@@ -79,7 +79,7 @@ class Method(pl.LightningModule):
         object.__setattr__(self, "reference", reference)  # kept out of the module tree: never sharded, never saved
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.rewards: tuple[str, ...] = ()
-        self._configured = False
+        self.data_seed, self._configured = 0, False
         self.train_means, self.val_means = Means(self.names), Means(self.names)
 
     @property
@@ -218,8 +218,9 @@ class Method(pl.LightningModule):
                 self.log_dict({"train/grad_norm": norm, "train/lr": group["lr"]})
 
     def on_fit_start(self) -> None:
-        """Batches bring reference log-probs along where the reference knows them beforehand (StoredReference)."""
+        """Learns the run's seed; batches bring reference log-probs along where they are known beforehand."""
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
+            self.data_seed = data.seed % 2**64
             data.train.stored = data.val.stored = self.reference and self.reference.stored(self.trainer)
 
     def on_train_start(self) -> None:
