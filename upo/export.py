@@ -37,9 +37,9 @@ def export(source: Path, folder: Path, overwrite: bool = False) -> None:
     with written_at_once(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        for name, text in content["policy_files"].items():
+        for name, data in content["policy_files"].items():
             if not (partial / name).exists():
-                (partial / name).write_text(text)
+                (partial / name).write_bytes(data)
         run = source if source.is_dir() else file.parent.parent
         (partial / "README.md").write_text(model_card(run, file, steps=content.get("global_step")))
     print(f"exported {file} to {folder}")
