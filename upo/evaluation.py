@@ -124,7 +124,7 @@ class Evaluation:
             measure.text_figures(values, texts)
             | win_figures(values)
             | violation_figures(asked, rewards, values, **unsafe)
-            | held_out_pairs.pair_figures(of_pairs, pairs)
+            | held_out_pairs.pair_figures(of_pairs, pairs, method.reward_is_log_odds)
             | figures
             | benchmarks
         )

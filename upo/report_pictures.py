@@ -55,7 +55,8 @@ def _panels(
         panels.append(("KL to the reference, nats", lambda axis: _distributions(axis, "kl", own)))
     if margins := of_pairs.get("rewards/margins"):
         panels.append(("reward margins of held-out pairs", lambda axis: _margins(axis, margins)))
-        panels.append(("calibration", lambda axis: _calibration(axis, margins)))
+        if "val/rewards/calibration_error" in figures:
+            panels.append(("calibration", lambda axis: _calibration(axis, margins)))
     return panels
 
 

@@ -49,6 +49,8 @@ class Method(pl.LightningModule):
     reference_extras: ClassVar[tuple[str, ...]] = ()
     """The same from the reference, which is then asked in every step, whatever is stored."""
     metric_names: ClassVar[tuple[str, ...]] = ()
+    reward_is_log_odds: ClassVar[bool] = False
+    """Whether sigmoid(reward difference) is the probability of being preferred that the method fits (Bradley-Terry)."""
     initial_loss: ClassVar[float | None] = None
     """The preference loss while policy and reference are the same, where that is a constant, in nats."""
 
@@ -201,10 +203,8 @@ class Method(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

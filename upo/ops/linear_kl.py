@@ -19,8 +19,8 @@ def linear_kl(
     """KL(reference || policy) = sum_v q_v (log q_v - log p_v) at each token, in fp32 nats (float64 stays float64).
 
     Where one model has more tokens at the end of its vocabulary (control tokens, rows that round it up), the divergence
-    is that of both distributions without them. The reference never gets a gradient. The backward pass computes each chunk's logits again, so that memory holds
-    `chunk` rows of V for each model at a time.
+    is that of both distributions without them. The reference never gets a gradient. The backward pass computes each
+    chunk's logits again, so that memory holds `chunk` rows of V for each model at a time.
 
     Args:
         reverse: KL(policy || reference) instead, whose expectation is under the policy.
