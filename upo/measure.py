@@ -80,8 +80,8 @@ def log_probs(
         by_token: adds to `extras` [responses] what the distributions at a response's tokens say, over the whole
             vocabulary: `entropy` of the policy in nats a token, a mean over the tokens; beside a reference also `kl`,
             the sum of KL(policy || reference) over the tokens, in nats a response. Where the policy wrote the responses
-            by plain sampling, the mean of `kl` is an unbiased estimate of the KL between the two models' responses (up to
-            their limit), never negative and of less variance than log-ratios; where a nucleus or a temperature
+            by plain sampling, the mean of `kl` is an unbiased estimate of the KL between the two models' responses (up
+            to their limit), never negative and of less variance than log-ratios; where a nucleus or a temperature
             decided, it is the same sum along the texts that were written so.
     """
     costs = [unit.cost for unit in units]
