@@ -7,12 +7,14 @@ import pytest
 import tiny
 import torch
 
+from upo.data.example import Example
+from upo.data.layout import Tokens
 from upo.data.module import PreferenceData
 from upo.data.source import Source
 from upo.errors import UserError
 from upo.evaluate import Evaluation, main
 from upo.judges import Judge, Verdict
-from upo.measure import distinct_prompts, held_out_examples
+from upo.measure import distinct_prompts, held_out_examples, log_probs
 from upo.methods import DPO, SFT
 from upo.policy import Policy
 from upo.reference import FrozenReference
@@ -197,17 +199,43 @@ def test_a_judge_that_reads_both_texts_and_further_rewards(noisy, pairs: Path, t
     assert json.loads((tmp_path / "evaluation.json").read_text())["settings"]["judge"] == "Shorter"
 
 
-def test_kl_is_the_mean_log_ratio_of_the_policys_samples(noisy, pairs: Path) -> None:
-    dpo, figures, _ = noisy
+def full_logps(policy: Policy, ids: list[list[int]]) -> torch.Tensor:
+    with torch.no_grad():
+        return policy.model(input_ids=torch.tensor(ids), use_cache=False).logits.float().log_softmax(-1)
+
+
+def test_kl_is_that_of_whole_distributions_along_the_policys_samples(noisy, pairs: Path) -> None:
+    dpo, figures, folder = noisy
     asked = distinct_prompts(held_out_examples(data(pairs)), 24, 0)
     groups = sample(dpo.policy.model, dpo.policy.tokenizer, [e.prompt for e in asked], max_new_tokens=16, seed=0)
-    ratios = []
+    expected = []
     for (s,) in groups:
-        with torch.no_grad():
-            ours, theirs = (tiny.plain_logps(p, s.prompt_ids, s.ids) for p in (dpo.policy, dpo.reference.model))
-        ratios.append((ours - theirs).sum())
-    assert figures["policy/kl"] == pytest.approx(torch.stack(ratios).mean().item(), abs=1e-3)
-    assert figures["policy/kl"] > 0.1
+        start = len(s.prompt_ids) - 1
+        p, q = (full_logps(m, [s.prompt_ids + s.ids])[0, start:-1] for m in (dpo.policy, dpo.reference.model))
+        expected.append((p.exp() * (p - q)).sum().item())
+    found = [row["policy"]["kl"] for row in json.loads((folder / "evaluation.json").read_text())["prompts"]]
+    assert found == pytest.approx(expected, abs=1e-3) and min(found) >= 0
+    assert figures["policy/kl"] == pytest.approx(sum(expected) / 24, abs=1e-3)
+
+
+def test_kl_of_plain_samples_is_unbiased(noisy) -> None:
+    """Responses of two tokens: the exact divergence over all of them, by summing over the first token."""
+    dpo, _, _ = noisy
+    policy, reference = dpo.policy, dpo.reference.model
+    example = Example("Once upon a time", ())
+    groups = sample(policy.model, policy.tokenizer, [example.prompt], responses=400, max_new_tokens=2, top_p=1.0)
+    units = [Tokens(s.prompt_ids, (s.ids,), example) for s in groups[0]]
+    got = log_probs(policy, reference, units, data(Path("none")), "", by_token=True)
+    prompt, eos = units[0].prompt, policy.tokenizer.eos_token_id
+    size = policy.model.config.vocab_size
+    first = [full_logps(m, [prompt])[0, -1] for m in (policy, reference)]
+    second = [full_logps(m, [[*prompt, v] for v in range(size)])[:, -1] for m in (policy, reference)]
+    p, behind = first[0].exp(), (second[0].exp() * (second[0] - second[1])).sum(-1)
+    behind[eos] = 0
+    exact = (p * (first[0] - first[1])).sum() + (p * behind).sum()
+    kl = got.extras["kl"]
+    assert kl.mean().item() == pytest.approx(exact.item(), abs=4 * (kl.std() / 20).item())
+    assert 3 * kl.std() < got.logratio.std(), "of less variance than log-ratios"
 
 
 def test_accuracies_count_pairs(noisy, pairs: Path) -> None:

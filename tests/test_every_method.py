@@ -200,7 +200,7 @@ def make(kind: type[Method], lr: float = 1e-2) -> Method:
     if kind.needs_reference:
         options["reference"] = FrozenReference()
     if issubclass(kind, AuxiliaryRewards):
-        options |= {"reward_weights": {"length": 0.02}, "value_warmup_steps": 2, "value_dropout": 0.0}
+        options |= {"reward_weights": {"length": 0.02}, "value_warmup_steps": 2}
     torch.manual_seed(0)
     return kind(
         Policy(config=config, tokenizer="tiny.tokenizer"),

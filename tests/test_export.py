@@ -58,6 +58,17 @@ def test_the_card_tells_method_data_metrics_and_configuration(tmp_path: Path) ->
         assert fact in card
 
 
+def test_files_that_transformers_would_not_write_are_kept(tmp_path: Path) -> None:
+    """Byte for byte, whatever they hold; those that it writes are its own."""
+    run = run_folder(tmp_path / "run", tiny.policy())
+    file = run / "checkpoints" / "step=7.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["policy_files"]["vocabulary.model"] = b"\x00\xff\r\n"
+    torch.save(content, file)
+    export(run, tmp_path / "out")
+    assert (tmp_path / "out" / "vocabulary.model").read_bytes() == b"\x00\xff\r\n"
+
+
 def test_all_ways_to_name_a_model_lead_to_it(tmp_path: Path) -> None:
     policy = tiny.policy()
     run = run_folder(tmp_path / "run", policy)

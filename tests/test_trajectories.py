@@ -24,11 +24,7 @@ def cases(*quick: tuple[int, str], of: tuple[int, ...]) -> list:
 
 def config(folder: Path, method: str, **data: object) -> str:
     """A short run on HH with the real small model; returns the YAML's path."""
-    upo = (
-        "    reward_weights: {length: 0.003}\n    value_dropout: 0\n    value_warmup_steps: 2\n"
-        if method == "UPO"
-        else ""
-    )
+    upo = "    reward_weights: {length: 0.003}\n    value_warmup_steps: 2\n" if method == "UPO" else ""
     rewards = "  rewards: {length: Words}\n" if method == "UPO" else ""
     extra = "".join(f"  {k}: {v}\n" for k, v in data.items())
     path = folder / f"{method}-{len(list(folder.glob('*.yaml')))}.yaml"

@@ -124,7 +124,7 @@ class Evaluation:
             measure.text_figures(values, texts)
             | win_figures(values)
             | violation_figures(asked, rewards, values, **unsafe)
-            | held_out_pairs.pair_figures(of_pairs, pairs)
+            | held_out_pairs.pair_figures(of_pairs, pairs, method.reward_is_log_odds)
             | figures
             | benchmarks
         )
@@ -177,10 +177,10 @@ class Evaluation:
         fit_rewards(rewards, data)
         values = measured(asked, writers, rewards)
         units = [Tokens(s.prompt_ids, (s.ids,), e) for s, e in zip(drawn["policy"], asked, strict=True)]
-        logps = log_probs(policy, reference, units, data, "KL and entropy", entropy=True)
+        logps = log_probs(policy, reference, units, data, "KL and entropy", by_token=True)
         columns = {"entropy": logps.extras["entropy"].tolist()}
         if reference is not None:
-            columns = {"kl": logps.logratio.tolist()} | columns
+            columns = {"kl": logps.extras["kl"].tolist()} | columns
         for name, column in columns.items():
             for own, x in zip(values["policy"], column, strict=True):
                 own[name] = x

@@ -47,9 +47,9 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
             model, tokenizer = merged_from(content, file) if merge else model_from(content, file)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            for name, text in content["policy_files"].items():
+            for name, data in content["policy_files"].items():
                 if not (partial / name).exists() and name != CONFIG:
-                    (partial / name).write_bytes(text)
+                    (partial / name).write_bytes(data)
         run = source if source.is_dir() else file.parent.parent
         card = model_card(run, file, content.get("global_step"), library="peft" if alone else "transformers")
         (partial / "README.md").write_text(card)

@@ -38,8 +38,12 @@ def pair_values(method: "Method", logps: ResponseLogps) -> dict[str, list[float]
     return values | ({MARGIN: margins[ACCURACY].tolist()} if ACCURACY in margins else {})
 
 
-def pair_figures(values: Mapping[str, list[float]], pairs: Sequence[Tokens]) -> dict[str, float]:
-    """Means over pairs with intervals over prompts; reward accuracy also by source and for pairs of like lengths."""
+def pair_figures(values: Mapping[str, list[float]], pairs: Sequence[Tokens], log_odds: bool) -> dict[str, float]:
+    """Means over pairs with intervals over prompts; reward accuracy also by source and for pairs of like lengths.
+
+    Args:
+        log_odds: whether margins are log-odds (`Method.reward_is_log_odds`): only then are they calibrated or not.
+    """
     figures: dict[str, float] = {}
 
     def share(name: str, column: Sequence[float], places: Sequence[int]) -> None:
@@ -52,7 +56,8 @@ def pair_figures(values: Mapping[str, list[float]], pairs: Sequence[Tokens]) -> 
         share(name, column, range(len(pairs)))
     if ACCURACY not in values:
         return figures
-    figures["val/rewards/calibration_error"] = calibration_error(values[MARGIN])
+    if log_odds:
+        figures["val/rewards/calibration_error"] = calibration_error(values[MARGIN])
     sources = sorted({unit.example.source for unit in pairs})
     for source in sources if len(sources) > 1 else ():
         own = [i for i, unit in enumerate(pairs) if unit.example.source == source]

@@ -71,13 +71,18 @@ def log_probs(
     units: Sequence[Tokens],
     data: "PreferenceData",
     title: str,
-    entropy: bool = False,
+    by_token: bool = False,
 ) -> ResponseLogps:
     """Log-probs of all responses under policy and reference, on the CPU; prompt_index counts the units.
 
     Args:
         units: their prompts end with the policy's control token, where it has one; the reference reads its own there.
-        entropy: adds to `extras` the policy's entropy [responses] in nats a token, a mean over each response's tokens.
+        by_token: adds to `extras` [responses] what the distributions at a response's tokens say, over the whole
+            vocabulary: `entropy` of the policy in nats a token, a mean over the tokens; beside a reference also `kl`,
+            the sum of KL(policy || reference) over the tokens, in nats a response. Where the policy wrote the responses
+            by plain sampling, the mean of `kl` is an unbiased estimate of the KL between the two models' responses (up
+            to their limit), never negative and of less variance than log-ratios; where a nucleus or a temperature
+            decided, it is the same sum along the texts that were written so.
     """
     costs = [unit.cost for unit in units]
     plan = StepSampler(
@@ -90,29 +95,38 @@ def log_probs(
     first = [0]
     for unit in units:
         first.append(first[-1] + len(unit.responses))
-    logps, reference_logps, entropies = torch.zeros(3, first[-1])
+    logps, reference_logps, entropies, divergences = torch.zeros(4, first[-1])
     device = next(policy.parameters()).device
     known = [control_ids(model.tokenizer) for model in (policy, reference) if model is not None]
     for indices in tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None):
         row_tokens = data.tokens_per_microbatch
         batch = lay_out([units[i] for i in indices], data.layout, row_tokens=row_tokens, pad_id=0).to(device)
         places = torch.tensor([k for i in indices for k in range(first[i], first[i + 1])])
-        out = policy(batch, extras=("entropy",) if entropy else ())
-        logps[places] = out["logps"].float().cpu()
-        if entropy:
-            sums = out["entropy"].float().new_zeros(len(places)).index_add(0, batch.row, out["entropy"].float())
-            entropies[places] = (sums / batch.lengths).cpu()
+        wanted, against = ("entropy",) if by_token else (), None
         if reference is not None:
+            theirs = batch
             if known[0] != known[1]:
                 own = [_behind(units[i], *known) for i in indices]
-                batch = lay_out(own, data.layout, row_tokens=row_tokens, pad_id=0).to(device)
-            reference_logps[places] = reference(batch)["logps"].float().cpu()
+                theirs = lay_out(own, data.layout, row_tokens=row_tokens, pad_id=0).to(device)
+            other = reference(theirs, ("hidden",) if by_token else ())
+            reference_logps[places] = other["logps"].float().cpu()
+            if by_token:
+                wanted, against = ("entropy", "reverse_kl"), (other["hidden"], reference.linear_head())
+        out = policy(batch, wanted, against)
+        logps[places] = out["logps"].float().cpu()
+        sums = {
+            name: torch.zeros(len(places)).index_add(0, batch.row.cpu(), out[name].float().cpu()) for name in wanted
+        }
+        if by_token:
+            entropies[places] = sums["entropy"] / batch.lengths.cpu()
+        if against is not None:
+            divergences[places] = sums["reverse_kl"].clamp(min=0)  # rounding
     return ResponseLogps(
         logps,
         torch.tensor([len(r) for unit in units for r in unit.responses]),
         torch.tensor([i for i, unit in enumerate(units) for _ in unit.responses]),
         None if reference is None else reference_logps,
-        extras={"entropy": entropies} if entropy else {},
+        extras={"entropy": entropies, "kl": divergences} if by_token else {},
     )
 
 

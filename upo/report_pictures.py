@@ -24,8 +24,11 @@ def draw_evaluation(
     panels = _panels(figures, values, of_pairs)
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.9 * height))
+    width, tall = 4.2 * columns, 2.9 * height
+    figure = Figure(figsize=(width, tall))
     axes = figure.subplots(height, columns, squeeze=False)
+    # margins in inches; fitting them (tight_layout) would draw everything three times
+    figure.subplots_adjust(1.45 / width, 0.45 / tall, 1 - 0.15 / width, 1 - 0.35 / tall, wspace=0.38, hspace=0.42)
     for axis, (title, draw) in zip(axes.flat, panels, strict=False):
         draw(axis)
         axis.set_title(title, fontsize=10)
@@ -33,7 +36,6 @@ def draw_evaluation(
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
-    figure.tight_layout()
     figure.savefig(file, dpi=120, metadata={"Software": None})
 
 
@@ -55,7 +57,8 @@ def _panels(
         panels.append(("KL to the reference, nats", lambda axis: _distributions(axis, "kl", own)))
     if margins := of_pairs.get("rewards/margins"):
         panels.append(("reward margins of held-out pairs", lambda axis: _margins(axis, margins)))
-        panels.append(("calibration", lambda axis: _calibration(axis, margins)))
+        if "val/rewards/calibration_error" in figures:
+            panels.append(("calibration", lambda axis: _calibration(axis, margins)))
     return panels
 
 
@@ -64,7 +67,12 @@ def _intervals(axis: Any, names: Sequence[str], figures: Mapping[str, float]) ->
         low, high = figures[f"{name}_low"], figures[f"{name}_high"]
         axis.plot([low, high], [place, place], color=COLOURS[name.partition("/")[0]], linewidth=2)
         axis.plot([figures[name]], [place], "o", color=COLOURS[name.partition("/")[0]], markersize=5)
-    short = [name.replace("win_rate_vs_", "vs ").replace("lc_", "length-controlled ") for name in reversed(names)]
+    short = [
+        name.replace("lc_win_rate_vs_", "vs ") + ",\nlength-controlled"
+        if "lc_" in name
+        else name.replace("win_rate_vs_", "vs ")
+        for name in reversed(names)
+    ]
     axis.set_yticks(range(len(names)), short, fontsize=7)
     axis.axvline(0.5, color="0.6", linewidth=0.8)
     axis.set_xlim(0, 1)

@@ -15,6 +15,7 @@ from attrs import asdict, frozen
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from upo.data.control import never_written
 from upo.data.example import Prompt
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
@@ -53,7 +54,8 @@ def sample(
 ) -> list[list[Sampled]]:
     """`responses` continuations of each prompt, in the order of the prompts.
 
-    A prompt that leaves no room for `max_new_tokens` in the model's context is cut on the left.
+    A prompt that leaves no room for `max_new_tokens` in the model's context is cut on the left. Tokens that no text
+    holds (`never_written`) are not drawn.
 
     Args:
         max_new_tokens: limit of a response, EOS included.
@@ -73,6 +75,7 @@ def sample(
     rows = [(i, k) for i in range(len(prompts)) for k in range(responses)]
     rows.sort(key=lambda row: -len(prompt_ids[row[0]]))
     uniform = torch.rand(len(prompts), responses, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    never = never_written(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.eos
     sampled: dict[tuple[int, int], Sampled] = {}
     hidden = None if progress else True  # tqdm's None: a bar on terminals only
@@ -86,7 +89,8 @@ def sample(
                 continue
             given = [prompt_ids[i] for i, _ in batch]
             numbers = torch.stack([uniform[row] for row in batch])
-            written = _continue(model, given, _Draw(numbers, max(map(len, given)), temperature, top_p), pad)
+            choose = _Draw(numbers, max(map(len, given)), temperature, top_p, never)
+            written = _continue(model, given, choose, pad)
             ids = [x[: x.index(encoder.eos) + 1] if encoder.eos in x else x for x in written]
             texts = _texts(encoder, ids)
             for row, own, text in zip(batch, ids, texts, strict=True):
@@ -121,12 +125,13 @@ def draw(
 class _Draw:
     """Logits processor that leaves `generate` no choice: only the drawn token has a finite score."""
 
-    def __init__(self, uniform: Tensor, prompt_width: int, temperature: float, top_p: float):
+    def __init__(self, uniform: Tensor, prompt_width: int, temperature: float, top_p: float, never: list[int]):
         self.uniform, self.prompt_width = uniform, prompt_width
-        self.temperature, self.top_p = temperature, top_p
+        self.temperature, self.top_p, self.never = temperature, top_p, never
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         uniform = self.uniform[:, input_ids.shape[1] - self.prompt_width].to(scores.device)
+        scores[:, self.never] = -torch.inf
         token = draw(scores, uniform, temperature=self.temperature, top_p=self.top_p)
         return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 

@@ -3,6 +3,7 @@
 import json
 import math
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from losses import assert_gradcheck, draws, gradients, made
@@ -118,6 +119,7 @@ def make(kind=ALOL, **options):
 
 
 SETTINGS = {"pairs_per_step": 3, "sampler": PrioritySampler}
+QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def test_negative_advantages_are_dropped_and_the_others_travel_along(tmp_path):
@@ -152,6 +154,24 @@ def test_killed_and_resumed_equals_uninterrupted(kind, tmp_path):
     late = fit(late, tmp_path, ckpt_path=str(tmp_path / "step=4.ckpt"), **SETTINGS).watch
     assert sorted(late.losses) == [4, 5]
     assert [late.losses[s] for s in (4, 5)] == [whole.losses[s] for s in (4, 5)]
+
+
+def test_two_runs_on_one_data_module_do_not_share_advantages(tmp_path):
+    """Each drops what it has found itself, also where the first was killed, and equals a run on data of its own."""
+    first = fit(make(), tmp_path, steps=6, stop_at=2, **SETTINGS)
+    options = {"undesirable_reward": 0.9, "value_warmup_steps": 5}
+    alone = fit(make(**options), tmp_path, steps=2, **SETTINGS)
+    second, watch = make(**options), Watch()
+    trainer = pl.Trainer(max_steps=2, accelerator="cpu", logger=False, callbacks=[watch], **QUIET)
+    torch.manual_seed(1)
+    trainer.fit(second, datamodule=first.data)
+    for split in ("train", "val"):
+        assert torch.equal(second.advantages[split], alone.method.advantages[split])
+    assert not torch.equal(second.advantages["train"], first.method.advantages["train"])
+    assert first.data.train.rewards == (ADVANTAGE,), "one column, not one of each run"
+    assert watch.losses == alone.watch.losses
+    trainer.fit(second, datamodule=first.data)
+    assert len(first.data.train) == (second.advantages["train"] > 0).sum(), "continued with what it has"
 
 
 def test_a_resume_with_other_data_is_refused(tmp_path):

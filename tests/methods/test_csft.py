@@ -8,7 +8,7 @@ from tiny import PAIRS, arrange, plain_logps, policy, tokenizer
 from training import fit, pairs_file
 
 from upo.checkpoint import load_model
-from upo.data.control import control_ids
+from upo.data.control import control_ids, never_written
 from upo.data.example import Example, Response
 from upo.data.layout import Tokens
 from upo.data.module import PreferenceData
@@ -183,7 +183,20 @@ def test_checkpoint_and_export_generate_behind_the_good_token(tmp_path):
     figures = evaluate(
         str(folder), out=tmp_path / "eval", reference=str(tmp_path / "start"), max_new_tokens=4, prompts=2
     )
-    assert "policy/kl" in figures and "reference/tokens" in figures and "val/ranking/accuracies" in figures
+    assert 0 < figures["policy/kl"] < float("inf"), "though one model has two tokens more"
+    assert "reference/tokens" in figures and "val/ranking/accuracies" in figures
+
+
+def test_no_response_holds_a_control_token(tmp_path):
+    """Though the model would write nothing else, also when it was loaded again."""
+    model, tok = load_model(run(tmp_path))
+    ids = tok.convert_tokens_to_ids([GOOD, BAD])
+    assert set(ids) <= set(never_written(tok)) and tok.eos_token_id not in never_written(tok)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[ids] *= 1000
+    written = [s for group in sample(model, tok, ["Name a colour:"] * 20, max_new_tokens=8, top_p=1.0) for s in group]
+    assert not any(set(never_written(tok)) & set(s.ids) for s in written)
+    assert len({tuple(s.ids) for s in written}) > 10
 
 
 def test_each_reads_its_own_token_in_log_probs():

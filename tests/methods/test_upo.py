@@ -186,7 +186,7 @@ def test_each_term_reaches_only_its_own_parameters(kind):
 def test_the_value_does_not_see_the_response():
     made = method()
     _, logps = terms(made)
-    value = made.value(logps, dropout=False)
+    value = made.value(logps)
     assert (value[0::2] == value[1::2]).all(), "both responses of a prompt"
     assert len(value.unique()) == 3, "different prompts differ"
     other = [evolve(u, responses=tuple([5, *r] for r in u.responses)) for u in WORK]
@@ -195,14 +195,78 @@ def test_the_value_does_not_see_the_response():
         torch.testing.assert_close(hidden, logps.extras["prompt_hidden"], atol=1e-5, rtol=1e-5)
 
 
+def cut(shares: list[list[int]], layout: str = "packed") -> Step:
+    """Eight prompts with a pair each, in these micro-batches."""
+    work, rewards = units([(3 + i, [2 + i % 3, 4]) for i in range(8)]), torch.linspace(0, 1, 32).view(16, 2)
+    batches = []
+    for share in shares:
+        places = torch.tensor([2 * i + k for i in share for k in (0, 1)])
+        responses = evolve(arrange([work[i] for i in share], layout), rewards=rewards[places])
+        batches.append(UnpairedBatch(responses, places % 2 == 0, places=places))
+    return Step(tuple(batches), {"prompts": 8, "responses": 16, "tokens": 55})
+
+
+def head_gradient(made: UPO, step: Step) -> torch.Tensor:
+    made.zero_grad()
+    for one in step.micro_batches:
+        made.loss_of(one, step, {"kl": torch.tensor(0.0)}, "train").backward()
+    return torch.cat([p.grad.flatten() for p in made.value_head.parameters()])
+
+
+@pytest.mark.parametrize("per_reward", [False, True])
+def test_dropout_does_not_depend_on_the_split(per_reward):
+    made = method(lam=0.2, value_dropout=0.3, value_per_reward=per_reward)
+    whole = head_gradient(made, cut([list(range(8))]))
+    splits = [[5, 0, 3], [6], [1, 2, 4, 7]], [[i] for i in reversed(range(8))]
+    for shares in splits:
+        torch.testing.assert_close(head_gradient(made, cut(shares)), whole, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(head_gradient(made, cut(splits[0], "padded")), whole, atol=1e-6, rtol=1e-4)
+    made.data_seed = 1
+    assert (head_gradient(made, cut(splits[0])) - whole).norm() > 0.05 * whole.norm(), "another run, other masks"
+
+
+def test_each_step_and_each_prompt_draws_its_own_dropout(monkeypatch):
+    made, step = method(lam=0.2, value_dropout=0.3), cut([[0]])
+    first = head_gradient(made, step)
+    monkeypatch.setattr(type(made), "global_step", property(lambda self: 1))
+    assert not torch.allclose(head_gradient(made, step), first)
+    head, row = ValueHead(64, dropout=0.3), torch.randn(1, 64).expand(500, 64)
+    values = head(row, [(0, 0, place) for place in range(500)])
+    assert len(values.unique()) == 500
+    torch.testing.assert_close(values[7:9], head(row[:2], [(0, 0, 7), (0, 0, 8)]))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_drops_each_unit_with_p(p):
+    """Behind a first layer of ones and an identity, the head adds what both masks leave of each unit."""
+    head = ValueHead(64, dropout=p)
+    for layer in (head.layers[0], head.layers[3], head.layers[6]):
+        torch.nn.init.zeros_(layer.bias)
+    for layer in (head.layers[0], head.layers[3]):
+        torch.nn.init.eye_(layer.weight)
+    torch.nn.init.constant_(head.layers[6].weight, 1 / 64)
+    values = head(torch.ones(2000, 64), [(3, 1, place) for place in range(2000)]).detach()
+    spread = ((1 / (1 - p) ** 2 - 1) / 64) ** 0.5
+    assert values.mean().item() == pytest.approx(1, abs=4 * spread / 2000**0.5)
+    assert values.std().item() == pytest.approx(spread, rel=0.1)
+    assert head(torch.ones(1, 64)).item() == pytest.approx(1), "without seeds nothing is dropped"
+
+
+def test_all_units_may_be_dropped():
+    head = ValueHead(8, dropout=1.0)
+    assert head(torch.randn(2, 8), [(0,), (1,)]).tolist() == pytest.approx([head.layers[6].bias.item()] * 2)
+
+
 def test_dropout_acts_in_the_value_loss_alone():
-    made = method(value_dropout=0.5, value_warmup_steps=0)
-    made.train()
-    first, second = terms(made)[0], terms(made)[0]
-    assert not torch.equal(first["value"].values, second["value"].values)
-    assert torch.equal(first["auxiliary"].values, second["auxiliary"].values)
+    made, plain = method(value_dropout=0.5), method()
+    plain.load_state_dict(made.state_dict())
+    (one,) = cut([list(range(8))]).micro_batches
+    logps = made.response_logps(one.responses, made.extras)
+    both = [m.terms(one, logps, {"kl": torch.tensor(0.0)}) for m in (made, plain)]
+    assert not torch.equal(*(terms["value"].values for terms in both))
+    assert torch.equal(*(terms["auxiliary"].values for terms in both))
     made.eval()
-    assert torch.equal(terms(made)[0]["value"].values, terms(made)[0]["value"].values)
+    assert torch.equal(made.terms(one, logps, {"kl": torch.tensor(0.0)})["value"].values, both[1]["value"].values)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])

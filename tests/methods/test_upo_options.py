@@ -160,7 +160,7 @@ def weights_of(made, whole: Step | None = None) -> tuple[torch.Tensor, torch.Ten
     batch = whole.micro_batches[0]
     logps = made.response_logps(batch.responses, made.extras)
     term = made.terms(batch, logps, made.statistics(whole))["auxiliary"].values
-    plain = advantage_weights(made.objective(logps), made.value(logps, dropout=False), lam=made.lam)
+    plain = advantage_weights(made.objective(logps), made.value(logps), lam=made.lam)
     return (-term / logps.mean).detach().float(), plain.detach()
 
 
@@ -240,7 +240,7 @@ def test_a_head_for_each_reward_and_their_weighted_sum():
     assert isinstance(made.value_head, ValueHeads) and len(made.value_head.heads) == 2
     terms, logps = value_terms(made)
     first, second = (h(logps.extras["prompt_hidden"])[logps.prompt_index] for h in made.value_head.heads)
-    torch.testing.assert_close(made.value(logps, dropout=False), 0.7 * first - 0.3 * second)
+    torch.testing.assert_close(made.value(logps), 0.7 * first - 0.3 * second)
     safety, reading = logps.rewards.unbind(1)
     # little reading is what R wants: the better side of V_2 lies below it
     fitted = (Expectile(0.8)(safety - first) + Expectile(0.8)(second - reading)) / 2
@@ -274,7 +274,7 @@ def test_the_mean_of_prompt_states_is_that_of_the_prompt_alone():
             torch.testing.assert_close(mean, alone.last_hidden_state[0].mean(0), atol=1e-10, rtol=0)
     _, logps = value_terms(made)
     expected = made.value_head(logps.extras["prompt_mean"])[logps.prompt_index]
-    torch.testing.assert_close(made.value(logps, dropout=False), expected)
+    torch.testing.assert_close(made.value(logps), expected)
 
 
 def test_prompt_means_in_half_precision_are_summed_in_full():
@@ -346,7 +346,7 @@ class Shuffled(UPOShuffled):
     """With the options of a run that is killed and continued."""
 
     def __init__(self, *args, **kwargs):
-        options = {"reward_weights": {"length": 0.05}, "value_warmup_steps": 1, "value_dropout": 0.0}
+        options = {"reward_weights": {"length": 0.05}, "value_warmup_steps": 1}
         super().__init__(*args, **options, normalize_weights=True, value_per_reward=True, **kwargs)
 
 

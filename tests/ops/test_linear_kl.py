@@ -135,3 +135,22 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(form, tied):
 
         sizes[tokens] = largest_tensor(work)
     assert sizes[64] == sizes[512] == 8 * 3000
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("more", ["policy", "reference"])
+def test_tokens_that_one_model_lacks_are_left_out_of_both(more, reverse):
+    hidden, head, reference_hidden, reference_head = both("all")
+    larger, cut = (head, reference_head) if more == "policy" else (reference_head, head)
+    fewer = cut.first(len(larger.weight) - 2)
+    pair = (head, fewer) if more == "policy" else (fewer, reference_head)
+    got = linear_kl(hidden, pair[0], reference_hidden, pair[1], reverse=reverse)
+    logp, logq = (
+        h.logits(x)[:, : len(fewer.weight)].log_softmax(-1)
+        for h, x in zip(pair, (hidden, reference_hidden), strict=True)
+    )
+    expected = logp.exp() * (logp - logq) if reverse else logq.exp() * (logq - logp)
+    torch.testing.assert_close(got, expected.sum(-1))
+    (gradient,) = torch.autograd.grad(got.sum(), head.weight)
+    assert gradient[: len(fewer.weight)].abs().min() > 0
+    assert more == "reference" or (gradient[len(fewer.weight) :] == 0).all()

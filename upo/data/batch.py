@@ -72,6 +72,13 @@ class Batch(Movable):
         return False
 
     @property
+    def prompt_places(self) -> list[int]:
+        """A number for each prompt that is its own in the GLOBAL step: where its first response stands."""
+        assert self.places is not None, "StepData numbers the responses"
+        index = self.responses.prompt_index
+        return self.places[torch.searchsorted(index, torch.arange(len(self.responses.prompt_end)).to(index))].tolist()
+
+    @property
     def counts(self) -> dict[str, int]:
         """What terms of a loss may be averaged over: prompts (a pair is one), responses, response tokens."""
         r = self.responses

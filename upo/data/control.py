@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KEY = "generation_control"
-"""In tokenizer_config.json."""
+KEY, ALL = "generation_control", "control_tokens"
+"""In tokenizer_config.json: the token behind which the model generates, and all of them."""
 
 
 def add_controls(tokenizer: "PreTrainedTokenizerBase", controls: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def add_controls(tokenizer: "PreTrainedTokenizerBase", controls: Sequence[str]) 
     known = tokenizer.get_vocab()
     new = [AddedToken(c, special=True, normalized=False) for c in controls if c not in known]
     tokenizer.add_tokens(new, special_tokens=True)
-    tokenizer.init_kwargs[KEY] = controls[0]
+    tokenizer.init_kwargs |= {KEY: controls[0], ALL: list(controls)}
 
 
 def control_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
@@ -33,3 +33,10 @@ def control_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The same as token ids: what generation puts behind every prompt."""
     control = control_of(tokenizer)
     return [] if control is None else [tokenizer.convert_tokens_to_ids(control)]  # type: ignore[list-item]
+
+
+def never_written(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids that no response holds: control tokens, and those that begin or pad a text where they do not end it."""
+    controls = tokenizer.convert_tokens_to_ids(list(tokenizer.init_kwargs.get(ALL, [])))
+    marks = {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id, None}
+    return sorted({*controls, *marks})  # type: ignore[misc]

@@ -186,6 +186,9 @@ class PreferenceData(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "train"):
+            if stage == "fit":  # another run, which drops its own
+                for split in (self.train, self.val):
+                    split.units, split.rewards = split.as_read
             return
         method = self.trainer.lightning_module
         self.prepare(method.policy.tokenizer, method.batch_type, method.rewards, method.policy.context)

@@ -31,6 +31,8 @@ class StepData(Dataset[Step]):
     ):
         self.units, self.batch_type, self.max_length = units, batch_type, max_length
         self.layout: Layout = layout
+        self.as_read = units, rewards
+        """What a method finds that drops units before it trains, or adds rewards to them."""
         self.row_tokens, self.pad_id, self.rewards = tokens_per_microbatch, pad_id, rewards
         self.stored: Callable[[Sequence[Tokens]], Tensor] | None = None
         """Finds reference log-probs, one a response; None where the reference is asked in each step."""

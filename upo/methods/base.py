@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
-from attrs import field, frozen
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -18,24 +17,13 @@ from upo.data.layout import Responses
 from upo.data.module import PreferenceData
 from upo.errors import UserError
 from upo.logps import ResponseLogps
+from upo.methods.term import Term
 from upo.metrics.means import Means
 from upo.optimizers import checked
 from upo.policy import Policy
 from upo.reference import Reference
 
 Stage = Literal["train", "val"]
-
-
-@frozen(eq=False)
-class Term:
-    """One addend of the loss, unreduced."""
-
-    values: Tensor
-    """One value a prompt (a pair is one), response, or response token of the micro-batch."""
-    per: Literal["prompts", "responses", "tokens"]
-    """What the values are averaged over, in the GLOBAL step."""
-    scale: float = field(default=1.0, kw_only=True)
-    """Factor in the total loss; `train/loss/<term>` is logged without it."""
 
 
 class Method(pl.LightningModule):
@@ -51,6 +39,8 @@ class Method(pl.LightningModule):
     """The same from the reference, which is then asked in every step, whatever is stored."""
     metric_names: ClassVar[tuple[str, ...]] = ()
     reference: Reference | None
+    reward_is_log_odds: ClassVar[bool] = False
+    """Whether sigmoid(reward difference) is the probability of being preferred that the method fits (Bradley-Terry)."""
     initial_loss: ClassVar[float | None] = None
     """The preference loss while policy and reference are the same, where that is a constant, in nats."""
 
@@ -81,7 +71,7 @@ class Method(pl.LightningModule):
         object.__setattr__(self, "reference", reference)  # kept out of the module tree: never sharded, never saved
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.rewards: tuple[str, ...] = ()
-        self._configured = False
+        self.data_seed, self._configured = 0, False
         self.train_means, self.val_means = Means(self.names), Means(self.names)
 
     @property
@@ -219,8 +209,9 @@ class Method(pl.LightningModule):
                 self.log_dict({"train/grad_norm": whole, "train/lr": group["lr"]})
 
     def on_fit_start(self) -> None:
-        """Batches bring reference log-probs along where the reference knows them beforehand (StoredReference)."""
+        """Learns the run's seed; batches bring reference log-probs along where they are known beforehand."""
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
+            self.data_seed = data.seed % 2**64
             data.train.stored = data.val.stored = self.reference and self.reference.stored(self.trainer)
 
     def on_train_start(self) -> None:

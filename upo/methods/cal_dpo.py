@@ -31,6 +31,7 @@ class CalDPO(PairwiseMethod):
     -log sigmoid(r_w - r_l) + (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2.
     """
 
+    reward_is_log_odds = True
     metric_names = (*PREFERENCE_METRICS, "loss/preference", "loss/calibration")
     initial_loss = 0.693147
 

@@ -26,6 +26,7 @@ def cpo_loss(
 class CPO(ChosenLikelihood):
     """Contrastive Preference Optimization."""
 
+    reward_is_log_odds = True
     needs_reference = False
 
     def __init__(

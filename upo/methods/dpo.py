@@ -34,6 +34,7 @@ def dpo_loss(
 class DPO(PairwiseMethod):
     """Direct Preference Optimization."""
 
+    reward_is_log_odds = True
     initial_loss = 0.693147
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, label_smoothing: FlipRate = 0.0, **kwargs: Any):

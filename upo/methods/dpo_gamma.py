@@ -34,6 +34,8 @@ def dpo_gamma_loss(
 class DPOGamma(PairwiseMethod):
     """DPO with a weakened reference."""
 
+    reward_is_log_odds = True
+
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, gamma: ClosedUnitInterval = 0.5, **kwargs: Any):
         """
         Args:

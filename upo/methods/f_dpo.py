@@ -31,6 +31,7 @@ def f_dpo_loss(
 class FDPO(PairwiseMethod):
     """Direct Preference Optimization under an f-divergence."""
 
+    reward_is_log_odds = True
     initial_loss = 0.693147
 
     def __init__(

@@ -80,14 +80,13 @@ class FittedValue(Method):
 
     def on_fit_start(self) -> None:
         data: PreferenceData = self.trainer.datamodule  # type: ignore[attr-defined]
-        if ADVANTAGE not in data.train.rewards:
-            splits = {"train": data.train, "val": data.val}
-            if not self.advantages:
-                self.advantages = self._fitted(data, splits)
-            for name, split in splits.items():
-                _keep_positive(split, self.advantages[name])
-            if not len(data.train):
-                raise UserError("V is above the reward of every response; fit it longer (model.value_warmup_steps)")
+        splits = {"train": data.train, "val": data.val}
+        if not self.advantages:
+            self.advantages = self._fitted(data, splits)
+        for name, split in splits.items():
+            _keep_positive(split, self.advantages[name])
+        if not len(data.train):
+            raise UserError("V is above the reward of every response; fit it longer (model.value_warmup_steps)")
         super().on_fit_start()
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ def ln_dpo_loss(
 class LNDPO(PairwiseMethod):
     """Length-normalised DPO."""
 
+    reward_is_log_odds = True
     initial_loss = 0.693147
     length_normalized = True
 
@@ -59,6 +60,8 @@ class LNDPO(PairwiseMethod):
 
 class LNDPOP(LNDPO):
     """Length-normalised DPO-Positive."""
+
+    reward_is_log_odds = False
 
     def __init__(self, *args: Any, lam: NonNegativeFloat = 5.0, **kwargs: Any):
         """

@@ -103,7 +103,9 @@ class OPPO(UnpairedMethod):
             clip_high: ratio above which a token of positive advantage is pushed up no further (HALOs: 1 / 0.5, later
                 1.5).
             value_coefficient: weight of the value loss (HALOs: 0.01).
-            kl_coefficient: weight of the mean log-ratio of the data's tokens, in 1/nats (0.1; see the sign above).
+            kl_coefficient: weight of the mean log-ratio of the data's tokens, in 1/nats. The default is the penalty of
+                the published baseline, 0.1 mean(log policy - log reference); without a lower bound on data, it asks for
+                few steps (one epoch). A negative one, likelihood of the data, is bounded: the stories study takes -0.1.
             value_lr: learning rate of the value head; at the policy's a fresh head would hardly move.
         """
         super().__init__(*args, **kwargs)

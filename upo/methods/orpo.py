@@ -29,6 +29,7 @@ def orpo_loss(chosen_mean: Float[Tensor, "pairs"], rejected_mean: Float[Tensor, 
 class ORPO(ChosenLikelihood):
     """Odds Ratio Preference Optimization."""
 
+    reward_is_log_odds = True
     needs_reference = False
     length_normalized: ClassVar[bool] = True
 

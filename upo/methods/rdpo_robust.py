@@ -32,6 +32,7 @@ def robust_dpo_loss(
 class RobustDPO(PairwiseMethod):
     """DPO that is unbiased under label flips of a known rate."""
 
+    reward_is_log_odds = True
     initial_loss = 0.693147
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, flip_rate: FlipRate = 0.1, **kwargs: Any):

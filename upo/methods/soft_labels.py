@@ -87,6 +87,7 @@ def soft_cipo_loss(
 class SoftCDPO(SoftLabelMethod):
     """DPO with the cross-entropy to soft labels."""
 
+    reward_is_log_odds = True
     initial_loss = 0.693147
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):

@@ -66,6 +66,7 @@ class LearnedMasks(nn.Module):
 class MaPO(PairwiseMethod):
     """TDPO with masks from the reference's activations."""
 
+    reward_is_log_odds = True
     extras: ClassVar = ("token_logps", "kl")
     reference_extras: ClassVar = ("token_logps", "layers")
     metric_names: ClassVar = (*PairwiseMethod.metric_names, "kl/chosen", "kl/rejected", "masks/mean", "masks/density")

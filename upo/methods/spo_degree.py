@@ -82,6 +82,7 @@ class DegreeBatch(PairedBatch):
 class SPODegree(DPO):
     """DPO with a self-supervised preference degree."""
 
+    reward_is_log_odds = False
     batch_type = DegreeBatch
     extras = ("hidden",)
     initial_loss = None

@@ -64,6 +64,7 @@ class ValuedStepBatch(StepPairedBatch):
 class StepAPO(StepDPO):
     """Step-DPO with an advantage offset."""
 
+    reward_is_log_odds = False
     batch_type = ValuedStepBatch
     initial_loss = None
 

@@ -50,6 +50,7 @@ def tdpo2_loss(
 class TDPO1(PairwiseMethod):
     """Token-level DPO with the divergence as it comes out of the derivation."""
 
+    reward_is_log_odds = True
     extras: ClassVar = ("kl",)
     metric_names: ClassVar = (*PairwiseMethod.metric_names, "kl/chosen", "kl/rejected")
     initial_loss = 0.693147

@@ -60,6 +60,7 @@ class TripleBatch(Batch):
 class TPO(PairwiseMethod):
     """Triple Preference Optimization."""
 
+    reward_is_log_odds = True
     batch_type = TripleBatch
     needs_reference = False
     metric_names = (*PairwiseMethod.metric_names, "loss/preference", "loss/gold", "logps/gold")
@@ -95,6 +96,7 @@ class TPO(PairwiseMethod):
 class TPOL(TPO):
     """TPO-L: the contrast of log-probs a token, with a margin."""
 
+    reward_is_log_odds = False
     length_normalized: ClassVar[bool] = True
 
     def __init__(

@@ -14,6 +14,7 @@ clipping, what becomes of large weights. V in the exponent comes from a dropout-
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -28,7 +29,7 @@ from upo.methods.base import Method, Stage, Term
 from upo.methods.dpo import DPO
 from upo.methods.ipo import IPO
 from upo.methods.kto import KTO
-from upo.methods.value_head import ValueHead, ValueHeads
+from upo.methods.value_head import Seed, ValueHead, ValueHeads
 from upo.metrics.weights import AdvantageWeights
 from upo.ranks import sum_over_ranks
 
@@ -111,7 +112,7 @@ class AuxiliaryRewards(Method):
                 expectile V is then the sum of their expectiles; with Linex the mean weight is no longer 1.
             value_lr: learning rate of the value head [C]: at the policy's a fresh head would hardly move.
             value_grad_clip: norm clipping of the value head alone.
-            value_dropout: dropout inside the value head, in L_V only.
+            value_dropout: of the value head, in L_V only; every split, layout and number of ranks gives the same.
         """
         super().__init__(*args, **kwargs)
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
@@ -158,19 +159,17 @@ class AuxiliaryRewards(Method):
         rewards = logps.annotated
         return rewards, rewards.new_tensor(list(self.reward_weights.values()))
 
-    def values(self, logps: ResponseLogps, *, dropout: bool) -> Float[Tensor, "N H"]:
-        """What each head says of each response's prompt."""
-        self.value_head.train(dropout)
-        values = self.value_head(logps.extras[self.extras[0]])
-        return values.view(len(values), -1)[logps.prompt_index]
+    def values(self, logps: ResponseLogps, seeds: Sequence[Seed] | None = None) -> Float[Tensor, "N H"]:
+        """What each head says of each response's prompt; `seeds` of its dropout, by prompt."""
+        return self.value_head(logps.extras[self.extras[0]], seeds)[logps.prompt_index].view(len(logps.logps), -1)
 
-    def value(self, logps: ResponseLogps, *, dropout: bool) -> Float[Tensor, "N"]:
+    def value(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
         """V of each response's prompt."""
-        return (self.values(logps, dropout=dropout) * self.targets(logps)[1]).sum(1)
+        return (self.values(logps) * self.targets(logps)[1]).sum(1)
 
     def log_weights(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
         """lambda (R - V) of each response, clipped."""
-        value = self.value(logps, dropout=False)
+        value = self.value(logps)
         return log_weights(self.objective(logps), value, lam=self.lam, clip=self.weight_clip)
 
     def couple(self, every: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
@@ -209,7 +208,9 @@ class AuxiliaryRewards(Method):
                 weights = self.log_weights(logps).exp()
         auxiliary = auxiliary_loss(logps.logps, logps.lengths, weights, length_normalize=self.length_normalize)
         # a reward that counts against R has its better side below V_i
-        errors = weight.sign() * (target - self.values(logps, dropout=self.training))
+        places = batch.prompt_places if self.training and self.value_dropout else []
+        seeds = [(self.data_seed, self.global_step, place) for place in places] or None
+        errors = weight.sign() * (target - self.values(logps, seeds))
         return {
             "auxiliary": Term(auxiliary, "responses", scale=self.gamma),
             "value": Term(self.value_loss(errors).mean(1), "responses", scale=self.value_coefficient),
@@ -217,11 +218,10 @@ class AuxiliaryRewards(Method):
 
     def track(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
-        objective, value, preferred = self.objective(logps), self.value(logps, dropout=False), batch.preferred
+        objective, value, preferred = self.objective(logps), self.value(logps), batch.preferred
         weights = advantage_weights(objective, value, lam=self.lam, clip=self.weight_clip)
-        self.means(stage).update(
-            **{"objective/chosen": objective[preferred], "objective/rejected": objective[~preferred]}
-        )
+        sides = {"objective/chosen": objective[preferred], "objective/rejected": objective[~preferred]}
+        self.means(stage).update(**sides)
         (self.train_weights if stage == "train" else self.val_weights).update(weights, objective, value)
         if weights.max() > 20 and not self.warming_up and not self._warned:
             self._warned = True

@@ -1,8 +1,14 @@
 """What reads V(x) off the policy's hidden states, for methods that learn a value beside the policy."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Seed = tuple[int, ...]
+"""Numbers of 0 or more that a generator starts from; near ones give unrelated draws."""
 
 
 class ValueHead(nn.Module):
@@ -10,16 +16,29 @@ class ValueHead(nn.Module):
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
+        self.dropout = dropout
         self.layers = nn.Sequential(
             nn.Linear(width, width), nn.Dropout(dropout), nn.ReLU(),
             nn.Linear(width, width), nn.Dropout(dropout), nn.ReLU(),
             nn.Linear(width, 1),
         )  # fmt: skip
 
-    def forward(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B"]:
+    def forward(self, hidden: Float[Tensor, "B D"], seeds: Sequence[Seed] | None = None) -> Float[Tensor, "B"]:
+        """V of each row.
+
+        Args:
+            seeds: what each row's dropout is drawn from, whichever rows are beside it; null: no dropout.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             dtype = next(self.parameters()).dtype
-            return self.layers(hidden.detach().to(dtype))[:, 0]
+            x = hidden.detach().to(dtype)
+            masks = None if seeds is None else iter(_masks(seeds, x, self.dropout))
+            for layer in self.layers:
+                if not isinstance(layer, nn.Dropout):
+                    x = layer(x)
+                elif masks is not None:
+                    x = x * next(masks)
+            return x[:, 0]
 
 
 class ValueHeads(nn.Module):
@@ -29,5 +48,13 @@ class ValueHeads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(ValueHead(width, dropout) for _ in range(number))
 
-    def forward(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B M"]:
-        return torch.stack([head(hidden) for head in self.heads], dim=1)
+    def forward(self, hidden: Float[Tensor, "B D"], seeds: Sequence[Seed] | None = None) -> Float[Tensor, "B M"]:
+        own = [None if seeds is None else [(*seed, i) for seed in seeds] for i in range(len(self.heads))]
+        return torch.stack([head(hidden, of) for head, of in zip(self.heads, own, strict=True)], dim=1)
+
+
+def _masks(seeds: Sequence[Seed], like: Float[Tensor, "B D"], p: float) -> Float[Tensor, "2 B D"]:
+    """For each hidden layer 0 with probability p, otherwise 1 / (1 - p)."""
+    shape = (2, like.shape[1])
+    uniform = np.stack([np.random.default_rng(seed).random(shape, dtype=np.float32) for seed in seeds], axis=1)
+    return torch.from_numpy(uniform >= p).to(like) / max(1 - p, 1e-9)

@@ -36,6 +36,11 @@ class LinearHead:
     def to(self, dtype: torch.dtype) -> "LinearHead":
         return self.holding(*(None if x is None else x.to(dtype) for x in self.tensors))
 
+    def first(self, tokens: int) -> "LinearHead":
+        """The head of a vocabulary that ends there."""
+        bias, up = (None if x is None else x[:tokens] for x in (self.bias, self.up))
+        return self.holding(self.weight[:tokens], bias, self.down, up)
+
     def detach(self) -> "LinearHead":
         return self.holding(*(None if x is None else x.detach() for x in self.tensors))
 

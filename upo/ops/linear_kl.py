@@ -21,12 +21,16 @@ def linear_kl(
 ) -> Float[Tensor, "tokens"]:
     """KL(reference || policy) = sum_v q_v (log q_v - log p_v) at each token, in fp32 nats (float64 stays float64).
 
-    The reference never gets a gradient. The backward pass computes each chunk's logits again, so that memory holds
-    `chunk` rows of V for each model at a time.
+    Where one model has more tokens at the end of its vocabulary (control tokens, rows that round it up), the divergence
+    is that of both distributions without them. The reference never gets a gradient. The backward pass computes each
+    chunk's logits again, so that memory holds `chunk` rows of V for each model at a time.
 
     Args:
         reverse: KL(policy || reference) instead, whose expectation is under the policy.
     """
+    sizes = len(head.weight), len(reference_head.weight)
+    if sizes[0] != sizes[1]:
+        head, reference_head = head.first(min(sizes)), reference_head.first(min(sizes))
     reference = reference_head.detach()
     return _LinearKL.apply(hidden, head, reference_hidden.detach(), reference, chunk, reverse, *head.tensors)  # type: ignore[return-value]
 
