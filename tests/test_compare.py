@@ -182,16 +182,15 @@ def test_experiments_are_trained_where_missing(tmp_path: Path, monkeypatch) -> N
     assert [row["seeds"] for row in content["rows"]] == [[], [0, 1], [0, 1]]
 
 
-def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch, capfd) -> None:
-    """In the process that `upo.compare` forks; what it printed stands above."""
+def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    """What it said itself goes where the fork server's output goes."""
     monkeypatch.chdir(tmp_path)
     rest = "model: {class_path: SFT, init_args: {policy: {path: p}}}\ndata: {sources: [{name: world}]}\n"
     Path("x.yaml").write_text("after: [nowhere.yaml]\n" + rest)
     with pytest.raises(SystemExit) as end:
         main(["x.yaml"])
     assert end.value.code == 2
-    error = capfd.readouterr().err
-    assert "after: no such file nowhere.yaml" in error and "x.yaml with seed 0 failed (exit code 2)" in error
+    assert "x.yaml with seed 0 failed (exit code 2)" in capsys.readouterr().err
 
 
 def test_ranks_are_started_by_the_command_of_the_run(monkeypatch) -> None:

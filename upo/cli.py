@@ -2,16 +2,14 @@
 
 import logging
 import shutil
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jsonargparse import ActionYesNo
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -33,6 +31,7 @@ from upo.errors import UserError, short_errors
 from upo.evaluate import Evaluation
 from upo.methods.base import Method
 from upo.parser import ShortErrors
+from upo.stages import beside, run_earlier_stages
 
 QUIET = (
     ".*does not have many workers.*",
@@ -88,7 +87,10 @@ class CLI(LightningCLI):
             help="resume from this checkpoint; `last` is the newest one of the run folder",
         )
         parser.add_argument(
-            "--overwrite", type=bool, default=False, help="delete what the run folder holds, then start"
+            "--overwrite",
+            action=ActionYesNo(no_prefix=None),
+            default=False,
+            help="delete what the run folder holds, then start",
         )
         parser.add_argument(
             "--after",
@@ -113,7 +115,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.folder = Path(self.config.trainer.default_root_dir)
         self.checkpoint = _prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
-        _run_earlier_stages([beside(path, self.files) for path in self.config.after])
+        run_earlier_stages([beside(path, self.files) for path in self.config.after])
 
     def instantiate_trainer(self, **kwargs: Any):
         trainer, given = self.config_init.trainer, self.config_init.trainer.logger
@@ -200,54 +202,7 @@ def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str
     return None
 
 
-def beside(path: str, configs: Sequence[Path]) -> Path:
-    """A path of the config, relative to the YAML that names it or to the working directory."""
-    folders = [config.parent for config in configs]
-    return next((f / path for f in reversed(folders) if (f / path).exists()), Path(path))
-
-
 def _config_files(args: Sequence[str]) -> list[Path]:
     """The --config files of a command line, in order."""
     given = [b for a, b in pairwise(args) if a == "--config"]
     return [Path(x) for x in given + [a.partition("=")[2] for a in args if a.startswith("--config=")]]
-
-
-def content_of(config: Path) -> dict[str, Any]:
-    """A YAML as it is written, without defaults."""
-    try:
-        content = yaml.safe_load(config.read_text())
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
-        raise UserError(f"{config}{line} is no valid YAML: {error.problem}{hint}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{config} should hold keys such as `model:` and `data:`")
-    return content
-
-
-def run_folder(config: Path) -> Path:
-    """Where a YAML's run goes: its trainer.default_root_dir, by default runs/<name of the file>."""
-    trainer = content_of(config).get("trainer") or {}
-    return Path(trainer.get("default_root_dir") or f"runs/{config.stem}")
-
-
-def _run_earlier_stages(configs: list[Path]) -> None:
-    """Trains each stage that has no finished run, in a process of its own, and exports its model."""
-    for config in configs:
-        if not config.exists():
-            raise UserError(f"after: no such file {config}")
-        folder = run_folder(config)
-        if rank_zero_only.rank != 0:
-            while not (folder / "export").exists():
-                time.sleep(1)
-            continue
-        if not (folder / "summary.json").exists():
-            print(f"first the earlier stage {config}", flush=True)
-            resume = ["--ckpt_path", "last"] if latest(folder) else []
-            done = subprocess.run([sys.executable, "-m", "upo.fit", "--config", str(config), *resume])
-            if done.returncode:
-                raise UserError(f"the earlier stage {config} failed (exit code {done.returncode})")
-        if not (folder / "export").exists():
-            from upo.export import export
-
-            export(folder, folder / "export")

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from upo.bench.model import config as llama
 from upo.check import plan
 from upo.check.find import find
-from upo.check.plan import Setting, Shape, Work, memory
+from upo.check.plan import Setting, Shape, Work, checkpoint_bytes, memory
 from upo.check.probe import activation_bytes, shape_of, skeleton
 from upo.data.layout import lay_out
 from upo.operations import Cost, prompt_lengths, rate_of
@@ -73,6 +73,13 @@ def test_seven_billion_with_adam_on_eight() -> None:
     assert sum(parts[n] for n in ("weights", "gradients", "optimizer", "reference")) == 15.75e9
 
 
+def test_weights_below_an_adapter_in_4_bits() -> None:
+    shape = evolve(SHAPE, trained=10, four_bit=600, adapter=True)
+    assert memory(shape, WORK, ALONE).parts["weights"] == 400 * 4 + 600 * 4.127 / 8
+    assert checkpoint_bytes(shape, 8.0) == 10 * (4 + 8), "the adapter and its states alone"
+    assert checkpoint_bytes(SHAPE, 8.0) == 1000 * (4 + 8)
+
+
 def test_checkpointing_keeps_the_inputs_of_the_layers_and_one_layer() -> None:
     parts = memory(SHAPE, WORK, evolve(ALONE, checkpointing=True)).parts
     assert parts["activations"] == 6 * 50 * 10 * 4 + 9000 / 6
@@ -112,7 +119,7 @@ def test_shapes_without_memory_keep_what_real_ones_keep(kind: str) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         out = real._layers(responses)
-    fake, mode = Policy(config=real.config, tokenizer="tiny.tokenizer"), FakeTensorMode()
+    fake, mode = Policy(config=real.config, tokenizer="tiny.tokenizer"), FakeTensorMode(allow_non_fake_inputs=True)
     fake.model = skeleton(fake, mode)
     assert activation_bytes(fake, responses, mode, mixed=False, gpu=False) == sum(kept.values())
     assert activation_bytes(fake, responses, mode, mixed=True, gpu=True) < sum(kept.values())
@@ -124,7 +131,10 @@ def test_seven_billion_parameters_take_no_memory() -> None:
 
     from upo.methods import DPO
 
-    policy, mode = Policy(config=llama("7b", 32000), tokenizer="upo.bench.model.tokenizer"), FakeTensorMode()
+    policy, mode = (
+        Policy(config=llama("7b", 32000), tokenizer="upo.bench.model.tokenizer"),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    )
     policy.model = skeleton(policy, mode)
     shape = shape_of(make(DPO, policy=policy), mode)
     assert shape.parameters == shape.trained == 6_738_415_616
@@ -202,3 +212,21 @@ def test_the_plan_is_within_15_percent_of_what_training_takes(
     assert done.returncode == 0, done.stdout + done.stderr
     measured = int(done.stdout.rpartition("peak ")[2])
     assert planned == pytest.approx(measured, rel=0.15)
+
+
+def test_an_adapter_is_counted_as_it_is() -> None:
+    from training import make
+
+    from upo.adapters import LoRA
+    from upo.methods import DPO
+
+    config = tiny.policy("llama").config
+    real = Policy(config=config, tokenizer="tiny.tokenizer", adapter=LoRA(r=4, modules_to_save=["lm_head"]))
+    real.build()
+    fake = Policy(config=config, tokenizer="tiny.tokenizer", adapter=LoRA(r=4, modules_to_save=["lm_head"]))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake.model = skeleton(fake, mode)
+    shape = shape_of(make(DPO, policy=fake), mode)
+    assert shape.trained == sum(p.numel() for p in real.parameters() if p.requires_grad)
+    assert shape.parameters == sum(p.numel() for p in real.parameters())
+    assert shape.adapter and not shape.four_bit

@@ -25,7 +25,7 @@ def tensors(responses: Responses, size: int, heads: int, key_heads: int) -> list
 def kernel(responses: Responses, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     plan = segments(responses)
     assert cpu_attention.fits(q, k, v)
-    return cpu_attention.attend(q, k, v, plan.pieces, plan.units, scale)
+    return cpu_attention.attend(q, k, v, plan.pieces, plan.units, plan.longest, scale)
 
 
 @needs_compiler

@@ -58,7 +58,7 @@ def find(files: Sequence[Path], overrides: Sequence[str], devices: int | None, g
     on_gpu = gpu is not None or trainer.accelerator not in ("cpu", "auto")
     mixed = str(trainer.precision).endswith("-mixed")
 
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     method.policy.model = skeleton(method.policy, mode)
     shape = shape_of(method, mode)
     micro_batches, heavy = heaviest(data, number)

@@ -2,7 +2,7 @@
 
 P parameters of b bytes, P_t of them trained, N devices, a compute precision of c bytes (2 under bf16-mixed, else b):
 
-weights      P b, sharded: P b / N
+weights      P b, sharded: P b / N; a matrix in 4 bits takes 4.127 bits a number (doubly quantised constants)
 gradients    P_t b, sharded: P_t b / N
 optimizer    P_t times the bytes that one step of the optimizer leaves for a parameter, sharded: / N
 reference    its parameters times their bytes, sharded: / N; none where there is none or its log-probs are stored
@@ -28,6 +28,8 @@ from attrs import evolve, frozen
 Strategy = Literal["single", "ddp", "fsdp"]
 FREE_GIB = 1.5
 """Left free on a GPU, for CUDA, its libraries, communication and fragmentation."""
+FOUR_BITS = 4.127 / 8
+"""Bytes of an NF4 number with its share of the constants."""
 MFU = 0.4
 """Share of a GPU's bf16 rate at which needed operations are assumed to run."""
 
@@ -52,6 +54,10 @@ class Shape:
     layers: int
     bytes: int
     """Of one parameter."""
+    four_bit: int = 0
+    """Of the matrices, those that are kept in 4 bits."""
+    adapter: bool = False
+    """Whether checkpoints hold the trained parameters alone."""
 
 
 @frozen
@@ -116,7 +122,7 @@ def memory(shape: Shape, work: Work, setting: Setting) -> Memory:
     head = logits + 2 * c * work.scored * shape.width + (c * table if setting.mixed else 0)
     head_gradient = 0 if setting.strategy == "fsdp" else 4 * table * bool(shape.trained > table)
     parts = {
-        "weights": shape.parameters * b / share,
+        "weights": ((shape.parameters - shape.four_bit) * b + shape.four_bit * FOUR_BITS) / share,
         "gradients": gradients,
         "optimizer": shape.trained * setting.state_bytes / share,
         "reference": setting.reference_bytes / share,
@@ -176,14 +182,16 @@ def suggestions(
     if setting.strategy != "single" or setting.gpu:
         setting = evolve(setting, strategy="fsdp", devices=2 * setting.devices)
         add(f"{setting.devices} devices")
-    shape = evolve(shape, trained=shape.parameters // 100)
-    add("LoRA (about 1 % of the parameters trained)")
+    if not shape.adapter:
+        shape = evolve(shape, trained=shape.parameters // 100)
+        add("policy.adapter: LoRA (about 1 % of the parameters trained)")
     return found
 
 
 def checkpoint_bytes(shape: Shape, state_bytes: float) -> float:
     """Of one checkpoint: weights and optimizer; a reference is never saved."""
-    return shape.parameters * shape.bytes + shape.trained * state_bytes
+    saved = shape.trained if shape.adapter else shape.parameters
+    return saved * shape.bytes + shape.trained * state_bytes
 
 
 def checkpoints_kept(steps: int | None, every: int, keep: int) -> int:

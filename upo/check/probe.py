@@ -1,5 +1,6 @@
 """True shapes without memory: a model of any size on tensors that have no content (torch's fake ones)."""
 
+import copy
 from collections import Counter
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def skeleton(policy: Policy, mode: FakeTensorMode) -> "PreTrainedModel":
     """The policy's model with all its shapes and no content."""
     from transformers import AutoModelForCausalLM
 
-    with mode:
+    with torch.device("meta") if policy.adapter else mode:
         try:
             model = AutoModelForCausalLM.from_config(policy.model_config, dtype=policy.dtype)
         except ValueError as error:
@@ -47,6 +48,17 @@ def skeleton(policy: Policy, mode: FakeTensorMode) -> "PreTrainedModel":
     if model._supports_attention_backend:
         prefix_attention.register()
         model.set_attn_implementation(prefix_attention.NAME)
+    if policy.adapter is not None:
+        adapter = copy.copy(policy.adapter)
+        adapter.path = None  # one that it starts from is about as large
+        with torch.device("meta"):
+            adapter.attach(model, policy.path, grown=False)
+        with mode:  # peft moves parameters about as fake ones do not allow
+            made = {id(x): torch.empty_like(x, device="cpu") for x in (*model.parameters(), *model.buffers())}
+            made |= {id(p): nn.Parameter(made[id(p)], p.requires_grad) for p in model.parameters()}
+        for part in model.modules():
+            for name, x in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+                setattr(part, name, made[id(x)])
     return model
 
 
@@ -74,6 +86,8 @@ def shape_of(method: "Method", mode: FakeTensorMode) -> Shape:
         width=head.shape[1],
         layers=max(1, len(blocks)),
         bytes=head.element_size(),
+        four_bit=sum(p.numel() for p in matrices if not p.requires_grad) if method.policy.quantization else 0,
+        adapter=method.policy.adapter is not None,
     )
 
 
@@ -97,6 +111,8 @@ def activation_bytes(
     model, kept = policy.model, {}
     packed = responses.layout == "packed" and model._supports_attention_backend
     plan: Any = Flash() if gpu else prefix_attention.segments(responses) if packed else None
+    if isinstance(plan, prefix_attention.Segments):
+        assert plan.order is not None  # made now: inside, its tensors would have no content
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     copies = Counter(tuple(sorted(p.shape)) for p in model.parameters() if p.dim() == 2) if mixed else Counter()
     keep_alive = []
@@ -114,7 +130,7 @@ def activation_bytes(
         options: dict[str, Any] = {"input_ids": made.input_ids, "use_cache": False}
         if packed or gpu:
             unread = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-            options |= {"position_ids": made.position_ids, "attention_mask": unread, "segments": _fake(plan, mode)}
+            options |= {"position_ids": made.position_ids, "attention_mask": unread, "segments": plan}
         try:
             out = model.base_model(**options).last_hidden_state
         except RuntimeError:
@@ -124,11 +140,9 @@ def activation_bytes(
 
 
 def _fake(x: Any, mode: FakeTensorMode) -> Any:
-    """Tensors without content in place of the real ones, also inside attrs classes and lists of them."""
+    """Tensors without content in place of the real ones, also inside attrs classes."""
     if isinstance(x, Tensor):
         return mode.from_tensor(x)
-    if isinstance(x, list):
-        return [_fake(y, mode) for y in x]
     if hasattr(x, "__attrs_attrs__"):
         return evolve(x, **{a.name: _fake(getattr(x, a.name), mode) for a in fields(type(x)) if a.init})
     return x

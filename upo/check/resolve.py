@@ -6,11 +6,12 @@ from typing import Any
 import lightning.pytorch as pl
 
 from upo.check.plan import Strategy
-from upo.cli import CLI, beside, run_folder
+from upo.cli import CLI
 from upo.data.module import PreferenceData
 from upo.errors import UserError, did_you_mean
 from upo.methods.base import Method
 from upo.policy import Policy
+from upo.stages import beside, run_folder
 
 
 class Resolved(CLI):

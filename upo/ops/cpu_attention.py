@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FOLDER = Path("~/.cache/upo/ops")
@@ -62,7 +63,9 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return query.device.type == "cpu" and alike and size % 8 == 0 == size - value.shape[-1] and library() is not None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, pieces: Tensor, units: Tensor, scale: float | None) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, pieces: Tensor, units: Tensor, longest: int, scale: float | None = None
+) -> Tensor:
     """Prefix-sharing attention.
 
     Args:
@@ -70,22 +73,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pieces: Tensor, units: Ten
         pieces: int64 [n, 3]: a piece's first flat position in [R T], its tokens, those of the prompt before it. A
             unit's first piece is its prompt, which has none before it.
         units: int64 [prompts + 1]: which pieces a prompt has, itself among them: `units[i]` to `units[i + 1]`.
+        longest: tokens of the longest piece and its prompt.
         scale: of the scores; by default 1 / sqrt(D).
 
     Returns:
         [R, heads, T, D], zero where no piece is. The same for any number of threads.
     """
-    return _Attention.apply(query, key, value, pieces, units, scale or query.shape[-1] ** -0.5)
+    return _Attention.apply(query, key, value, pieces, units, longest, scale or query.shape[-1] ** -0.5)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *tensors, pieces, units, scale = inputs
+        *tensors, pieces, units, longest, scale = inputs
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
-        rows, heads, width, _ = query.shape
+        rows, heads, width, size = query.shape
         out, lse = _empty(query), query.new_zeros(heads, rows * width)
-        ctx.sizes = _sizes(query, key, pieces, units, scale)
+        counts = [ctypes.c_int64(n) for n in (len(units) - 1, width, rows)]
+        ctx.sizes = [*counts, heads, key.shape[1], size, longest, torch.get_num_threads(), ctypes.c_float(scale)]
         _call("upo_attention", [query, key, value, out], [lse, pieces, units], ctx.sizes)
         ctx.save_for_backward(query, key, value, out, lse, pieces, units)
         return out
@@ -97,7 +102,7 @@ class _Attention(torch.autograd.Function):
         results = [_empty(x) for x in (query, key, value)]
         tensors = [query, key, value, out, grad, *results]
         _call("upo_attention_backward", tensors, [lse, pieces, units], ctx.sizes)
-        return (*results, None, None, None)
+        return (*results, None, None, None, None)
 
 
 def _empty(x: Tensor) -> Tensor:
@@ -105,15 +110,10 @@ def _empty(x: Tensor) -> Tensor:
     return torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _sizes(query: Tensor, key: Tensor, pieces: Tensor, units: Tensor, scale: float) -> list[Any]:
-    rows, heads, width, size = query.shape
-    longest = int(pieces[:, 1:].sum(1).max())
-    whole = [ctypes.c_int64(n) for n in (len(units) - 1, width, rows)]
-    return [*whole, heads, key.shape[1], size, longest, torch.get_num_threads(), ctypes.c_float(scale)]
-
-
 def _call(name: str, tensors: list[Tensor], plain: list[Tensor], rest: list[Any]) -> None:
-    """Tensors go as arrays of pointers and strides, the plain ones as pointers."""
+    """Tensors go as arrays of pointers and strides, the plain ones as pointers; shapes alone are left as they are."""
+    if isinstance(tensors[0], FakeTensor):
+        return
     data = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
     strides = (ctypes.c_int64 * (3 * len(tensors)))(*(n for x in tensors for n in x.stride()[:3]))
     getattr(library(), name)(data, strides, *(ctypes.c_void_p(x.data_ptr()) for x in plain), *rest)

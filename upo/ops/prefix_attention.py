@@ -49,6 +49,8 @@ class Segments:
     """First flat position in [R T], tokens, tokens of the prompt before it [n, 3]; prompts come before their own."""
     units: Tensor
     """Which pieces are a prompt and its responses [prompts + 1]: `units[i]` to `units[i + 1]`."""
+    longest: int
+    """Tokens of the longest piece and its prompt."""
     size: int
     """Places of the rows, R T."""
     device: torch.device
@@ -60,7 +62,7 @@ class Segments:
     ) -> Tensor:
         """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
         if not cap and cpu_attention.fits(query, key, value):
-            return cpu_attention.attend(query, key, value, self.pieces, self.units, scale).transpose(1, 2)
+            return cpu_attention.attend(query, key, value, self.pieces, self.units, self.longest, scale).transpose(1, 2)
         attention: Any = partial(capped_attention, cap=cap) if cap else scaled_dot_product_attention
         rows, heads, width, _ = query.shape
         queries = _pick(query, heads, [g.queries for g in self.groups])
@@ -113,7 +115,8 @@ def segments(responses: Responses) -> Segments:
     sizes = owner.unique_consecutive(return_counts=True)[1]
     units = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     before = own[units[:-1]].repeat_interleave(sizes) * (response >= 0)
-    return Segments(torch.stack([first, own, before], 1), units, len(prompt), responses.prompt_of.device)
+    pieces = torch.stack([first, own, before], 1)
+    return Segments(pieces, units, int((own + before).max()), len(prompt), responses.prompt_of.device)
 
 
 CALL = 4096

@@ -58,9 +58,9 @@ def show(config: Path, out: Path | None = None, limit: int | None = None) -> dic
         raise UserError(f"--config: no such file {config}")
     from upo.callbacks.run_folder import write_json
     from upo.checkpoint import from_config
-    from upo.cli import run_folder
     from upo.rewards.survey import survey
     from upo.rewards.survey_view import draw_survey, print_survey
+    from upo.stages import run_folder
 
     method, data, evaluation = from_config(config, {})
     rewards = data.rewards | ({} if evaluation.judge is None else {"judge": evaluation.judge})

@@ -1,0 +1,61 @@
+"""Earlier stages of a run (`after:`): their YAMLs, where their runs go, and training those that are missing."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from upo.callbacks.checkpoint_io import latest
+from upo.errors import UserError
+
+
+def beside(path: str, configs: Sequence[Path]) -> Path:
+    """A path of the config, relative to the YAML that names it or to the working directory."""
+    folders = [config.parent for config in configs]
+    return next((f / path for f in reversed(folders) if (f / path).exists()), Path(path))
+
+
+def content_of(config: Path) -> dict[str, Any]:
+    """A YAML as it is written, without defaults."""
+    try:
+        content = yaml.safe_load(config.read_text())
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        raise UserError(f"{config}{line} is no valid YAML: {error.problem}{hint}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{config} should hold keys such as `model:` and `data:`")
+    return content
+
+
+def run_folder(config: Path) -> Path:
+    """Where a YAML's run goes: its trainer.default_root_dir, by default runs/<name of the file>."""
+    trainer = content_of(config).get("trainer") or {}
+    return Path(trainer.get("default_root_dir") or f"runs/{config.stem}")
+
+
+def run_earlier_stages(configs: list[Path]) -> None:
+    """Trains each stage that has no finished run, in a process of its own, and exports its model."""
+    for config in configs:
+        if not config.exists():
+            raise UserError(f"after: no such file {config}")
+        folder = run_folder(config)
+        if rank_zero_only.rank != 0:
+            while not (folder / "export").exists():
+                time.sleep(1)
+            continue
+        if not (folder / "summary.json").exists():
+            print(f"first the earlier stage {config}", flush=True)
+            resume = ["--ckpt_path", "last"] if latest(folder) else []
+            done = subprocess.run([sys.executable, "-m", "upo.fit", "--config", str(config), *resume])
+            if done.returncode:
+                raise UserError(f"the earlier stage {config} failed (exit code {done.returncode})")
+        if not (folder / "export").exists():
+            from upo.export import export
+
+            export(folder, folder / "export")
