@@ -31,7 +31,7 @@ from upo.errors import UserError, short_errors
 from upo.evaluate import Evaluation
 from upo.methods.base import Method
 from upo.parser import ShortErrors
-from upo.stages import beside, run_earlier_stages
+from upo.stages import beside, content_of, run_earlier_stages
 
 QUIET = (
     ".*does not have many workers.*",

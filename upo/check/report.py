@@ -128,11 +128,11 @@ def check_study(
     Raises:
         UserError: a run is wrong or does not fit; all others are checked first.
     """
-    from upo.study.plan import read_study
+    from upo.study.plan import expand, load
 
     card, out, wrong = GPUS[gpu] if gpu else None, view.console(), {}
     table = Table("run", "method", "trained", "loss at step 0", "gradient", "steps", "peak a device", title=str(file))
-    runs = {run.name: run for run in read_study(file).runs}
+    runs = {run.name: run for run in expand(load(file), file).runs}
     for name, run in runs.items():
         with tempfile.TemporaryDirectory() as folder:
             config = Path(folder) / run.file.name
