@@ -164,7 +164,7 @@ def test_unfinished_and_foreign_folders(config: str, capsys, tmp_path: Path) -> 
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter1.txt").write_text("...")
-    args = ("--config", config, "--overwrite", "true", "--trainer.default_root_dir", str(foreign))
+    args = ("--config", config, "--overwrite", "--trainer.default_root_dir", str(foreign))
     assert "does not look like a run folder" in refused(capsys, *args)
     assert (foreign / "chapter1.txt").exists()
 
@@ -236,6 +236,6 @@ def test_stages_chain_and_end_with_an_evaluation(upo_fit, tmp_path: Path) -> Non
         assert name in summary
     assert "policy/win_rate_vs_chosen_n" in summary and summary["policy/win_rate_vs_chosen_n"] == 8
     first = (tmp_path / "runs/first/metrics.csv").stat().st_mtime_ns
-    again = upo_fit("--config", "second.yaml", "--overwrite", "true")
+    again = upo_fit("--config", "second.yaml", "--overwrite")
     assert again.code == 0, again.text
     assert (tmp_path / "runs/first/metrics.csv").stat().st_mtime_ns == first, "a finished stage is not trained again"

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionYesNo
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -87,10 +86,7 @@ class CLI(LightningCLI):
             help="resume from this checkpoint; `last` is the newest one of the run folder",
         )
         parser.add_argument(
-            "--overwrite",
-            action=ActionYesNo(no_prefix=None),
-            default=False,
-            help="delete what the run folder holds, then start",
+            "--overwrite", type=bool, default=False, help="delete what the run folder holds, then start"
         )
         parser.add_argument(
             "--after",

@@ -3,6 +3,8 @@
 import inspect
 import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -12,6 +14,14 @@ from upo.errors import nearest
 
 class ShortErrors(LightningArgumentParser):
     """Stock LightningCLI answers a mistyped key with 50 lines of usage; this one with the sentence and a hint."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """`--overwrite` needs no value."""
+        given = list(sys.argv[1:] if args is None else args)
+        for i, (arg, following) in enumerate(pairwise([*given, "--"])):
+            if arg == "--overwrite" and following.startswith("--"):
+                given[i] = "--overwrite=true"
+        return super().parse_args(given, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # nested parsers: the outermost one prints
