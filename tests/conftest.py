@@ -16,7 +16,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LONGEST = (
     "test_quickstart",
+    "test_experiments",
     "test_notebooks",
+    "test_sharded",
+    "test_adapters",
     "test_ablate",
     "test_cli",
     "test_trajectories",
@@ -30,7 +33,7 @@ BY_METHOD = re.compile(r"(.*/test_(?:every_method|trajectories|reference_store)\
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (*LONGEST, name := item.path.stem.removeprefix("test_")).index(name))
+        items.sort(key=lambda item: (*LONGEST, name := item.path.stem).index(name))
 
 
 @pytest.hookimpl(optionalhook=True)
