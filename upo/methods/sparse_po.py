@@ -130,7 +130,7 @@ class SparsePO(MaPO):
     def configure_model(self) -> None:
         if not isinstance(self.reference, FrozenReference):
             raise UserError(
-                f"SparsePO reads the hidden states of a live reference, {type(self.reference).__name__} has none; "
+                f"SparsePO reads the reference's states of each token, {type(self.reference).__name__} has none; "
                 "set model.reference: FrozenReference"
             )
         super().configure_model()
