@@ -135,7 +135,7 @@ def test_a_trained_model_is_read_by_one_rank(train, stories260k: str, tmp_path: 
     """Weights, tied or not, and rotary buffers of a checkpoint, in the policy and in a reference of its own."""
     init = json.dumps({"class_path": "FrozenReference", "init_args": {"path": stories260k}})
     args = ("--model.policy", json.dumps({"path": stories260k, "config": None, "tokenizer": None}))
-    args += ("--model.reference", init)
+    args += ("--model.reference", init, "--model.optimizer.init_args.lr", "1e-4")
     expected = train("DPO", "one", *args)
     assert train("DPO", "two", *args, *sharded(), ranks=2) == pytest.approx(expected, abs=1e-5)
 
