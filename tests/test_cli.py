@@ -4,8 +4,10 @@ import csv
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import mistakes
 import pytest
 import torch
 import yaml
@@ -30,23 +32,15 @@ trainer: {max_steps: 3, accelerator: cpu, enable_progress_bar: false}
 """
 
 
+refused = partial(mistakes.refused, main)
+
+
 @pytest.fixture
 def config(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("UPO_SHARED", str(shared))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny_dpo.yaml").write_text(CONFIG)
     return "tiny_dpo.yaml"
-
-
-def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
-    """What a wrong command prints: at most three lines, exit code 2."""
-    with pytest.raises(SystemExit) as exit_:
-        main(args)
-    assert exit_.value.code == 2
-    text = capsys.readouterr().err.strip()
-    assert text.startswith("error: ") and len(text.splitlines()) <= 3, text
-    assert "Traceback" not in text
-    return text
 
 
 def timeless(folder: Path) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest, read_folder
 from upo.checkpoint import load_model, load_run, read_checkpoint
 from upo.errors import UserError
 from upo.export import export
-from upo.strategy import layers
+from upo.head import layers
 
 MODEL = {
     "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -143,8 +143,8 @@ def test_a_trained_model_is_read_by_one_rank(train, stories260k: str, tmp_path: 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt_neox", "gpt2", "phi"])
 def test_decoder_layers_are_found(kind: str) -> None:
     policy = tiny.policy(kind)
-    assert len(layers(policy)) == 2
-    assert len({type(layer) for layer in layers(policy)}) == 1
+    assert len(layers(policy.model)) == 2
+    assert len({type(layer) for layer in layers(policy.model)}) == 1
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------

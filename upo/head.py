@@ -1,4 +1,4 @@
-"""The output head of a Hugging Face model: its weights, what happens to its logits, embeddings for new tokens."""
+"""Parts of a Hugging Face model: its output head and what happens to its logits, embeddings for new tokens, layers."""
 
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,12 @@ def grow(model: "PreTrainedModel", rows: int) -> None:
         for x in (module.weight, getattr(module, "bias", None)):
             if x is not None:
                 x[old:] = x[:old].float().mean(0).to(x.dtype)
+
+
+def layers(model: "PreTrainedModel") -> list[nn.Module]:
+    """The decoder layers, found by the class that the model says may not be split; none where it says nothing."""
+    names = set(model._no_split_modules or ())
+    return [m for m in model.modules() if type(m).__name__ in names and any(True for _ in m.parameters())]
 
 
 @frozen

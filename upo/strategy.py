@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from upo.callbacks.reference_sync import MovingReference
 from upo.errors import UserError
+from upo.head import layers
 from upo.policy import Policy
 from upo.reference import FrozenReference, Reference
 
@@ -113,9 +114,13 @@ class Sharded(ModelParallelStrategy):
         Args:
             dtype: of the stored weights; null leaves them.
         """
+        found = layers(policy.model)
+        if not found:
+            kind = policy.model.config.model_type
+            raise UserError(f"{kind} does not say what its layers are; take trainer.strategy: ddp")
         policy.head = self.broadcast(getattr(policy, "head", None))  # type: ignore[assignment]
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
-        for module in (*layers(policy), policy):
+        for module in (*found, policy):
             _receive(module, self.root_device, dtype)
             fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard, offload_policy=offload, **options)
         assert isinstance(policy, FSDPModule)
@@ -173,17 +178,6 @@ class Sharded(ModelParallelStrategy):
             partial.rename(path)
             _sync(path.parent)
         self.barrier()
-
-
-def layers(policy: Policy) -> list[nn.Module]:
-    """The decoder layers of a transformers model, found by the class that it says may not be split."""
-    names = set(policy.model._no_split_modules or ())
-    found = [m for m in policy.model.modules() if type(m).__name__ in names and any(True for _ in m.parameters())]
-    if not found:
-        raise UserError(
-            f"{policy.model.config.model_type} does not say what its layers are; take trainer.strategy: ddp"
-        )
-    return found
 
 
 def _receive(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:

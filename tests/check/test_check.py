@@ -1,9 +1,11 @@
 """`python -m upo.check`: what it prints, what it refuses in one sentence, models that this machine cannot hold."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mistakes
 import pytest
 import yaml
 from tiny import PAIRS
@@ -35,6 +37,9 @@ LLAMA7B = {
 }  # fmt: skip
 
 
+refused = partial(mistakes.refused, main)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -54,16 +59,6 @@ def paper(folder: Path) -> str:
     stand_in = {"model": {"init_args": {"policy": policy}}, "data": data, "evaluation": None}
     Path("stand_in.yaml").write_text(yaml.safe_dump(stand_in))
     return "stand_in.yaml"
-
-
-def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
-    """What a mistake prints: one sentence, with a hint at most, and exit code 2."""
-    with pytest.raises(SystemExit) as exit_:
-        main(args)
-    assert exit_.value.code == 2
-    text = capsys.readouterr().err.strip()
-    assert text.startswith("error: ") and len(text.splitlines()) <= 3 and "Traceback" not in text, text
-    return text
 
 
 def test_a_run_is_described_and_nothing_is_left_behind(folder: Path, capsys) -> None:
@@ -92,7 +87,8 @@ def test_a_run_is_described_and_nothing_is_left_behind(folder: Path, capsys) -> 
         (["--after", "[sft.yaml]"], "after: no such file sft.yaml"),
         (["--trainer.precision", "bf16-true"], "set policy.dtype"),
         (["--trainer.accumulate_grad_batches", "2"], "must be 1"),
-        (["--gpu", "a100"], "did you mean `a10`?"),
+        (["--gpu", "a100"], "did you mean `a100-"),
+        (["--gpu", "h20"], "did you mean `h200`?"),
         (["--devices", "0"], "at least 1"),
     ],
 )
@@ -103,10 +99,30 @@ def test_mistakes_give_one_sentence(args: list[str], expected: str, folder: Path
 def test_missing_files_and_columns(folder: Path, capsys) -> None:
     assert "give a config" in refused(capsys, "--devices", "2")
     assert "no such config: none.yaml" in refused(capsys, "none.yaml")
+    Path("broken.yaml").write_text("model:\n\tclass_path: DPO\n")
+    assert "broken.yaml, line 2 is no valid YAML" in refused(capsys, "broken.yaml")
     rows = [{"question": p, "chosen": c, "rejected": r} for p, c, r in PAIRS]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = refused(capsys, "run.yaml")
     assert "no usable example" in text and "prompt" in text
+
+
+def test_an_adapter_is_tried_against_the_model_below_it(folder: Path, capsys) -> None:
+    main(
+        [
+            "run.yaml",
+            "--model.policy.adapter",
+            "LoRA",
+            "--model.policy.adapter.r",
+            "2",
+            "--model.reference",
+            "AdapterReference",
+        ]
+    )
+    text = " ".join(capsys.readouterr().out.split())
+    assert "with its adapter off" in text and "0.69315 (train/loss)" in text
+    trained = int(text.partition("trained parameters │ ")[2].split()[0].replace(",", ""))
+    assert trained == 2 * 2 * (4 * 32 + 3 * 40), "two layers, r = 2: four maps 16 x 16, three 16 x 24"
 
 
 def test_a_reference_that_differs_from_the_policy(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

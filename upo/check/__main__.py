@@ -6,9 +6,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
+from typing import NoReturn
 
 from upo.errors import UserError, did_you_mean, short_errors
 from upo.operations import GPUS
@@ -47,7 +45,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if not files:
             raise UserError("give a config first: python -m upo.check experiments/quickstart.yaml")
         if given.gpu is not None and given.gpu not in GPUS:
-            raise UserError(f"--gpu {given.gpu}: {did_you_mean(given.gpu, GPUS)}")
+            alike = [name for name in GPUS if name.startswith(given.gpu)]
+            raise UserError(f"--gpu {given.gpu}: {did_you_mean(given.gpu, alike or GPUS)}")
         if given.devices is not None and given.devices < 1:
             raise UserError(f"--devices {given.devices}: at least 1")
         _check([Path(f) for f in files], overrides, given.devices, given.gpu)
@@ -55,12 +54,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _check(files: list[Path], overrides: list[str], devices: int | None, gpu: str | None) -> None:
     from upo.check.report import check_config, check_study
+    from upo.stages import content_of
 
     for file in files:
         if not file.is_file():
             raise UserError(f"no such config: {file}")
-    content: Any = yaml.safe_load(files[0].read_text())
-    if isinstance(content, dict) and "runs" in content:
+    if "runs" in content_of(files[0]):
         check_study(files[0], files[1:], overrides, devices, gpu)
     else:
         check_config(files, overrides, devices, gpu)

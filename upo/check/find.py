@@ -67,7 +67,7 @@ def find(files: Sequence[Path], overrides: Sequence[str], devices: int | None, g
     tokens = int((responses.prompt_of >= 0).sum())
     work = Work(tokens, len(responses.targets), len(micro_batches.micro_batches), kept or 0.0)
     per_parameter, optimizer = state_bytes(method, method.policy.dtype)
-    checkpointing = bool(getattr(method.policy, "activation_checkpointing", False))
+    checkpointing = method.policy.activation_checkpointing
     reference = reference_bytes(method, shape, mode)
     setting = Setting(strategy, number, mixed, per_parameter, reference, on_gpu, checkpointing)
 

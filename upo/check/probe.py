@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from upo.check.plan import Shape
 from upo.data.layout import Responses
 from upo.errors import UserError
+from upo.head import layers
+from upo.operations import Cost
 from upo.ops import prefix_attention
 from upo.policy import Policy
 
@@ -70,15 +72,14 @@ def shape_of(method: "Method", mode: FakeTensorMode) -> Shape:
         method.configure_model()
     object.__setattr__(method, "reference", reference)
     every = dict(method.named_parameters())
-    blocks = [sum(p.numel() for p in block.parameters()) for block in _blocks(model)]
-    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    blocks = [sum(p.numel() for p in block.parameters()) for block in layers(model)]
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr]
-    matrices = [p for p in model.parameters() if p.dim() > 1 and id(p) not in tables and p is not head]
+    frozen = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
     total = sum(p.numel() for p in every.values())
     return Shape(
         parameters=total,
         trained=sum(p.numel() for p in every.values() if p.requires_grad),
-        matrices=sum(p.numel() for p in matrices),
+        matrices=Cost.of(model).weights,
         outside=total - sum(blocks),
         block=max(blocks, default=0),
         largest=max(p.numel() for p in every.values()),
@@ -86,15 +87,9 @@ def shape_of(method: "Method", mode: FakeTensorMode) -> Shape:
         width=head.shape[1],
         layers=max(1, len(blocks)),
         bytes=head.element_size(),
-        four_bit=sum(p.numel() for p in matrices if not p.requires_grad) if method.policy.quantization else 0,
+        four_bit=sum(w.numel() for w in frozen if w is not head) if method.policy.quantization else 0,
         adapter=method.policy.adapter is not None,
     )
-
-
-def _blocks(model: "PreTrainedModel") -> list[nn.Module]:
-    """The decoder's layers: the longest list of modules."""
-    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=len, default=[])
 
 
 def activation_bytes(

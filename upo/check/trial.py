@@ -14,6 +14,7 @@ from upo.errors import UserError
 from upo.methods.base import Method
 from upo.policy import Policy
 from upo.reference import FrozenReference, Reference
+from upo.reference_store import StoredReference
 
 EXAMPLES = 256
 """Training examples that are tokenised; a sixteenth as many held-out ones."""
@@ -104,7 +105,7 @@ def try_step(method: Method, data: PreferenceData, parameters: int, trainer: Any
     if stand_in:
         method.policy = Policy(None, SMALL | {"max_position_embeddings": 1 << 20}, given.tokenizer_path)
         method.policy.__dict__["tokenizer"] = given.tokenizer
-    if method.reference is not None and (stand_in or not isinstance(method.reference, FrozenReference)):
+    if (stand_in and method.reference is not None) or isinstance(method.reference, StoredReference):
         path = None if stand_in else getattr(method.reference, "path", None)
         object.__setattr__(method, "reference", FrozenReference(path))  # a store would be filled with all the data
     gradients, pairs = _Gradients(), data.pairs_per_step

@@ -14,6 +14,7 @@ or an exponential mean is uncertain. Prompts are embedded by the reference model
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from jsonargparse.typing import PositiveFloat
@@ -62,8 +63,9 @@ def fit_classifier(hidden: Float[Tensor, "n D"], desirable: Bool[Tensor, "n"]) -
     """Logistic regression with balanced classes: coefficients and intercept; its logit is a log density ratio."""
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(hidden.numpy(), desirable.numpy())
-    return torch.tensor([*model.coef_[0].tolist(), float(model.intercept_[0])])
+    model = LogisticRegression(class_weight="balanced", solver="newton-cg", tol=1e-8)  # states may be ill-scaled
+    model.fit(hidden.double().numpy(), desirable.numpy())
+    return torch.tensor([*np.ravel(model.coef_), *np.ravel(model.intercept_)], dtype=torch.float32)
 
 
 class BCO(UnpairedMethod):
