@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -54,30 +55,38 @@ class Contestant:
 
 
 def measure(case: Case, alternations: int) -> dict[str, Any]:
-    """Medians over alternations: ours, the other, the matrix rate, and again."""
+    """Both in turn, the other one first every second time, and the matrix rate beside them.
+
+    A ratio is the median of the turns' own, so that what slows the machine for a while slows both.
+    """
+    turns = []
     with Contestant(case.ours) as ours, Contestant(case.other) as other:
-        turns = [(ours.block(), other.block(), rate(case.ours)) for _ in range(alternations)]
-    seconds, other_seconds, rates = (
-        statistics.median(x) for x in zip(*((a["seconds"], b["seconds"], r) for a, b, r in turns), strict=True)
-    )
+        for number in range(alternations * case.turns):
+            first, second = (ours, other) if number % 2 == 0 else (other, ours)
+            answers = {id(first): first.block(), id(second): second.block()}
+            turns.append((answers[id(ours)], answers[id(other)], rate(case.ours)))
+
+    def median(of: Callable[[float, float, float], float]) -> float:
+        return statistics.median(of(a["seconds"], b["seconds"], r) for a, b, r in turns)
+
     memory, other_memory = (max(t[i]["memory"] for t in turns) for i in (0, 1))
     work, floor = case.ours, None
-    pairs = work.pairs * work.steps
+    pairs, other_pairs = work.pairs * work.steps, case.other.pairs * case.other.steps
     tokens = sum(len(r) + 1 for _, responses in rows(work, pairs) for r in responses)
-    passes = {"forward": 3, "upo": 3 if work.stored else 4}[work.engine]
     if work.method in ("DPO", "SFT"):  # KTO and UPO also score mismatched responses
-        floor = needed(work, passes) / rates * pairs / seconds
+        operations = pairs * needed(work, {"forward": 3, "upo": 3 if work.stored else 4}[work.engine])
+        floor = median(lambda seconds, _, rate: operations / rate / seconds)
     return {
         "case": case.name,
         "other": _name(case),
-        "pairs_per_second": pairs / seconds,
-        "other_pairs_per_second": case.other.pairs * case.other.steps / other_seconds,
-        "tokens_per_second": tokens / seconds,
-        "ratio": other_seconds / seconds,
+        "pairs_per_second": median(lambda seconds, *_: pairs / seconds),
+        "other_pairs_per_second": median(lambda _, seconds, __: other_pairs / seconds),
+        "tokens_per_second": median(lambda seconds, *_: tokens / seconds),
+        "ratio": median(lambda seconds, other_seconds, _: other_seconds / seconds),
         "memory": memory,
         "memory_ratio": memory / other_memory,
         "floor": floor,
-        "matrix_rate": rates,
+        "matrix_rate": median(lambda *turn: turn[2]),
         "turns": [{"ours": a, "other": b, "matrix_rate": r} for a, b, r in turns],
         "at_least": case.at_least,
         "at_most_memory": case.at_most_memory,
@@ -108,7 +117,8 @@ def bench(
     Args:
         suite: which cases: cpu (all), short (the guard of continuous integration), gpu.
         only: a part of the names of cases to run.
-        alternations: how often both take their turn; medians are reported.
+        alternations: how often both take their turn (two to four times as often where a target is narrow); medians are
+            reported.
         threads: of each contestant.
         tolerance: share of each target that passes, e.g. 0.7 on a noisy machine.
         out: folder of bench.json and bench.png.

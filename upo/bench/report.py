@@ -21,7 +21,9 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="medians; ratios are other / ours in time, ours / other in memory", title_justify="left")
+    table = Table(
+        title="medians over turns; ratios are other / ours in time, ours / other in memory", title_justify="left"
+    )
     for name in (
         "case",
         "against",
