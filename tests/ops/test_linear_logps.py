@@ -34,6 +34,23 @@ def test_equals_its_twin_in_value_and_gradient(form, chunk, dtype, tolerance):
             torch.testing.assert_close(x, y, atol=30 * tolerance, rtol=30 * tolerance)
 
 
+@pytest.mark.parametrize("kept", [0, 100, 10**6])
+@pytest.mark.parametrize("form", FORMS)
+def test_kept_probabilities_change_nothing(form, kept, monkeypatch):
+    """None, those of some chunks, all of them; also where a graph is gone through twice."""
+    monkeypatch.setattr("upo.ops.linear_logps.KEPT", kept)
+    hidden, head, targets = inputs(**FORMS[form])
+    names, inputs_ = ("token_logps", "top_logp", "sum_p2"), leaves(hidden, head)
+    ours, plain = (
+        sum((x[name] * (i + 1)).sum() for i, name in enumerate(names))
+        for x in (linear_values(hidden, head, targets, names, 7), eager_linear_values(hidden, head, targets))
+    )
+    expected = torch.autograd.grad(plain, inputs_)
+    for again in (True, False):
+        for x, y in zip(torch.autograd.grad(ours, inputs_, retain_graph=again), expected, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_logits_are_what_the_formula_says(form):
     """cap tanh(scale (h W' + h A' B' + b) / cap), written out for one token and one entry of the vocabulary."""

@@ -117,8 +117,9 @@ def memory(shape: Shape, work: Work, setting: Setting) -> Memory:
         boundary = work.tokens * shape.width * (4 if setting.mixed else b)
         activations = shape.layers * boundary + work.activations / shape.layers
     table = shape.vocabulary * shape.width
-    chunks = 3 if work.scored > chunk(shape.vocabulary) else 2
-    logits = 4 * chunks * min(work.scored, chunk(shape.vocabulary)) * shape.vocabulary
+    kept, at_a_time = kept_and_chunk(shape.vocabulary)
+    chunks = 3 if work.scored > kept else 1
+    logits = 4 * shape.vocabulary * (min(work.scored, kept) + chunks * min(work.scored, at_a_time))
     head = logits + 2 * c * work.scored * shape.width + (c * table if setting.mixed else 0)
     head_gradient = 0 if setting.strategy == "fsdp" else 4 * table * bool(shape.trained > table)
     parts = {
@@ -138,11 +139,13 @@ def memory(shape: Shape, work: Work, setting: Setting) -> Memory:
     return Memory(parts, max(begins, ends, kept + buckets + gradients + temporary))
 
 
-def chunk(vocabulary: int) -> int:
-    """Response tokens whose logits exist at a time (`LinearHead.chunks`)."""
+def kept_and_chunk(vocabulary: int) -> tuple[int, int]:
+    """Response tokens whose probabilities wait for the backward pass, and whose logits exist at a time."""
     from upo.ops.linear_head import ELEMENTS
+    from upo.ops.linear_logps import KEPT
 
-    return min(1024, max(1, ELEMENTS // vocabulary))
+    at_a_time = min(1024, max(1, ELEMENTS // vocabulary))
+    return KEPT // vocabulary // at_a_time * at_a_time, at_a_time
 
 
 def suggestions(

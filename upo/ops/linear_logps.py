@@ -9,6 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from upo.ops.linear_head import Gradients, LinearHead
 
+KEPT = 2**25
+"""Probabilities that wait for the backward pass: 128 MiB in fp32."""
+
 NAMES = ("token_logps", "entropy", "top_logp", "sum_p2")
 
 
@@ -31,8 +34,8 @@ def linear_values(
     `token_logps`: log p of the target; `entropy`: -sum p log p; `top_logp`: log of the largest p, all in nats;
     `sum_p2`: sum p^2, the probability that two draws agree.
 
-    The backward pass computes each chunk's logits again, so that memory holds `chunk` rows of V at a time; where one
-    chunk is all, its logits are kept.
+    Memory holds `chunk` rows of V at a time and the probabilities of the first KEPT / V tokens; the backward pass
+    computes the logits of the others again.
     """
     values = _LinearValues.apply(hidden, targets, head, tuple(names), chunk, *head.tensors)
     return dict(zip(names, values, strict=True))  # type: ignore[arg-type]
@@ -56,11 +59,16 @@ class _LinearValues(torch.autograd.Function):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         out = {name: torch.empty(len(targets), dtype=dtype, device=hidden.device) for name in (*names, "normalizer")}
         parts = list(head.chunks(len(targets), chunk))
+        keep = KEPT if head.cap is None and "entropy" not in names and any(ctx.needs_input_grad) else 0
+        kept: list[Tensor] = []
         for part in parts:
             logits = head.logits(hidden[part])
             p = logits.softmax(-1)  # one fused kernel, half the time of logsumexp
             top_logp = p.amax(-1).log()
             normalizer = out["normalizer"][part] = logits.amax(-1) - top_logp
+            keep -= p.numel()
+            if keep >= 0:
+                kept.append(p)
             if "token_logps" in out:
                 out["token_logps"][part] = logits.gather(-1, targets[part, None])[:, 0] - normalizer
             if "top_logp" in out:
@@ -72,7 +80,7 @@ class _LinearValues(torch.autograd.Function):
         normalizer = out.pop("normalizer")
         ctx.save_for_backward(hidden, targets, normalizer, out.get("entropy"), out.get("sum_p2"), *tensors)
         ctx.form, ctx.names, ctx.parts = {"scale": head.scale, "cap": head.cap}, names, parts
-        ctx.p = p if len(parts) == 1 and head.cap is None and "entropy" not in names else None
+        ctx.kept = kept[::-1]
         ctx.set_materialize_grads(False)
         return tuple(out[name] for name in names)
 
@@ -86,8 +94,8 @@ class _LinearValues(torch.autograd.Function):
         given = {name: g for name, g in zip(ctx.names, grads, strict=True) if g is not None}
         pick, h, top, s = (given.get(name) for name in NAMES)
         for part in ctx.parts:
-            if ctx.p is not None:
-                p, ctx.p, slope = ctx.p, None, head.scale
+            if ctx.kept:
+                p, slope = ctx.kept.pop(), head.scale
             else:
                 logits = head.logits(hidden[part])
                 p, slope = logits.softmax(-1), head.slope(logits)
