@@ -1,9 +1,9 @@
 """Losses against Liger's, and the first 20 losses of training against those of TRL's trainers.
 
 TRL comes with `pip install "upo[bench]"`, Liger with `upo[liger]` or, as in `.ci/run`, without its dependency triton: a
-compiler for GPUs of 300 MB, which its losses do not need. TRL gets our token ids and KTO's mismatched responses, so that rows, order
-and partners are the same; micro-batches are not, ours are several. Left out where TRL 1.16 computes something else:
-smoothed DPO (ignored there), summed IPO, BCO on pairs (without delta), WPO (without the bound).
+compiler for GPUs of 300 MB, which its losses do not need. TRL gets our token ids and KTO's mismatched responses, so
+that rows, order and partners are the same; micro-batches are not, ours are several. Left out where TRL 1.16 computes
+something else: smoothed DPO (ignored there), summed IPO, BCO on pairs (without delta), WPO (without the bound).
 """
 
 import gzip
