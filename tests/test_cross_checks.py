@@ -1,8 +1,9 @@
 """Losses against Liger's, and the first 20 losses of training against those of TRL's trainers.
 
-Both come with `pip install "upo[bench]"`. TRL gets our token ids and KTO's mismatched responses, so that rows, order
-and partners are the same; micro-batches are not, ours are several. Left out where TRL 1.16 computes something else:
-smoothed DPO (ignored there), summed IPO, BCO on pairs (without delta), WPO (without the bound).
+TRL comes with `pip install "upo[bench]"`, Liger with `upo[liger]` or, as in `.ci/run`, without its dependency triton: a
+compiler for GPUs of 300 MB, which its losses do not need. TRL gets our token ids and KTO's mismatched responses, so
+that rows, order and partners are the same; micro-batches are not, ours are several. Left out where TRL 1.16 computes
+something else: smoothed DPO (ignored there), summed IPO, BCO on pairs (without delta), WPO (without the bound).
 """
 
 import gzip
@@ -30,6 +31,7 @@ LR = 1e-4
 
 # ---- Liger -----------------------------------------------------------------------------------------------------------
 
+NO_LIGER = "no Liger here; pip install --no-deps liger-kernel (triton, its dependency, is for GPUs)"
 DPO_FAMILY = {
     "sigmoid": (lambda w, r: dpo.dpo_loss(w, r, beta=0.3), {}),
     "hinge": (lambda w, r: rso_hinge.rso_hinge_loss(w, r, gamma=0.3), {}),
@@ -60,7 +62,7 @@ def assert_same(ours: Any, theirs: Any, *inputs: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("name", DPO_FAMILY)
 def test_losses_of_log_ratios_equal_ligers(name: str) -> None:
-    kernel = pytest.importorskip("liger_kernel.chunked_loss.dpo_loss").LigerFusedLinearDPOFunction
+    kernel = pytest.importorskip("liger_kernel.chunked_loss.dpo_loss", reason=NO_LIGER).LigerFusedLinearDPOFunction
     ours, options = DPO_FAMILY[name]
     w, r, ref_w, ref_r = draws(4, 7, scale=4.0)
     labels = torch.zeros(14, 3)  # Liger divides by half its rows
@@ -81,14 +83,14 @@ def test_losses_of_log_ratios_equal_ligers(name: str) -> None:
     ids=["CPO", "SimPO", "ORPO"],
 )
 def test_losses_without_a_reference_equal_ligers(module: str, kernel: str, ours: Any, options: dict) -> None:
-    module_ = pytest.importorskip(f"liger_kernel.chunked_loss.{module}")
+    module_ = pytest.importorskip(f"liger_kernel.chunked_loss.{module}", reason=NO_LIGER)
     function = getattr(module_, f"LigerFusedLinear{kernel}Function").preference_loss_fn
     means = -draws(2, 7, scale=2.0).abs() - 0.01
     assert_same(lambda w, r: ours(w, r).mean(), lambda w, r: function(w, r, torch.zeros(14, 3), **options)[0], *means)
 
 
 def test_kto_equals_ligers() -> None:
-    kernel = pytest.importorskip("liger_kernel.chunked_loss.kto_loss").LigerFusedLinearKTOFunction
+    kernel = pytest.importorskip("liger_kernel.chunked_loss.kto_loss", reason=NO_LIGER).LigerFusedLinearKTOFunction
     logps, reference = draws(2, 9, scale=4.0)
     desirable, z0 = torch.arange(9) % 3 > 0, torch.tensor(0.7, dtype=torch.float64)
     assert_same(

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
+import made_up
 import pytest
 import torch
 from tiny import PAIRS, plain_logps
@@ -82,6 +83,8 @@ ALSO = {
     "UPOShuffled": AUXILIARY | {"kl"},
     "WPO": {"weights"},
 }
+STOPPED = {*OREOS, *ALOLS, "AOPPO", "OPPO", "DROV", "WPO"}
+"""Their losses stop gradients at what the log-probs themselves make: weights, ratios, values. See their own tests."""
 UPOS = ("AuxiliaryOnly", "UPO", "UPODPO", "UPOIPO", "UPOShuffled")
 HEADS = {name: {"policy.", "value_head."} for name in (*OREOS, *UPOS, "DROV", "AOPPO", "OPPO")} | {
     "SPODegree": {"policy.", "degree_head."},
@@ -415,6 +418,49 @@ def test_a_reference_is_asked_for_or_refused(kind):
     with pytest.raises(UserError, match="reference"):
         references = [] if kind.needs_reference else [FrozenReference()]
         kind(Policy(path="somewhere"), *references, **OPTIONS.get(kind.__name__, {}))
+
+
+# ---- the loss as a function of log-probs -----------------------------------------------------------------------------
+
+FAR = (-1.0, -1.0), (-1e-9, -1e-9), (-1.0, -1e4 - 1), (-1e4 - 1, -1.0), (-1e-9, -1e4), (-1e4, -1e-9), (-40.0, -42.0)
+"""Log-probs under policy and reference: log-ratios of 0 and of +-1e4, and responses that are all but certain."""
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_far_out_the_loss_and_its_gradient_stay_finite(kind, run):
+    """Whatever stands beside what in a pair, a list or a step; also for responses of one token."""
+    done = run(kind)
+    for tokens in (None, 1):
+        step = made_up.one_step(done.method, done.data.train, tokens=tokens)
+        n = len(step.micro_batches[0].responses.lengths)
+        for seed in range(12):
+            drawn = torch.randint(len(FAR), (n,), generator=torch.Generator().manual_seed(seed))
+            logps, reference = torch.tensor(FAR)[drawn].unbind(1)
+            logps = logps.clone().requires_grad_()
+            loss = made_up.loss(done.method, step, logps, reference)
+            (slope,) = torch.autograd.grad(loss, logps)
+            assert loss.isfinite(), (tokens, seed)
+            assert slope.isfinite().all(), (tokens, seed)
+    done.method.train_means.reset()
+
+
+@pytest.mark.parametrize("kind", [x for x in METHODS if x.values[0].__name__ not in STOPPED])
+def test_gradient_is_that_of_the_loss(kind, run):
+    """In float64, with the step's statistics as they are; one that was cut off, or runs where none should, shows."""
+    done = run(kind)
+    step = made_up.one_step(done.method, done.data.train)
+    n = len(step.micro_batches[0].responses.lengths)
+    generator = torch.Generator().manual_seed(1)
+    reference = -20 - 5 * torch.rand(n, generator=generator, dtype=torch.float64)
+    logps = reference + 2 * torch.randn(n, generator=generator, dtype=torch.float64)
+    known = made_up.statistics(done.method, step, logps, reference)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return made_up.loss(done.method, step, x, reference, known)
+
+    assert torch.autograd.gradcheck(loss, logps.requires_grad_())
+    assert torch.autograd.grad(loss(logps), logps)[0].abs().max() > 1e-5
+    done.method.train_means.reset()
 
 
 @pytest.mark.parametrize("kind", CORE_OR_SLOW)

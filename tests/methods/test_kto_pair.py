@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, gradients
+from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, golden_rows, gradients, made
 from tiny import arrange, policy, units
 
 from upo.data.batch import PairedBatch, Step
@@ -97,3 +97,13 @@ def test_gradient_of_the_loss_does_not_run_through_the_reference_points(moved):
     other = torch.autograd.grad(moved.loss_of(one.micro_batches[0], one, fixed, "val"), parameters)
     for a, b in zip(ours, other, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_each_side_is_measured_from_the_others_reference_point():
+    method = made(KTOPair)
+    batch = PairedBatch(arrange(units([(2, [1, 1])])))
+    known = {"kl/chosen": torch.tensor(0.4), "kl/rejected": torch.tensor(0.7)}
+    (value,) = method.terms(batch, golden_rows(FIRST), known)["preference"].values.tolist()
+    r_w, r_l = FIRST[0] - FIRST[1], FIRST[2] - FIRST[3]
+    expected = 0.5 * (1 - sigmoid(0.1 * (r_w - 0.7)) + 1 - sigmoid(0.1 * (0.4 - r_l)))
+    assert value == pytest.approx(expected, rel=1e-6)

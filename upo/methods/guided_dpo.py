@@ -3,8 +3,8 @@
 Differs from DPO: the likelihood of a gold target, which is neither of the pair, is learned beside it. Multi-round DPO
 (mrDPO) repeats it: between rounds the policy becomes the reference, see `upo.callbacks.rounds.Rounds`. Verified in the
 authors' code. Deviations: data are triples (gold is the best of three ranked responses); the code takes the chosen one
-where there is no gold target. New pairs between rounds and the final rebirth tuning (SFT of the first model on what the
-last one generates: `upo.generate`, then an SFT stage) are runs of their own.
+where there is no gold target; new pairs between rounds are runs of their own. Rebirth tuning, SFT of the first model on
+what the last one writes, is a further stage on targets by `upo.callbacks.rebirth.RebirthTargets`.
 """
 
 from typing import Any

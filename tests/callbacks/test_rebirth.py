@@ -1,0 +1,41 @@
+"""Rebirth tuning: the trained policy's answers, as a data set for the model from before."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from training import fit, make
+
+from upo.callbacks.rebirth import FILE, RebirthTargets, target
+from upo.data.module import PreferenceData
+from upo.data.source import Source
+from upo.methods import DPO, KTO, SFT
+from upo.sampling import sample
+
+
+@pytest.mark.parametrize("kind", [DPO, KTO])
+def test_the_first_model_learns_what_the_last_one_says(kind, tmp_path, monkeypatch):
+    """Any method writes the targets; SFT from the start of that run reads them and makes them likelier."""
+    monkeypatch.chdir(tmp_path)
+    done = fit(make(kind), tmp_path, RebirthTargets(max_new_tokens=6, temperature=0), steps=4)
+    file = Path(done.trainer.default_root_dir) / FILE
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    prompts = [u.example.prompt for u in done.data.train.units]
+    assert [tuple(r["prompt"]) for r in rows] == prompts and all(r["label"] for r in rows)
+    last = done.method.policy
+    written = sample(last.model, last.tokenizer, prompts, max_new_tokens=6, temperature=0)
+    assert [r["completion"] for r in rows] == [[{"role": "assistant", "content": s.text}] for (s,) in written]
+    reborn = fit(make(SFT), tmp_path, steps=8, pairs=str(file), source="trl")
+    assert reborn.watch.losses[7] < reborn.watch.losses[0]
+    assert torch.equal(reborn.watch.policies[0], done.watch.policies[0]), "from the model before preference training"
+    read = PreferenceData((Source("trl", path=str(file)),), validation=0, max_length=256)
+    read.prepare(last.tokenizer, SFT.batch_type, (), None)
+    assert [u.example.responses[0].text for u in read.train.units] == [s.text for (s,) in written]
+
+
+def test_a_limit_and_plain_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = fit(make(DPO), tmp_path, RebirthTargets(prompts=3, max_new_tokens=4), steps=1)
+    assert len((Path(done.trainer.default_root_dir) / FILE).read_text().splitlines()) == 3
+    assert target("Once", " upon") == {"prompt": "Once", "completion": " upon", "label": True}

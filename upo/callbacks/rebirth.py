@@ -1,0 +1,78 @@
+"""Rebirth tuning (Tang et al., 2024), https://arxiv.org/abs/2410.06682: what preference training teaches, told anew.
+
+After the last round of training (`Rounds`, or any method's), the model answers the training prompts, and the model from
+BEFORE preference training is fine-tuned on these answers: it gets what was learned without the wear of many rounds.
+
+    trainer.callbacks: [{class_path: upo.callbacks.rebirth.RebirthTargets}]        in the preference run
+    after: [that run's YAML], method SFT from the first model on `{name: trl, path: runs/NAME/rebirth.jsonl}`
+
+The second run is a stage like any other, see experiments/tldr_stories260k_rebirth.yaml. From knowledge: that there is
+such a step and what it is for. Ours: one sampled answer to each prompt, and the settings of the sampling.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
+from upo.data.example import Prompt, prompt_key
+from upo.errors import UserError
+
+FILE = "rebirth.jsonl"
+"""In the run folder: the targets, in TRL's format of prompts with labelled completions."""
+
+
+class RebirthTargets(pl.Callback):
+    """Writes the trained policy's answers to the training prompts into the run folder, as targets for SFT."""
+
+    def __init__(
+        self,
+        prompts: PositiveInt | None = None,
+        max_new_tokens: PositiveInt = 256,
+        temperature: NonNegativeFloat = 1.0,
+        top_p: NonNegativeFloat = 0.95,
+    ):
+        """
+        Args:
+            prompts: how many, the first ones of the training data; null: all.
+            max_new_tokens: limit of an answer, EOS included. Take the same `data.max_response` and
+                `overlong: truncate_response` in the run that learns them, so that a cut answer is not closed by EOS.
+            temperature: 0 takes the likeliest token.
+            top_p: nucleus, in (0, 1].
+        """
+        self.prompts = prompts
+        self.settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if any(hasattr(p, "full_tensor") for p in pl_module.parameters()):
+            raise UserError(
+                "RebirthTargets cannot sample from a sharded policy; use `python -m upo.generate` afterwards"
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the run counts as finished, so that a stage that waits for it finds the file."""
+        if not trainer.is_global_zero:
+            return
+        from upo.sampling import sample
+
+        policy: Any = pl_module.policy
+        units = trainer.datamodule.train.units  # type: ignore[attr-defined]
+        asked: list[Prompt] = list({prompt_key(u.example.prompt): u.example.prompt for u in units}.values())
+        asked = asked[: self.prompts]
+        with policy.in_force():
+            written = sample(policy.model, policy.tokenizer, asked, **self.settings, progress="rebirth targets")
+        rows = [target(prompt, answer.text) for prompt, (answer,) in zip(asked, written, strict=True) if answer.text]
+        file = Path(trainer.default_root_dir) / FILE
+        partial = file.with_name(f".{FILE}.partial")
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        partial.replace(file)
+        print(f"{file}: {len(rows)} targets for rebirth tuning")
+
+
+def target(prompt: Prompt, text: str) -> dict[str, Any]:
+    """A prompt with a desirable completion: texts, or messages where the prompt is a conversation."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "completion": text, "label": True}
+    return {"prompt": list(prompt), "completion": [{"role": "assistant", "content": text}], "label": True}
