@@ -12,6 +12,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from upo.errors import UserError
 from upo.judges.base import Judge
 from upo.rewards.base import Reward
+from upo.vllm_sampling import Backend, check_vllm
 
 if TYPE_CHECKING:
     from upo.data.example import Example
@@ -59,10 +60,15 @@ class Evaluation:
     """Nucleus of the sampling, in (0, 1] (paper: 0.95)."""
     batch_size: PositiveInt = 128
     """Responses sampled at a time; changes speed and memory only."""
+    backend: Backend = "transformers"
+    """Who samples: vllm where it is installed (the same distribution, other random numbers); untested on GPUs."""
     samples: NonNegativeInt = 3
     """How many prompts are shown with all responses."""
     seed: int = 0
     """Of the sampling, and of which prompts are taken."""
+
+    def __post_init__(self) -> None:
+        check_vllm(self.backend)
 
     def run(
         self,
@@ -110,8 +116,9 @@ class Evaluation:
                 of_pairs = held_out_pairs.pair_values(method, logps)
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)
-            judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}
-            texts, values = self._written(policy, reference, rival, asked, data, encoder, folder, rewards | judging)
+        judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}
+        texts, values = self._written(policy, reference, rival, asked, data, encoder, folder, rewards | judging)
+        with _evaluating(policy):
             benchmarks = benchmark(policy, self.tasks, self.seed) if self.tasks else {}
         measure.objective(values, weights)
         category_values(asked, texts, rewards, values)
@@ -166,9 +173,10 @@ class Evaluation:
         from upo.measure import fit_rewards, log_probs, measured
         from upo.writers import chosen_texts, of_samples, sampled
 
-        sampling = self._sampling() | {"batch_size": self.batch_size}
+        sampling = self._sampling() | {"batch_size": self.batch_size, "backend": self.backend}
         models = {name: model for name, model in (("policy", policy), ("reference", reference)) if model is not None}
-        drawn = {name: sampled(model, name, asked, folder, **sampling) for name, model in models.items()}
+        with _evaluating(*(models.values() if self.backend == "transformers" else ())):
+            drawn = {name: sampled(model, name, asked, folder, **sampling) for name, model in models.items()}
         writers = {name: of_samples(own) for name, own in drawn.items()}
         if rival is not None:
             writers["rival"] = rival
@@ -177,7 +185,8 @@ class Evaluation:
         fit_rewards(rewards, data)
         values = measured(asked, writers, rewards)
         units = [Tokens(s.prompt_ids, (s.ids,), e) for s, e in zip(drawn["policy"], asked, strict=True)]
-        logps = log_probs(policy, reference, units, data, "KL and entropy", by_token=True)
+        with _evaluating(policy, reference):
+            logps = log_probs(policy, reference, units, data, "KL and entropy", by_token=True)
         columns = {"entropy": logps.extras["entropy"].tolist()}
         if reference is not None:
             columns = {"kl": logps.extras["kl"].tolist()} | columns

@@ -15,6 +15,7 @@ from upo.data.example import Prompt, prompt_key
 from upo.data.source import Source
 from upo.errors import UserError
 from upo.rewards.base import Reward, checked
+from upo.vllm_sampling import Backend, check_vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ def generate(
     top_p: NonNegativeFloat = 0.95,
     margin: NonNegativeFloat = 0.0,
     batch_size: PositiveInt = 256,
+    backend: Backend = "transformers",
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
@@ -60,6 +62,7 @@ def generate(
         top_p: nucleus of the responses, in (0, 1]; openings come from the whole distribution.
         margin: in units of the judge.
         batch_size: responses at a time; changes speed and memory only.
+        backend: who samples; vllm where it is installed: the same distribution, other random numbers; untested on GPUs.
         seed: the same seed gives the same file.
         overwrite: replace the file.
     """
@@ -67,12 +70,14 @@ def generate(
         raise UserError("give either --prompts.name (a data source) or --self_prompts (a number)")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; name another file or add --overwrite")
+    check_vllm(backend)
     from upo.checkpoint import load_model
     from upo.sampling import sample
 
     lm, tokenizer = load_model(model)
     if prompts is None:
-        asked: list[Prompt] = list(openings(lm, tokenizer, self_prompts or 0, prompt_tokens, batch_size, seed))
+        options = {"batch_size": batch_size, "backend": backend}
+        asked: list[Prompt] = list(openings(lm, tokenizer, self_prompts or 0, prompt_tokens, seed, **options))
     else:
         asked = read_prompts(prompts)
     written = sample(
@@ -84,6 +89,7 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         batch_size=batch_size,
+        backend=backend,
         seed=seed,
         progress="responses",
     )
@@ -105,10 +111,13 @@ def openings(
     tokenizer: "PreTrainedTokenizerBase",
     number: int,
     tokens: int,
-    batch_size: int,
     seed: int,
+    **options: Any,
 ) -> list[str]:
     """Distinct beginnings of texts that the model writes behind BOS, each up to a whole word.
+
+    Args:
+        options: further ones of `upo.sampling.sample`.
 
     Raises:
         UserError: the model repeats itself too often.
@@ -123,9 +132,9 @@ def openings(
             [""] * number,
             max_new_tokens=tokens,
             top_p=1.0,
-            batch_size=batch_size,
             seed=ROUNDS * seed + round,
             progress="openings",
+            **options,
         )
         for (s,) in begun:
             text = s.text.strip() if s.ended else s.text.strip().rpartition(" ")[0]

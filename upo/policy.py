@@ -16,6 +16,7 @@ from upo.adapters import TRAINED, LoRA, keep_apart, quantized
 from upo.data.control import add_controls
 from upo.data.layout import Responses
 from upo.data.repad import padded
+from upo.data.templates import with_template
 from upo.data.tokenize import load_tokenizer
 from upo.errors import UserError, hub_errors
 from upo.head import Head, grow
@@ -41,17 +42,19 @@ class Policy(nn.Module):
         adapter: LoRA | None = None,
         quantization: Literal["nf4"] | None = None,
         activation_checkpointing: bool = False,
+        chat_template: str | None = None,
     ):
         """
         Args:
             path: hub name or local folder of a causal LM; null builds a model with random weights from `config`.
             config: a transformers config as a dictionary with `model_type`, for a model from scratch.
-            tokenizer: hub name, local folder, or import path of a function that returns a tokenizer
-                (`package.module.function`); by default the one at `path`.
+            tokenizer: hub name, folder, or import path of a function that returns one; by default the one at `path`.
             dtype: of the parameters. Log-probs are computed in float32 at least, whatever this says.
             adapter: trains this adapter alone; checkpoints then hold nothing but it. Null trains all weights.
             quantization: nf4 keeps the weights below an adapter in 4 bits (QLoRA) and computes in `dtype`.
             activation_checkpointing: compute layers again in the backward pass: much less memory, a third more time.
+            chat_template: how conversations are written: `halos` (as ContextualAI/archangel_* expect it) or a .jinja
+                file; null: the tokenizer's own or, where it has none, Anthropic HH's format.
         """
         super().__init__()
         if (path is None) == (config is None):
@@ -62,7 +65,7 @@ class Policy(nn.Module):
             raise UserError("policy.quantization needs policy.path and policy.adapter: 4-bit weights cannot be trained")
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.chat_template = activation_checkpointing, chat_template
         if adapter is not None:
             keep_apart(self)
         self.controls: tuple[str, ...] = ()
@@ -72,7 +75,7 @@ class Policy(nn.Module):
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with the method's control tokens."""
-        tokenizer = load_tokenizer(str(self.tokenizer_path))
+        tokenizer = with_template(load_tokenizer(str(self.tokenizer_path)), self.chat_template)
         if self.controls:
             add_controls(tokenizer, self.controls)
         return tokenizer
@@ -144,9 +147,8 @@ class Policy(nn.Module):
         rows = model.get_input_embeddings().weight.shape[0]
         if len(self.tokenizer) > rows:
             raise UserError(
-                f"the tokenizer {self.tokenizer_path} has {len(self.tokenizer)} tokens, "
-                f"the model {self.path or 'config'} only {rows} embeddings; give policy.tokenizer and "
-                "policy.path that belong together"
+                f"the tokenizer {self.tokenizer_path} has {len(self.tokenizer)} tokens, the model "
+                f"{self.path or 'config'} only {rows} embeddings; give policy.tokenizer and path that belong together"
             )
         if model.device.type != "meta":
             self.head = Head.of(model, self.path or "policy.config")

@@ -74,7 +74,8 @@ class FrozenReference(Reference):
             self.model = policy.frozen_copy()
             return
         dtype = str(policy.dtype).removeprefix("torch.")
-        self.model = Policy(path=self.path, tokenizer=policy.tokenizer_path, dtype=dtype)  # type: ignore[arg-type]
+        own = {"tokenizer": policy.tokenizer_path, "chat_template": policy.chat_template}
+        self.model = Policy(path=self.path, dtype=dtype, **own)  # type: ignore[arg-type]
         self.model.build()
         self.model.requires_grad_(False).eval()
 

@@ -6,7 +6,7 @@ the same seed are compared on common random numbers, and batch size and order ch
 batch gives the same logits to about 1e-6, which now and then moves a draw that falls between two tokens.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from upo.data.control import never_written
 from upo.data.example import Prompt
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
+from upo.vllm_sampling import Backend, Write, engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ def sample(
     seed: int = 0,
     progress: str | None = None,
     kept: MutableMapping[str, Any] | None = None,
+    backend: Backend = "transformers",
 ) -> list[list[Sampled]]:
     """`responses` continuations of each prompt, in the order of the prompts.
 
@@ -66,6 +68,8 @@ def sample(
         progress: title of the progress bar; none where null or where the output is not a terminal.
         kept: what an interrupted call with the same arguments left there; each batch is added when it is done, and one
             that is there as a whole is not sampled again.
+        backend: vllm is faster on GPUs, where it is installed; it draws from the same distribution, by other random
+            numbers. It is untested on real GPUs.
     """
     from tqdm import tqdm
 
@@ -74,23 +78,25 @@ def sample(
     prompt_ids = [_shorten(ids, context, max_new_tokens, encoder.bos) for ids in encoder.prompts(prompts)]
     rows = [(i, k) for i in range(len(prompts)) for k in range(responses)]
     rows.sort(key=lambda row: -len(prompt_ids[row[0]]))
-    uniform = torch.rand(len(prompts), responses, max_new_tokens, generator=torch.Generator().manual_seed(seed))
-    never = never_written(tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.eos
+    settings = {"temperature": temperature, "top_p": top_p, "never": never_written(tokenizer)}
+    if backend == "vllm":
+        whole = settings | {"eos": encoder.eos, "max_new_tokens": max_new_tokens, "seed": seed}
+        opened = engine(model, tokenizer, **whole)
+    else:
+        uniform = torch.rand(len(prompts), responses, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.eos
+        opened = _transformers(model, uniform, pad, encoder.eos, **settings)
     sampled: dict[tuple[int, int], Sampled] = {}
     hidden = None if progress else True  # tqdm's None: a bar on terminals only
     bar = tqdm(total=len(rows), desc=progress, unit="response", leave=False, disable=hidden)
-    with bar, _plain_generation(model, pad, encoder.eos):
+    with bar, opened as write:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             if kept is not None and all(f"{i}.{k}" in kept for i, k in batch):
                 sampled |= {(i, k): Sampled(**kept[f"{i}.{k}"]) for i, k in batch}
                 bar.update(len(batch))
                 continue
-            given = [prompt_ids[i] for i, _ in batch]
-            numbers = torch.stack([uniform[row] for row in batch])
-            choose = _Draw(numbers, max(map(len, given)), temperature, top_p, never)
-            written = _continue(model, given, choose, pad)
+            written = write(batch, [prompt_ids[i] for i, _ in batch])
             ids = [x[: x.index(encoder.eos) + 1] if encoder.eos in x else x for x in written]
             texts = _texts(encoder, ids)
             for row, own, text in zip(batch, ids, texts, strict=True):
@@ -134,6 +140,25 @@ class _Draw:
         scores[:, self.never] = -torch.inf
         token = draw(scores, uniform, temperature=self.temperature, top_p=self.top_p)
         return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
+
+
+@contextmanager
+def _transformers(
+    model: "PreTrainedModel", uniform: Tensor, pad: int, eos: int, *, temperature: float, top_p: float, never: list[int]
+) -> Iterator[Write]:
+    """Sampling by the model's own `generate`.
+
+    Args:
+        uniform: a random number for each token [prompts, responses, max_new_tokens].
+    """
+
+    def write(rows: Sequence[tuple[int, int]], prompts: list[list[int]]) -> list[list[int]]:
+        numbers = torch.stack([uniform[row] for row in rows])
+        choose = _Draw(numbers, max(map(len, prompts)), temperature, top_p, never)
+        return _continue(model, prompts, choose, pad)
+
+    with _plain_generation(model, pad, eos):
+        yield write
 
 
 @torch.no_grad()

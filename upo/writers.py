@@ -10,6 +10,7 @@ from attrs import frozen
 
 from upo.data.batch import PairedBatch
 from upo.data.example import Example, prompt_key
+from upo.data.templates import with_template
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
 
@@ -62,7 +63,8 @@ def twin(policy: "Policy", path: str) -> "Policy":
     from upo.checkpoint import load_model
 
     other = policy.frozen_copy()
-    model, other.tokenizer = load_model(path)
+    model, tokenizer = load_model(path)
+    other.tokenizer = with_template(tokenizer, policy.chat_template)
     known, others = (p.tokenizer.get_vocab().items() for p in (policy, other))
     if not (known <= others or others <= known):
         raise UserError(f"{path} has another vocabulary than the policy; name a reference that shares it")

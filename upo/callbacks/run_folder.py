@@ -76,7 +76,8 @@ class RunFolder(SaveConfigCallback):
             return
         for logger in trainer.loggers:
             logger.finalize("success")
-        draw_curves(Path(trainer.default_root_dir))
+        if trainer.max_steps != 0:  # a model that is evaluated as it is has no curves
+            draw_curves(Path(trainer.default_root_dir))
 
 
 def summarize(folder: Path, values: dict[str, float]) -> None:
