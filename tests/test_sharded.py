@@ -5,6 +5,7 @@ Tiny Llamas and eight pairs: uneven micro-batches, fillers, norm clipping, a val
 
 import json
 import pickle
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from test_trajectories import losses
 from training import pairs_file
 
+from upo.adapter_files import probe
+from upo.adapters import owner
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest, read_folder
 from upo.checkpoint import load_model, load_run, read_checkpoint
 from upo.errors import UserError
@@ -35,19 +38,33 @@ def sharded(**options: object) -> tuple[str, ...]:
 
 
 def config(file: Path, method: str, tied: bool) -> None:
-    """Ten steps of four pairs on eight."""
-    policy = {"config": MODEL | {"tie_word_embeddings": tied}, "tokenizer": "tiny.tokenizer"}
+    """Ten steps of four pairs on eight; "LoRA" is DPO of an adapter on a model folder."""
+    policy: dict[str, object] = {"config": MODEL | {"tie_word_embeddings": tied}, "tokenizer": "tiny.tokenizer"}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}}
     init = {"policy": policy, "reference": "FrozenReference", "optimizer": optimizer, "scheduler": CONSTANT}
+    if method == "LoRA":
+        adapter = {"class_path": "LoRA", "init_args": {"r": 3, "target_modules": ["q_proj", "up_proj", "lm_head"]}}
+        init["policy"] = {"path": base(file.parent / "base", tied), "adapter": adapter}
+        init["reference"], method = "AdapterReference", "DPO"
     source = {"name": "tiny.scored_lists" if method == "NCAListwise" else "hh", "path": pairs_file(file.parent)}
     data = {"sources": [source], "validation": 0, "max_length": 256, "pairs_per_step": 4, "tokens_per_microbatch": 150}
-    if method == "UPO":
-        init |= {"reward_weights": {"length": 0.01}, "value_dropout": 0.0, "value_warmup_steps": 2}
+    if method in ("UPO", "MODPO"):
+        init["reward_weights"] = {"length": 0.01}
+        init |= {"value_dropout": 0.0, "value_warmup_steps": 2} if method == "UPO" else {}
         data |= {"rewards": {"length": "Words"}, "rewards_cache": str(file.parent / "cache")}
     trainer = {"max_steps": 10, "max_epochs": -1, "gradient_clip_val": 1, "accelerator": "cpu"}
     trainer |= {"enable_progress_bar": False}
     model = {"class_path": method, "init_args": init}
     file.write_text(json.dumps({"model": model, "data": data, "trainer": trainer}))
+
+
+def base(folder: Path, tied: bool) -> str:
+    """A model folder to put an adapter on; the same each time."""
+    if not folder.exists():
+        policy = tiny.policy(**MODEL | {"tie_word_embeddings": tied})
+        policy.model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture
@@ -66,7 +83,7 @@ def train(upo_fit, tmp_path: Path) -> Callable[..., list[float]]:
 
 # ---- the losses of one device --------------------------------------------------------------------------------------
 
-CASES = [("UPO", True), ("NCAListwise", False), ("DPO", True), ("KTO", False)]
+CASES = [("UPO", True), ("NCAListwise", False), ("LoRA", True), ("DPO", True), ("KTO", False), ("MODPO", True)]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +100,7 @@ def plain(known: dict, train, method: str, ranks: int = 1, tied: bool = True) ->
 
 
 @pytest.mark.parametrize(
-    ("method", "tied"), [pytest.param(*c, marks=[] if i < 2 else pytest.mark.slow) for i, c in enumerate(CASES)]
+    ("method", "tied"), [pytest.param(*c, marks=[] if i < 3 else pytest.mark.slow) for i, c in enumerate(CASES)]
 )
 def test_two_ranks_equal_one(method: str, tied: bool, known, train) -> None:
     expected = plain(known, train, method, tied=tied)
@@ -116,6 +133,19 @@ def test_a_rank_without_a_pair_does_not_hang(method: str, train) -> None:
     one = ("--data.pairs_per_step", "1")
     expected = train(method, "one", *one)
     assert train(method, "two", *one, *sharded(), ranks=2) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["UPO", "LoRA"])
+def test_a_stored_reference_is_filled_in_shards(method: str, known, train, tmp_path: Path) -> None:
+    """By two ranks, then read by four; one rank would compute the same numbers."""
+    expected = plain(known, train, method)
+    stored = ("--model.reference", "StoredReference", "--model.reference.folder", str(tmp_path / "store"))
+    for folder, ranks in (("first", 2), ("second", 4), ("alone", 1)):
+        args = (*(sharded() if ranks > 1 else ()), *stored)
+        assert train(method, folder, *args, ranks=ranks) == pytest.approx(expected, abs=1e-5)
+        files = sorted((tmp_path / "store").rglob("*.safetensors"))
+        assert len(files) == 2, "one of each rank that filled it, and no further one"
 
 
 @pytest.mark.slow
@@ -187,6 +217,32 @@ def exported(run: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_adapters_run_goes_on_anywhere(known, train, tmp_path: Path) -> None:
+    """Checkpoints hold the adapter alone, from one rank, two and four; exports are the trained policy."""
+    whole = plain(known, train, "LoRA")
+    train("LoRA", "cut", *sharded(), "--trainer.max_steps", "5", ranks=2)
+    (tmp_path / "cut" / "summary.json").unlink()
+    content = read_checkpoint(latest(tmp_path / "cut"))["state_dict"]
+    assert content and all(owner(name) == "default" for name in content)
+    for folder, ranks in (("two", 2), ("four", 4)):
+        shutil.copytree(tmp_path / "cut", tmp_path / folder, symlinks=True)
+        assert train("LoRA", folder, *sharded(), "--ckpt_path", "last", ranks=ranks) == pytest.approx(whole, abs=1e-5)
+    shutil.copytree(tmp_path / "cut", tmp_path / "one", symlinks=True)
+    assert train("LoRA", "one", "--ckpt_path", "last") == pytest.approx(whole, abs=1e-5)
+    train("LoRA", "file", "--trainer.max_steps", "5")
+    (tmp_path / "file" / "summary.json").unlink()
+    resumed = train("LoRA", "file", *sharded(), "--ckpt_path", "last", ranks=2)
+    assert resumed == pytest.approx(whole, abs=1e-5)
+
+    export(tmp_path / "two", tmp_path / "adapter")
+    export(tmp_path / "two", tmp_path / "merged", merge=True)
+    live = probe(load_run(tmp_path / "two")[0].policy.model)
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {f.name for f in (tmp_path / "adapter").iterdir()}
+    for name in ("adapter", "merged"):
+        torch.testing.assert_close(probe(load_model(tmp_path / name)[0]), live, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_one_rank_goes_on_as_two(known, train, tmp_path: Path) -> None:
     expected = plain(known, train, "UPO")
     train("UPO", "cut", "--trainer.max_steps", "5")
@@ -247,14 +303,13 @@ def test_a_sharded_run_that_shards_nothing_is_refused(args, error: str, upo_fit,
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (("--model.reference", "StoredReference"), "StoredReference works on whole models"),
         (
             ("--trainer.callbacks+", "upo.callbacks.reference_sync.ReferenceSync"),
             "ReferenceSync moves whole models only",
         ),
         (sharded(shard_size=3), "shard_size=3 must divide"),
     ],
-    ids=["stored", "moving", "uneven"],
+    ids=["moving", "uneven"],
 )
 def test_what_works_on_whole_models_is_refused(args, error: str, upo_fit, tmp_path: Path) -> None:
     config(file := tmp_path / "DPO.yaml", "DPO", True)

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import upo.methods  # noqa: F401  makes short class names known
 from upo import loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints, latest
-from upo.callbacks.graceful_stop import GracefulStop
+from upo.callbacks.graceful_stop import GracefulStop, restarted
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.reference_sync import MovingReference
@@ -169,6 +169,8 @@ def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str
     """Refuses to mix runs; returns the checkpoint to resume from."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
+    if restarted() and latest(folder) is not None:
+        ckpt_path, overwrite = "last", False
     if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
         return str(latest(folder)) if ckpt_path == "last" else ckpt_path
     if overwrite:

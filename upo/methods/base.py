@@ -12,10 +12,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from upo.adapters import is_whole
 from upo.data.batch import Batch, Step
 from upo.data.layout import Responses
 from upo.data.module import PreferenceData
 from upo.errors import UserError
+from upo.loading import BASE, check_base
 from upo.logps import ResponseLogps
 from upo.methods.term import Term
 from upo.metrics.means import Means
@@ -120,7 +122,7 @@ class Method(pl.LightningModule):
         if self.reference is not None and (reference_extras or divergence):
             known = self.reference.extras(responses, {*reference_extras, *(("hidden",) if divergence else ())})
             reference_logps = known.pop("logps")
-            against = (known["hidden"], self.reference.linear_head()) if divergence else None
+            against = (x := known["hidden"], self.reference.linear_head().to(x.dtype)) if divergence else None
         elif self.reference is not None and reference_logps is None:
             reference_logps = self.reference.logps(responses)
         out = self.policy(responses, extras, against)
@@ -239,3 +241,8 @@ class Method(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_files"] = self.policy.files()
+        if self.policy.base is not None and not is_whole(self.policy):
+            checkpoint[BASE] = self.policy.base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_base(checkpoint, self.policy.base, self.policy.path)
