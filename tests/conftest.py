@@ -114,8 +114,9 @@ class Finished:
 def upo_fit(tmp_path: Path) -> Callable[..., Finished]:
     """`upo_fit(*args, ranks=1, kill_when=None)`: runs `python -m upo.fit` in its own processes, in `tmp_path`.
 
-    `kill_when`: a function without arguments; all ranks, or only rank `victim`, get `signal_` as soon as it returns
-    true. `env`: a rank's environment variables, in place of torchrun's.
+    `kill_when`: a function without arguments; all ranks get `signal_` as soon as it returns true. With `victim` that
+    rank alone does, and half a second later the others are killed, as torchrun sees to.
+    `env`: a rank's environment variables, in place of torchrun's.
     """
 
     def run(
@@ -150,6 +151,10 @@ def upo_fit(tmp_path: Path) -> Callable[..., Finished]:
                 kill_when = None
                 for p in processes if victim is None else [processes[victim]]:
                     os.kill(p.pid, signal_)
+                if victim is not None:
+                    time.sleep(0.5)
+                    for p in processes:
+                        p.kill()
             time.sleep(0.02)
         for p in processes:
             p.join(1)

@@ -5,6 +5,7 @@ Tiny Llamas and eight pairs: uneven micro-batches, fillers, norm clipping, a val
 
 import json
 import pickle
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -28,6 +29,7 @@ MODEL = {
     "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 24, "max_position_embeddings": 256, "initializer_range": 0.2,
 }  # fmt: skip
+NO_LIMIT = pytest.mark.timeout(7200)
 CONSTANT = {"class_path": "torch.optim.lr_scheduler.ConstantLR", "init_args": {"factor": 1.0}}
 
 
@@ -83,29 +85,33 @@ def train(upo_fit, tmp_path: Path) -> Callable[..., list[float]]:
 
 # ---- the losses of one device --------------------------------------------------------------------------------------
 
-CASES = [("UPO", True), ("NCAListwise", False), ("LoRA", True), ("DPO", True), ("KTO", False), ("MODPO", True)]
+TIED = {"UPO": True, "NCAListwise": False, "LoRA": True, "MODPO": True, "DPO": True, "KTO": False}
+"""Whether embeddings and head share their weights."""
+WAYS = {"DDP 2": (2, ("--trainer.strategy", "ddp")), "sharded 2": (2, sharded()), "sharded 4": (4, sharded())}
+QUICK = [("UPO", "sharded 2"), ("NCAListwise", "sharded 2"), ("LoRA", "sharded 2"), ("MODPO", "DDP 2")]
+CASES = [(method, way) for method in TIED for way in WAYS]
 
 
 @pytest.fixture(scope="module")
 def known() -> dict[tuple, list[float]]:
-    """Losses by method, ranks and tied weights: each is computed once."""
+    """Losses by method and way: each is computed once."""
     return {}
 
 
-def plain(known: dict, train, method: str, ranks: int = 1, tied: bool = True) -> list[float]:
-    if (key := (method, ranks, tied)) not in known:
-        args = sharded() if ranks > 1 else ()
-        known[key] = train(method, f"plain{ranks}", *args, ranks=ranks, tied=tied)
-    return known[key]
+def plain(known: dict, train, method: str, way: str | None = None) -> list[float]:
+    if (method, way) not in known:
+        ranks, args = WAYS.get(way or "", (1, ()))
+        known[method, way] = train(method, way or "one", *args, ranks=ranks, tied=TIED[method])
+    return known[method, way]
 
 
 @pytest.mark.parametrize(
-    ("method", "tied"), [pytest.param(*c, marks=[] if i < 3 else pytest.mark.slow) for i, c in enumerate(CASES)]
+    ("method", "way"), [pytest.param(*c, marks=[] if c in QUICK else pytest.mark.slow) for c in CASES]
 )
-def test_two_ranks_equal_one(method: str, tied: bool, known, train) -> None:
-    expected = plain(known, train, method, tied=tied)
+def test_ranks_equal_one(method: str, way: str, known, train) -> None:
+    expected = plain(known, train, method)
     assert len(expected) == 10 and len(set(expected)) == 10
-    assert plain(known, train, method, ranks=2, tied=tied) == pytest.approx(expected, abs=1e-5)
+    assert plain(known, train, method, way) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -185,7 +191,7 @@ def test_a_sharded_run_goes_on_anywhere(known, train, tmp_path: Path) -> None:
 
     The end of a run is saved though it falls between two saves, and the link to the last checkpoint follows.
     """
-    whole = plain(known, train, "UPO", ranks=2)
+    whole = plain(known, train, "UPO", "sharded 2")
     until = ("--trainer.max_steps", "5", "--checkpoint.every_n_train_steps", "3")
     assert train("UPO", "cut", *sharded(), *until, ranks=2) == whole[:5]
     folder = latest(tmp_path / "cut")
@@ -265,6 +271,34 @@ def test_killed_and_resumed_equals_uninterrupted(signal_: int, train, upo_fit, t
     )  # fmt: skip
     assert killed.code == (143 if signal_ == signal.SIGTERM else -signal_), killed.text
     assert train("UPO", "killed", *args, "--ckpt_path", "last", ranks=2) == expected
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=[pytest.mark.nightly, NO_LIMIT])]
+)
+def test_one_rank_is_killed_again_and_again(kills: int, train, upo_fit, tmp_path: Path) -> None:
+    """At random steps, every other time while it saves; the other rank follows, as launchers see to."""
+    args = (*sharded(), "--model.value_dropout", "0.1", "--trainer.max_steps", str(8 * kills))
+    args = (*args, "--checkpoint.every_n_train_steps", "1")
+    expected = train("UPO", "whole", *args, ranks=2)
+    folder, draw = tmp_path / "killed", random.Random(kills)
+    where = ("--config", tmp_path / "UPO.yaml", "--trainer.default_root_dir", "killed", "--trainer.devices", "2")
+    saving = lambda: any((folder / "checkpoints").glob(".*.partial"))  # noqa: E731
+    for i, step in enumerate(sorted(draw.sample(range(2, 8 * kills - 2), kills))):
+
+
+        def due(i: int = i, step: int = step) -> bool:
+            there = any(_step(p) >= step for p in (folder / "checkpoints").glob("step=*.ckpt"))
+            return there and (i % 2 == 0 or saving())
+
+        resume = ("--ckpt_path", "last") if i else ()
+        killed = upo_fit(*where, *args, *resume, ranks=2, kill_when=due, victim=draw.randrange(2))
+        assert -signal.SIGKILL in killed.codes, f"kill {i} at step {step}: {killed.text}"
+    assert train("UPO", "killed", *args, "--ckpt_path", "last", ranks=2) == expected
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step=").partition("-")[0])
 
 
 class Code:

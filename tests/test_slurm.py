@@ -17,7 +17,9 @@ def job(tmp_path: Path) -> Callable[..., Callable[[int], dict[str, str]]]:
     """`job(ranks, **more)`: the environment that srun gives its tasks; `scontrol` writes down what it is asked for."""
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "scontrol"
-    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ntest -z "$DENIED" || {{ echo "$DENIED" >&2; exit 1; }}\n')
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ntest -z "$DENIED" || {{ echo "$DENIED" >&2; exit 1; }}\n'
+    )
     fake.chmod(0o755)
 
     def variables(ranks: int, **more: str) -> Callable[[int], dict[str, str]]:
