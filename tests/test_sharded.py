@@ -278,14 +278,13 @@ def test_killed_and_resumed_equals_uninterrupted(signal_: int, train, upo_fit, t
 )
 def test_one_rank_is_killed_again_and_again(kills: int, train, upo_fit, tmp_path: Path) -> None:
     """At random steps, every other time while it saves; the other rank follows, as launchers see to."""
-    args = (*sharded(), "--model.value_dropout", "0.1", "--trainer.max_steps", str(8 * kills))
+    args = (*sharded(), "--model.value_dropout", "0.1", "--trainer.max_steps", str(3 * kills + 4))
     args = (*args, "--checkpoint.every_n_train_steps", "1")
     expected = train("UPO", "whole", *args, ranks=2)
     folder, draw = tmp_path / "killed", random.Random(kills)
     where = ("--config", tmp_path / "UPO.yaml", "--trainer.default_root_dir", "killed", "--trainer.devices", "2")
     saving = lambda: any((folder / "checkpoints").glob(".*.partial"))  # noqa: E731
-    for i, step in enumerate(sorted(draw.sample(range(2, 8 * kills - 2), kills))):
-
+    for i, step in enumerate(sorted(draw.sample(range(2, 3 * kills), kills))):
 
         def due(i: int = i, step: int = step) -> bool:
             there = any(_step(p) >= step for p in (folder / "checkpoints").glob("step=*.ckpt"))
@@ -342,10 +341,17 @@ def test_a_sharded_run_that_shards_nothing_is_refused(args, error: str, upo_fit,
             "ReferenceSync moves whole models only",
         ),
         (sharded(shard_size=3), "shard_size=3 must divide"),
+        (("--model.policy.quantization", "nf4"), "does not cut 4-bit weights"),
+        (
+            ("--model.policy.dtype", "bfloat16", "--model.policy.adapter.modules_to_save", "[norm]")
+            + ("--model.policy.adapter.target_modules", "[lm_head]"),
+            "trains a layer in one dtype",
+        ),
     ],
-    ids=["moving", "uneven"],
+    ids=["moving", "uneven", "4 bits", "two dtypes"],
 )
 def test_what_works_on_whole_models_is_refused(args, error: str, upo_fit, tmp_path: Path) -> None:
-    config(file := tmp_path / "DPO.yaml", "DPO", True)
+    method = "LoRA" if "policy" in args[0] else "DPO"
+    config(file := tmp_path / "run.yaml", method, True)
     done = upo_fit("--config", file, "--trainer.devices", "2", *sharded(), *args, ranks=2)
     assert done.code == 2 and error in done.text, done.text

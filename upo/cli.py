@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -144,7 +144,7 @@ class CLI(LightningCLI):
                     if isinstance(callback, MovingReference):
                         callback.rewind()
                 run = self.model, self.datamodule
-                if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                if isinstance(self.trainer.strategy, ModelParallelStrategy | FSDPStrategy):
                     run = load_run(self.folder)[:2]  # rank 0 alone goes on, with whole models
                 figures = self.config_init.evaluation.run(*run, self.folder)
                 loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)

@@ -94,6 +94,10 @@ class Sharded(ModelParallelStrategy):
         reference: Reference | None = method.reference
         if reference is not None and type(reference) not in (FrozenReference, AdapterReference, StoredReference):
             raise UserError(f"{type(reference).__name__} works on whole models; set model.reference: FrozenReference")
+        if method.policy.quantization:
+            raise UserError(
+                "Sharded does not cut 4-bit weights; drop policy.quantization, or take trainer.strategy: ddp"
+            )
         if moving := [type(c).__name__ for c in trainer.callbacks if isinstance(c, MovingReference)]:  # type: ignore[attr-defined]
             raise UserError(f"{moving[0]} moves whole models only; take trainer.strategy: ddp")
         reduce_dtype = torch.promote_types(method.policy.dtype, torch.float32)
