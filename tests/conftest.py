@@ -85,7 +85,7 @@ def own_wandb_service() -> Iterator[None]:
 # itself can deadlock, starting an interpreter costs seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["upo.cli", "transformers.models.llama.modeling_llama"])
+_server.set_forkserver_preload(["upo.cli", "transformers.models.llama.modeling_llama", "peft"])
 
 
 def _enter(args: Sequence[str], folder: str, log: str, env: dict[str, str]) -> None:
@@ -104,21 +104,28 @@ def _enter(args: Sequence[str], folder: str, log: str, env: dict[str, str]) -> N
 
 
 class Finished:
-    """How a command ended: `code` of rank 0 and what all ranks printed."""
+    """How a command ended: `codes` of all ranks, `code` of rank 0, and what all ranks printed."""
 
-    def __init__(self, code: int | None, text: str):
-        self.code, self.text = code, text
+    def __init__(self, codes: Sequence[int | None], text: str):
+        self.codes, self.code, self.text = codes, codes[0], text
 
 
 @pytest.fixture
 def upo_fit(tmp_path: Path) -> Callable[..., Finished]:
     """`upo_fit(*args, ranks=1, kill_when=None)`: runs `python -m upo.fit` in its own processes, in `tmp_path`.
 
-    `kill_when`: a function without arguments; all ranks get `signal_` as soon as it returns true.
+    `kill_when`: a function without arguments; all ranks get `signal_` as soon as it returns true. With `victim` that
+    rank alone does, and half a second later the others are killed, as torchrun sees to.
+    `env`: a rank's environment variables, in place of torchrun's.
     """
 
     def run(
-        *args: str, ranks: int = 1, kill_when: Callable[[], bool] | None = None, signal_: int = signal.SIGKILL
+        *args: str,
+        ranks: int = 1,
+        kill_when: Callable[[], bool] | None = None,
+        signal_: int = signal.SIGKILL,
+        victim: int | None = None,
+        env: Callable[[int], dict[str, str]] | None = None,
     ) -> Finished:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -126,26 +133,34 @@ def upo_fit(tmp_path: Path) -> Callable[..., Finished]:
         log = tmp_path / f"log{len(list(tmp_path.glob('log*')))}.txt"
         processes = []
         for rank in range(ranks):
-            env = {"UPO_SHARED": str((ROOT / os.environ.get("UPO_SHARED", "../shared")).resolve())}
-            if ranks > 1:
-                env |= {
+            variables = {"UPO_SHARED": str((ROOT / os.environ.get("UPO_SHARED", "../shared")).resolve())}
+            if env is not None:
+                variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | env(rank)
+            elif ranks > 1:
+                variables |= {
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "GROUP_RANK": "0",
                     "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                     "TORCHELASTIC_RUN_ID": "test",
                 }  # fmt: skip
-            processes.append(_server.Process(target=_enter, args=(list(map(str, args)), str(tmp_path), str(log), env)))
+            call = (list(map(str, args)), str(tmp_path), str(log), variables)
+            processes.append(_server.Process(target=_enter, args=call))
             processes[-1].start()
         deadline = time.monotonic() + 240
         while any(p.is_alive() for p in processes) and time.monotonic() < deadline:
             if kill_when is not None and kill_when():
                 kill_when = None
-                for p in processes:
+                for p in processes if victim is None else [processes[victim]]:
                     os.kill(p.pid, signal_)
+                if victim is not None:
+                    time.sleep(0.5)
+                    for p in processes:
+                        p.kill()
             time.sleep(0.02)
         for p in processes:
             p.join(1)
             if p.is_alive():
                 p.kill()
-        return Finished(processes[0].exitcode, log.read_text() if log.exists() else "")
+        codes = [p.exitcode for p in processes]
+        return Finished(codes, log.read_text() if log.exists() else "")
 
     return run

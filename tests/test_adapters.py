@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -200,6 +201,32 @@ def test_a_checkpoint_holds_the_adapter_and_the_heads(base, tmp_path):
     lacking = {n: x for n, x in content["state_dict"].items() if "layers.1.mlp.up_proj" not in n}
     with pytest.raises(RuntimeError, match=r"Missing key.*layers\.1\.mlp\.up_proj\.lora_A"):
         again.load_state_dict(lacking)
+
+
+def test_an_adapter_belongs_to_one_model(base, tmp_path):
+    """By its weights, wherever they lie: a copy will do, another seed's model at the same place will not."""
+    below = tmp_path / "below"
+    shutil.copytree(base, below)
+    fit(method(DPO, str(below)), tmp_path, steps=2, save_every=2)
+    run = run_folder(tmp_path / "run", tiny.policy())
+    file = run / "checkpoints" / "step=7.ckpt"
+    shutil.copy(tmp_path / "step=2.ckpt", file)
+    assert load_model(run)
+    fit(method(DPO, base), tmp_path, steps=3, ckpt_path=str(file))
+    shutil.rmtree(below)
+    saved(tiny.policy(seed=1, max_position_embeddings=256), below)
+    for case in (
+        lambda: load_model(run),
+        lambda: export(run, tmp_path / "merged", merge=True),
+        lambda: fit(method(DPO, str(below)), tmp_path, steps=3, ckpt_path=str(file)),
+    ):
+        with pytest.raises(UserError, match=r"was trained on other weights than those at `.*below` now"):
+            case()
+    export(run, tmp_path / "adapter")
+    content = torch.load(file, weights_only=True)
+    del content["adapter_base"]
+    torch.save(content, file)
+    assert load_model(run), "an older checkpoint does not say"
 
 
 def test_killed_and_resumed_equals_uninterrupted(base, tmp_path):

@@ -5,6 +5,8 @@ Tiny Llamas and eight pairs: uneven micro-batches, fillers, norm clipping, a val
 
 import json
 import pickle
+import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ import torch
 from test_trajectories import losses
 from training import pairs_file
 
+from upo.adapter_files import probe
+from upo.adapters import owner
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest, read_folder
 from upo.checkpoint import load_model, load_run, read_checkpoint
 from upo.errors import UserError
@@ -25,6 +29,7 @@ MODEL = {
     "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 24, "max_position_embeddings": 256, "initializer_range": 0.2,
 }  # fmt: skip
+NO_LIMIT = pytest.mark.timeout(7200)
 CONSTANT = {"class_path": "torch.optim.lr_scheduler.ConstantLR", "init_args": {"factor": 1.0}}
 
 
@@ -35,19 +40,33 @@ def sharded(**options: object) -> tuple[str, ...]:
 
 
 def config(file: Path, method: str, tied: bool) -> None:
-    """Ten steps of four pairs on eight."""
-    policy = {"config": MODEL | {"tie_word_embeddings": tied}, "tokenizer": "tiny.tokenizer"}
+    """Ten steps of four pairs on eight; "LoRA" is DPO of an adapter on a model folder."""
+    policy: dict[str, object] = {"config": MODEL | {"tie_word_embeddings": tied}, "tokenizer": "tiny.tokenizer"}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}}
     init = {"policy": policy, "reference": "FrozenReference", "optimizer": optimizer, "scheduler": CONSTANT}
+    if method == "LoRA":
+        adapter = {"class_path": "LoRA", "init_args": {"r": 3, "target_modules": ["q_proj", "up_proj", "lm_head"]}}
+        init["policy"] = {"path": base(file.parent / "base", tied), "adapter": adapter}
+        init["reference"], method = "AdapterReference", "DPO"
     source = {"name": "tiny.scored_lists" if method == "NCAListwise" else "hh", "path": pairs_file(file.parent)}
     data = {"sources": [source], "validation": 0, "max_length": 256, "pairs_per_step": 4, "tokens_per_microbatch": 150}
-    if method == "UPO":
-        init |= {"reward_weights": {"length": 0.01}, "value_dropout": 0.0, "value_warmup_steps": 2}
+    if method in ("UPO", "MODPO"):
+        init["reward_weights"] = {"length": 0.01}
+        init |= {"value_dropout": 0.0, "value_warmup_steps": 2} if method == "UPO" else {}
         data |= {"rewards": {"length": "Words"}, "rewards_cache": str(file.parent / "cache")}
     trainer = {"max_steps": 10, "max_epochs": -1, "gradient_clip_val": 1, "accelerator": "cpu"}
     trainer |= {"enable_progress_bar": False}
     model = {"class_path": method, "init_args": init}
     file.write_text(json.dumps({"model": model, "data": data, "trainer": trainer}))
+
+
+def base(folder: Path, tied: bool) -> str:
+    """A model folder to put an adapter on; the same each time."""
+    if not folder.exists():
+        policy = tiny.policy(**MODEL | {"tie_word_embeddings": tied})
+        policy.model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture
@@ -66,29 +85,33 @@ def train(upo_fit, tmp_path: Path) -> Callable[..., list[float]]:
 
 # ---- the losses of one device --------------------------------------------------------------------------------------
 
-CASES = [("UPO", True), ("NCAListwise", False), ("DPO", True), ("KTO", False)]
+TIED = {"UPO": True, "NCAListwise": False, "LoRA": True, "MODPO": True, "DPO": True, "KTO": False}
+"""Whether embeddings and head share their weights."""
+WAYS = {"DDP 2": (2, ("--trainer.strategy", "ddp")), "sharded 2": (2, sharded()), "sharded 4": (4, sharded())}
+QUICK = [("UPO", "sharded 2"), ("NCAListwise", "sharded 2"), ("LoRA", "sharded 2"), ("MODPO", "DDP 2")]
+CASES = [(method, way) for method in TIED for way in WAYS]
 
 
 @pytest.fixture(scope="module")
 def known() -> dict[tuple, list[float]]:
-    """Losses by method, ranks and tied weights: each is computed once."""
+    """Losses by method and way: each is computed once."""
     return {}
 
 
-def plain(known: dict, train, method: str, ranks: int = 1, tied: bool = True) -> list[float]:
-    if (key := (method, ranks, tied)) not in known:
-        args = sharded() if ranks > 1 else ()
-        known[key] = train(method, f"plain{ranks}", *args, ranks=ranks, tied=tied)
-    return known[key]
+def plain(known: dict, train, method: str, way: str | None = None) -> list[float]:
+    if (method, way) not in known:
+        ranks, args = WAYS.get(way or "", (1, ()))
+        known[method, way] = train(method, way or "one", *args, ranks=ranks, tied=TIED[method])
+    return known[method, way]
 
 
 @pytest.mark.parametrize(
-    ("method", "tied"), [pytest.param(*c, marks=[] if i < 2 else pytest.mark.slow) for i, c in enumerate(CASES)]
+    ("method", "way"), [pytest.param(*c, marks=[] if c in QUICK else pytest.mark.slow) for c in CASES]
 )
-def test_two_ranks_equal_one(method: str, tied: bool, known, train) -> None:
-    expected = plain(known, train, method, tied=tied)
+def test_ranks_equal_one(method: str, way: str, known, train) -> None:
+    expected = plain(known, train, method)
     assert len(expected) == 10 and len(set(expected)) == 10
-    assert plain(known, train, method, ranks=2, tied=tied) == pytest.approx(expected, abs=1e-5)
+    assert plain(known, train, method, way) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -116,6 +139,19 @@ def test_a_rank_without_a_pair_does_not_hang(method: str, train) -> None:
     one = ("--data.pairs_per_step", "1")
     expected = train(method, "one", *one)
     assert train(method, "two", *one, *sharded(), ranks=2) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["UPO", "LoRA"])
+def test_a_stored_reference_is_filled_in_shards(method: str, known, train, tmp_path: Path) -> None:
+    """By two ranks, then read by four; one rank would compute the same numbers."""
+    expected = plain(known, train, method)
+    stored = ("--model.reference", "StoredReference", "--model.reference.folder", str(tmp_path / "store"))
+    for folder, ranks in (("first", 2), ("second", 4), ("alone", 1)):
+        args = (*(sharded() if ranks > 1 else ()), *stored)
+        assert train(method, folder, *args, ranks=ranks) == pytest.approx(expected, abs=1e-5)
+        files = sorted((tmp_path / "store").rglob("*.safetensors"))
+        assert len(files) == 2, "one of each rank that filled it, and no further one"
 
 
 @pytest.mark.slow
@@ -155,7 +191,7 @@ def test_a_sharded_run_goes_on_anywhere(known, train, tmp_path: Path) -> None:
 
     The end of a run is saved though it falls between two saves, and the link to the last checkpoint follows.
     """
-    whole = plain(known, train, "UPO", ranks=2)
+    whole = plain(known, train, "UPO", "sharded 2")
     until = ("--trainer.max_steps", "5", "--checkpoint.every_n_train_steps", "3")
     assert train("UPO", "cut", *sharded(), *until, ranks=2) == whole[:5]
     folder = latest(tmp_path / "cut")
@@ -187,6 +223,32 @@ def exported(run: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_adapters_run_goes_on_anywhere(known, train, tmp_path: Path) -> None:
+    """Checkpoints hold the adapter alone, from one rank, two and four; exports are the trained policy."""
+    whole = plain(known, train, "LoRA")
+    train("LoRA", "cut", *sharded(), "--trainer.max_steps", "5", ranks=2)
+    (tmp_path / "cut" / "summary.json").unlink()
+    content = read_checkpoint(latest(tmp_path / "cut"))["state_dict"]
+    assert content and all(owner(name) == "default" for name in content)
+    for folder, ranks in (("two", 2), ("four", 4)):
+        shutil.copytree(tmp_path / "cut", tmp_path / folder, symlinks=True)
+        assert train("LoRA", folder, *sharded(), "--ckpt_path", "last", ranks=ranks) == pytest.approx(whole, abs=1e-5)
+    shutil.copytree(tmp_path / "cut", tmp_path / "one", symlinks=True)
+    assert train("LoRA", "one", "--ckpt_path", "last") == pytest.approx(whole, abs=1e-5)
+    train("LoRA", "file", "--trainer.max_steps", "5")
+    (tmp_path / "file" / "summary.json").unlink()
+    resumed = train("LoRA", "file", *sharded(), "--ckpt_path", "last", ranks=2)
+    assert resumed == pytest.approx(whole, abs=1e-5)
+
+    export(tmp_path / "two", tmp_path / "adapter")
+    export(tmp_path / "two", tmp_path / "merged", merge=True)
+    live = probe(load_run(tmp_path / "two")[0].policy.model)
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {f.name for f in (tmp_path / "adapter").iterdir()}
+    for name in ("adapter", "merged"):
+        torch.testing.assert_close(probe(load_model(tmp_path / name)[0]), live, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_one_rank_goes_on_as_two(known, train, tmp_path: Path) -> None:
     expected = plain(known, train, "UPO")
     train("UPO", "cut", "--trainer.max_steps", "5")
@@ -209,6 +271,33 @@ def test_killed_and_resumed_equals_uninterrupted(signal_: int, train, upo_fit, t
     )  # fmt: skip
     assert killed.code == (143 if signal_ == signal.SIGTERM else -signal_), killed.text
     assert train("UPO", "killed", *args, "--ckpt_path", "last", ranks=2) == expected
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=[pytest.mark.nightly, NO_LIMIT])]
+)
+def test_one_rank_is_killed_again_and_again(kills: int, train, upo_fit, tmp_path: Path) -> None:
+    """At random steps, every other time while it saves; the other rank follows, as launchers see to."""
+    args = (*sharded(), "--model.value_dropout", "0.1", "--trainer.max_steps", str(3 * kills + 4))
+    args = (*args, "--checkpoint.every_n_train_steps", "1")
+    expected = train("UPO", "whole", *args, ranks=2)
+    folder, draw = tmp_path / "killed", random.Random(kills)
+    where = ("--config", tmp_path / "UPO.yaml", "--trainer.default_root_dir", "killed", "--trainer.devices", "2")
+    saving = lambda: any((folder / "checkpoints").glob(".*.partial"))  # noqa: E731
+    for i, step in enumerate(sorted(draw.sample(range(2, 3 * kills), kills))):
+
+        def due(i: int = i, step: int = step) -> bool:
+            there = any(_step(p) >= step for p in (folder / "checkpoints").glob("step=*.ckpt"))
+            return there and (i % 2 == 0 or saving())
+
+        resume = ("--ckpt_path", "last") if i else ()
+        killed = upo_fit(*where, *args, *resume, ranks=2, kill_when=due, victim=draw.randrange(2))
+        assert -signal.SIGKILL in killed.codes, f"kill {i} at step {step}: {killed.text}"
+    assert train("UPO", "killed", *args, "--ckpt_path", "last", ranks=2) == expected
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step=").partition("-")[0])
 
 
 class Code:
@@ -247,16 +336,22 @@ def test_a_sharded_run_that_shards_nothing_is_refused(args, error: str, upo_fit,
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (("--model.reference", "StoredReference"), "StoredReference works on whole models"),
         (
             ("--trainer.callbacks+", "upo.callbacks.reference_sync.ReferenceSync"),
             "ReferenceSync moves whole models only",
         ),
         (sharded(shard_size=3), "shard_size=3 must divide"),
+        (("--model.policy.quantization", "nf4"), "does not cut 4-bit weights"),
+        (
+            ("--model.policy.dtype", "bfloat16", "--model.policy.adapter.modules_to_save", "[norm]")
+            + ("--model.policy.adapter.target_modules", "[lm_head]"),
+            "trains a layer in one dtype",
+        ),
     ],
-    ids=["stored", "moving", "uneven"],
+    ids=["moving", "uneven", "4 bits", "two dtypes"],
 )
 def test_what_works_on_whole_models_is_refused(args, error: str, upo_fit, tmp_path: Path) -> None:
-    config(file := tmp_path / "DPO.yaml", "DPO", True)
+    method = "LoRA" if "policy" in args[0] else "DPO"
+    config(file := tmp_path / "run.yaml", method, True)
     done = upo_fit("--config", file, "--trainer.devices", "2", *sharded(), *args, ranks=2)
     assert done.code == 2 and error in done.text, done.text

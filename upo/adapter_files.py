@@ -107,6 +107,7 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from upo.head import grow
+    from upo.loading import BASE, base_hash, check_base
 
     adapter, config = PeftConfig.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     if is_whole(content):
@@ -119,6 +120,7 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
         options["quantization_config"] = quantization
     with hub_errors(base, "model below the adapter"):
         model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, **options)
+    check_base(content, content.get(BASE) and base_hash(model), base)
     if exact and options:
         model = model.dequantize()
     grow(model, rows)

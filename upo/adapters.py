@@ -98,8 +98,9 @@ class LoRA:
             )
         if found is not None:
             inject(model, config, START)
-            for name in (TRAINED, START):
-                found.into(model, name)
+            if model.device.type != "meta":  # else rank 0 has it
+                for name in (TRAINED, START):
+                    found.into(model, name)
             activate(model, TRAINED)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(owner(name) == TRAINED)

@@ -153,6 +153,8 @@ def load_run(
         config: YAML with `model:` and `data:`; by default config.yaml in the run folder.
         evaluation: overrides fields of the configuration's `evaluation:`.
     """
+    from upo.loading import check_base
+
     run = Path(run)
     file = find_checkpoint(run)
     if config is None:
@@ -167,6 +169,7 @@ def load_run(
         for name, learned in content.get(type(data).__qualname__, {}).get("rewards", {}).items():
             if name in data.rewards:
                 data.rewards[name].restore(learned)
+        check_base(content, method.policy.base, method.policy.path)
         try:
             method.load_state_dict(content["state_dict"])
         except RuntimeError as error:

@@ -11,14 +11,14 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import upo.methods  # noqa: F401  makes short class names known
 from upo import loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints, latest
-from upo.callbacks.graceful_stop import GracefulStop
+from upo.callbacks.graceful_stop import GracefulStop, restarted
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.reference_sync import MovingReference
@@ -144,7 +144,7 @@ class CLI(LightningCLI):
                     if isinstance(callback, MovingReference):
                         callback.rewind()
                 run = self.model, self.datamodule
-                if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                if isinstance(self.trainer.strategy, ModelParallelStrategy | FSDPStrategy):
                     run = load_run(self.folder)[:2]  # rank 0 alone goes on, with whole models
                 figures = self.config_init.evaluation.run(*run, self.folder)
                 loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
@@ -169,6 +169,8 @@ def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str
     """Refuses to mix runs; returns the checkpoint to resume from."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
+    if restarted() and latest(folder) is not None:
+        ckpt_path, overwrite = "last", False
     if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
         return str(latest(folder)) if ckpt_path == "last" else ckpt_path
     if overwrite:

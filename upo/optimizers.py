@@ -1,5 +1,12 @@
-"""Optimizers come by class path (torch.optim, bitsandbytes.optim, ...); here is what cannot work."""
+"""Optimizers come by class path (torch.optim, bitsandbytes.optim, ...); here is what cannot work, and clipping."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -19,3 +26,27 @@ def checked(optimizer: Optimizer) -> Optimizer:
             "torch.optim.AdamW (shards are small), or torchao.optim.AdamW8bit (pip install torchao), or use DDP"
         )
     return optimizer
+
+
+def check_strategy(method: Any) -> None:
+    """Refuses to train heads beside the policy under Lightning's FSDPStrategy, which loses some of their gradients.
+
+    Raises:
+        UserError: names the head and the strategy that trains it.
+    """
+    if isinstance(method.trainer.strategy, FSDPStrategy):
+        for name, child in method.named_children():
+            if child is not method.policy and any(p.requires_grad for p in child.parameters()):
+                raise UserError(f"FSDPStrategy does not train {name}; take trainer.strategy: upo.strategy.Sharded")
+
+
+def clip(parameters: Sequence[Tensor], limit: float, strategy: Any) -> Tensor:
+    """Scales gradients down to a norm, over all ranks; returns the norm before."""
+    if not isinstance(strategy, FSDPStrategy):
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    # Its gradients are pieces that do not say so, and its own clipping knows no groups.
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]) ** 2
+    norm = norm.to(strategy.root_device, torch.float32)
+    dist.all_reduce(norm, group=strategy.model.process_group)  # type: ignore[union-attr]
+    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm.sqrt())
+    return norm.sqrt()

@@ -20,6 +20,7 @@ from upo.data.templates import with_template
 from upo.data.tokenize import load_tokenizer
 from upo.errors import UserError, hub_errors
 from upo.head import Head, grow
+from upo.loading import base_hash, read_model
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
 from upo.ops.linear_kl import linear_kl
@@ -66,6 +67,8 @@ class Policy(nn.Module):
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
         self.activation_checkpointing, self.chat_template = activation_checkpointing, chat_template
+        self.base: str | None = None
+        """Hash of the model below an adapter, as it was read."""
         if adapter is not None:
             keep_apart(self)
         self.controls: tuple[str, ...] = ()
@@ -110,9 +113,6 @@ class Policy(nn.Module):
         """Loads or initialises the weights at `path`, or from `config`."""
         from transformers import AutoModelForCausalLM
 
-        from upo.checkpoint import quiet
-
-        quiet()
         config, options = self.model_config, {"dtype": self.dtype} | quantized(self.quantization, self.dtype)
         shapes_only = torch.get_default_device().type == "meta"  # the weights come from another rank
         if self.path is None or shapes_only:
@@ -121,8 +121,9 @@ class Policy(nn.Module):
             except ValueError as error:
                 raise UserError(f"policy.config: {str(error).split('.')[0]}") from None
         else:
-            with hub_errors(self.path, "model"):
-                model = AutoModelForCausalLM.from_pretrained(self.path, config=config, **options)
+            model = read_model(self.path, config, **options)
+            if self.adapter is not None:
+                self.base = base_hash(model)
         if self.controls:
             grow(model, len(self.tokenizer))
         if self.adapter is not None:

@@ -85,10 +85,7 @@ class FrozenReference(Reference):
     @torch.no_grad()
     def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
         assert self.model is not None, "build() comes first"
-        sharded = hasattr(self.model, "unshard")
-        if not sharded and next(self.model.parameters()).device != responses.input_ids.device:
-            self.model.to(responses.input_ids.device)
-        return self.model(responses, names)
+        return placed(self.model, responses.input_ids.device)(responses, names)
 
     def linear_head(self) -> LinearHead:
         assert self.model is not None, "build() comes first"
@@ -124,6 +121,14 @@ class AdapterReference(Reference):
             return self.model.linear_head()
 
 
+def placed(model: Policy, device: torch.device) -> Policy:
+    """The model, on a device; shards lie where they belong."""
+    sharded = hasattr(getattr(model, "policy", model), "unshard")
+    if not sharded and next(model.parameters()).device != device:
+        model.to(device)
+    return model
+
+
 class _AsStarted(Policy):
     """A policy as it was before training, on the same weights."""
 
@@ -144,7 +149,7 @@ class _AsStarted(Policy):
 
     def linear_head(self) -> LinearHead:
         with self.in_force():
-            return super().linear_head()
+            return self.policy.linear_head()
 
 
 def as_started(policy: Policy) -> Policy:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from upo.data.layout import Responses, Tokens
 from upo.errors import UserError
+from upo.loading import tensors_hash
 from upo.policy import Policy
-from upo.reference import Reference, as_started
+from upo.reference import Reference, as_started, placed
 from upo.store import LogpsStore
 from upo.store_filling import Filling
 
@@ -54,8 +54,9 @@ class StoredReference(Reference):
         self._again: Policy | None = None
         self._shares = False
         """Whether the model is the policy's own, with its adapter off."""
-        self._weights: str | None = None
-        """Hash of the weights; known as soon as the store is complete."""
+        self.weights: str | None = None
+        """Hash of the weights, for a strategy to set that is going to shard them."""
+        self._complete = False
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -82,7 +83,7 @@ class StoredReference(Reference):
         """The reference itself, e.g. to generate with; read again where it was let go."""
         if self._model is None and self._again is not None:
             self._model = self._load()
-            if self._weights is not None and weights_hash(self._model) != self._weights:
+            if self.weights is not None and weights_hash(self._model) != self.weights:
                 raise UserError(f"the reference at {self._again.path} has changed since the run began; bring it back")
         return self._model
 
@@ -91,7 +92,7 @@ class StoredReference(Reference):
         if self._again is None:
             assert self._model is not None
             if not self._shares:
-                self._model.to("cpu")
+                placed(self._model, torch.device("cpu"))
             return
         if hasattr(self._again, "model"):
             del self._again.model
@@ -99,13 +100,13 @@ class StoredReference(Reference):
 
     @torch.no_grad()
     def logps(self, responses: Responses) -> Tensor:
-        if self._weights is not None:
+        if self._complete:
             raise UserError(
                 "StoredReference knows only responses of the data set, and these were made during training; "
                 "set model.reference: FrozenReference"
             )
         assert self.model is not None, "build() comes first"
-        return self.model.to(responses.input_ids.device)(responses)["logps"]
+        return placed(self.model, responses.input_ids.device)(responses)["logps"]
 
     # ---- the store -------------------------------------------------------------------------------------------
 
@@ -118,14 +119,15 @@ class StoredReference(Reference):
                 "knows only the log-probs of whole responses; set model.reference: FrozenReference"
             )
         assert self.model is not None, "build() comes first"
-        model, self._weights = self.model, weights_hash(self.model)
-        model.to(device)
+        self.weights = self.weights or weights_hash(self.model)
+        model = placed(self.model, device)
         with torch.no_grad(), self._arithmetic(trainer):
-            compute = arithmetic(model, device)
-            fingerprint = json.dumps([self._weights, compute, LAYOUT_VERSION])
+            compute = arithmetic(model, device, None if self.dtype else getattr(trainer.strategy, "param_dtype", None))
+            fingerprint = json.dumps([self.weights, compute, LAYOUT_VERSION])
             name = f"{model.model_config.model_type}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}"
             store = LogpsStore(self.folder / name, fingerprint)
             values = Filling(model, store, trainer).values(tolerance(compute))
+        self._complete = True
         if tolerance(compute) == ROUGH:
             self.starts_as_policy = False
             warnings.warn(
@@ -159,9 +161,13 @@ class StoredLogps:
         return torch.tensor(found, dtype=self.dtype)
 
 
-def arithmetic(model: Policy, device: torch.device) -> str:
-    """In what log-probs are computed here: type, kind of device, precision of matrix products."""
-    weights = next(model.parameters()).dtype
+def arithmetic(model: Policy, device: torch.device, layers: torch.dtype | None = None) -> str:
+    """In what log-probs are computed here: type, kind of device, precision of matrix products.
+
+    Args:
+        layers: what a strategy makes layers compute in, if not in the type of their weights.
+    """
+    weights = layers or next(model.parameters()).dtype
     compute = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weights
     return f"{str(compute).removeprefix('torch.')} {device.type} {torch.get_float32_matmul_precision()}"
 
@@ -173,15 +179,7 @@ def tolerance(compute: str) -> tuple[float, float]:
 
 
 def weights_hash(policy: Policy) -> str:
-    """sha256 over the model's configuration and all its weights by name, with their shapes and types."""
-
-    def digest(item: tuple[str, Tensor]) -> str:
-        name, x = item
-        raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        return hashlib.sha256(f"{name} {x.dtype} {tuple(x.shape)} ".encode() + hashlib.sha256(raw).digest()).hexdigest()
-
+    """sha256 over the model's configuration and all its weights."""
     volatile = {"transformers_version", "architectures", "dtype", "torch_dtype"}
     config = {k: v for k, v in policy.model.config.to_dict().items() if k[0] != "_" and k not in volatile}
-    with ThreadPoolExecutor() as threads:
-        parts = list(threads.map(digest, sorted(policy.weights().items())))
-    return hashlib.sha256(json.dumps([config, parts], sort_keys=True, default=str).encode()).hexdigest()
+    return tensors_hash(policy.weights().items(), config)

@@ -93,7 +93,7 @@ class Filling:
                 self.store.write(new)
 
     def batches(self, keys: Sequence[bytes], rank: int, world_size: int) -> Iterator[tuple[list[bytes], list[float]]]:
-        """Keys with their log-probs, by forward passes of responses of like length."""
+        """Keys with their log-probs, by forward passes of responses of like length; all ranks make as many."""
         groups = [list(g) for _, g in groupby(keys, lambda key: id(self.wanted[key][0].prompt))]
         split = StepData(
             [self._unit(group) for group in groups],
@@ -116,16 +116,18 @@ class Filling:
             alike=True,
         )
         for plan in sampler:
-            shares = [StepPlan(b, [b], 0) for b in plan.micro_batches[: len(plan.micro_batches) - plan.fillers]]
+            shares = [StepPlan(b, [b], 0) for b in plan.micro_batches]
             generator = torch.Generator()  # none of the run's own random numbers is drawn
             loader: Any = DataLoader(
                 split, sampler=shares, batch_size=None, num_workers=self.data.workers, generator=generator
             )
-            for share, step in zip(shares, loader, strict=True):
+            wanted = len(shares) - plan.fillers  # what follows keeps models in shards in step, and is another rank's
+            for i, (share, step) in enumerate(zip(shares, loader, strict=True)):
                 logps = self.model(step.micro_batches[0].responses.to(self.device))["logps"]
                 if not logps.isfinite().all():
                     raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
-                yield [key for i in share.units for key in groups[i]], logps.double().tolist()
+                if i < wanted:
+                    yield [key for unit in share.units for key in groups[unit]], logps.double().tolist()
 
     def _unit(self, keys: Sequence[bytes]) -> Tokens:
         """The responses that these keys stand for, behind their prompt."""

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -21,7 +22,8 @@ from upo.callbacks.reference_sync import MovingReference
 from upo.errors import UserError
 from upo.head import layers
 from upo.policy import Policy
-from upo.reference import FrozenReference, Reference
+from upo.reference import AdapterReference, FrozenReference, Reference
+from upo.reference_store import StoredReference, weights_hash
 
 
 class Sharded(ModelParallelStrategy):
@@ -90,16 +92,24 @@ class Sharded(ModelParallelStrategy):
 
     def _shard(self, trainer: pl.Trainer, method: Any) -> None:
         reference: Reference | None = method.reference
-        if reference is not None and type(reference) is not FrozenReference:
+        if reference is not None and type(reference) not in (FrozenReference, AdapterReference, StoredReference):
             raise UserError(f"{type(reference).__name__} works on whole models; set model.reference: FrozenReference")
+        if method.policy.quantization:
+            raise UserError(
+                "Sharded does not cut 4-bit weights; drop policy.quantization, or take trainer.strategy: ddp"
+            )
         if moving := [type(c).__name__ for c in trainer.callbacks if isinstance(c, MovingReference)]:  # type: ignore[attr-defined]
             raise UserError(f"{moving[0]} moves whole models only; take trainer.strategy: ddp")
         reduce_dtype = torch.promote_types(method.policy.dtype, torch.float32)
         mixed = MixedPrecisionPolicy(self.param_dtype, reduce_dtype, cast_forward_inputs=False)
+        if isinstance(reference, StoredReference):
+            reference.weights = self.broadcast(self.global_rank == 0 and weights_hash(reference.model))
         self.trained = [self._shard_policy(method.policy, self.reshard_after_forward, mp_policy=mixed)]
-        if reference is not None and reference.model is not None:
+        model = getattr(reference, "model", None)
+        model = getattr(model, "policy", model)  # an adapter's own policy
+        if model is not None and model is not method.policy:
             # Without a backward pass nothing but the end of a forward pass frees it.
-            self._shard_policy(reference.model, True, self.param_dtype)
+            self._shard_policy(model, True, None if getattr(reference, "dtype", None) else self.param_dtype)
         for head in method.children():
             if head is not method.policy and any(True for _ in head.parameters()):
                 _receive(head, self.root_device)
@@ -118,10 +128,15 @@ class Sharded(ModelParallelStrategy):
         if not found:
             kind = policy.model.config.model_type
             raise UserError(f"{kind} does not say what its layers are; take trainer.strategy: ddp")
-        policy.head = self.broadcast(getattr(policy, "head", None))  # type: ignore[assignment]
+        policy.head, policy.base = self.broadcast((getattr(policy, "head", None), policy.base))
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
         for module in (*found, policy):
             _receive(module, self.root_device, dtype)
+            if len({p.dtype for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)}) > 1:
+                raise UserError(
+                    "Sharded trains a layer in one dtype, and an adapter's matrices are float32; set policy.dtype: "
+                    "float32, or drop policy.adapter.modules_to_save"
+                )
             fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard, offload_policy=offload, **options)
         assert isinstance(policy, FSDPModule)
         return policy
@@ -162,6 +177,21 @@ class Sharded(ModelParallelStrategy):
             module.set_requires_gradient_sync(now)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A folder, or the file of a run that was not sharded; what an adapter run left out stays as it is."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        assert self.model is not None
+        content = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self.model, content.pop("state_dict"), options=whole)
+        names = {p: name for name, p in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, content.pop("optimizer_states"), strict=True):
+            order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+            set_optimizer_state_dict(self.model, optimizer, _named(state, order), options=whole)
+        return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
@@ -204,6 +234,14 @@ def _receive(module: nn.Module, device: torch.device, dtype: torch.dtype | None 
         for name, x in part._buffers.items():
             if x is not None:
                 part._buffers[name] = received(x, None)
+
+
+def _named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """An optimizer's state by name of the parameter instead of its number."""
+    return {
+        "state": {names[number]: values for number, values in state["state"].items()},
+        "param_groups": [g | {"params": [names[number] for number in g["params"]]} for g in state["param_groups"]],
+    }
 
 
 def _sync(path: Path) -> None:

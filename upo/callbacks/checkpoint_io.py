@@ -15,6 +15,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 REST = "meta.pt"
 """In a folder: everything but weights and optimizer states."""
 
+WEIGHTS = "model"
+"""What Lightning's FSDPStrategy calls the `state_dict` in a folder."""
+
 KNOWN = {
     ("torch.distributed.checkpoint.metadata", name)
     for name in (
@@ -80,7 +83,7 @@ def read_folder(folder: Path, *parts: str) -> dict[str, Any]:
     nested: dict[Any, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     for name, kind in contents.state_dict_metadata.items():
         path = contents.planner_data[name]
-        if parts and path[0] not in parts:
+        if parts and path[0] not in parts and not (path[0] == WEIGHTS and "state_dict" in parts):
             continue
         if hasattr(kind, "size"):
             value = torch.empty(kind.size, dtype=kind.properties.dtype)
@@ -93,6 +96,8 @@ def read_folder(folder: Path, *parts: str) -> dict[str, Any]:
         for key in path[:-1]:
             inner = inner.setdefault(key, {})
         inner[path[-1]] = value
+    if WEIGHTS in nested:
+        nested["state_dict"] = nested.pop(WEIGHTS)
     return nested
 
 

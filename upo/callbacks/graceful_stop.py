@@ -1,28 +1,66 @@
-"""SIGTERM: finish the step, save, exit with 143. Lightning's own handling exits with 0 and can hang several ranks."""
+"""SIGTERM, and SIGUSR1 before a time limit: finish the step, save, exit with 128 + the signal's number.
 
+Lightning's own handling exits with 0, or saves within the signal handler, and can hang several ranks.
+"""
+
+import os
 import signal
+import subprocess
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from upo.ranks import max_over_ranks
 
 
 class GracefulStop(pl.Callback):
-    """The signal only sets a flag; the ranks agree on it at the end of a step."""
+    """The signal only sets a flag; the ranks agree on it at the end of a step.
+
+    A SLURM job that gets SIGUSR1 (`#SBATCH --signal=SIGUSR1@120`) asks to be queued again, unless the Trainer was given
+    a SLURMEnvironment with `auto_requeue: false`; `upo.fit` then goes on where it stopped.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            signal.signal(signal.SIGUSR1, self._ask)  # before Lightning looks whether anybody does
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, self._ask)
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
+    def _ask(self, number: int, _: Any) -> None:
+        self.asked = number
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if max_over_ranks(torch.tensor(float(self.asked), device=pl_module.device)):
+        if asked := int(max_over_ranks(torch.tensor(self.asked, device=pl_module.device))):
             folder = trainer.checkpoint_callback.dirpath  # type: ignore[union-attr]
             trainer.save_checkpoint(f"{folder}/step={trainer.global_step}-stopped.ckpt")
-            raise SystemExit(143)
+            environment = trainer._accelerator_connector.cluster_environment
+            requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+            if asked == signal.SIGUSR1 and requeues and trainer.is_global_zero:
+                requeue()
+            raise SystemExit(128 + asked)
+
+
+def requeue() -> None:
+    """Asks SLURM to start this job again; warns where it does not."""
+    job = os.environ["SLURM_JOB_ID"]
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        reason = done.stderr.strip() if done.returncode else None
+    except FileNotFoundError as error:
+        reason = str(error)
+    if reason is not None:
+        warnings.warn(f"job {job} is saved but was not queued again ({reason}); submit it once more")
+
+
+def restarted() -> bool:
+    """Whether SLURM has started this job again, with the same command."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0

@@ -12,14 +12,16 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from upo.adapters import is_whole
 from upo.data.batch import Batch, Step
 from upo.data.layout import Responses
 from upo.data.module import PreferenceData
 from upo.errors import UserError
+from upo.loading import BASE, check_base
 from upo.logps import ResponseLogps
 from upo.methods.term import Term
 from upo.metrics.means import Means
-from upo.optimizers import checked
+from upo.optimizers import check_strategy, checked, clip
 from upo.policy import Policy
 from upo.reference import Reference
 
@@ -120,7 +122,7 @@ class Method(pl.LightningModule):
         if self.reference is not None and (reference_extras or divergence):
             known = self.reference.extras(responses, {*reference_extras, *(("hidden",) if divergence else ())})
             reference_logps = known.pop("logps")
-            against = (known["hidden"], self.reference.linear_head()) if divergence else None
+            against = (x := known["hidden"], self.reference.linear_head().to(x.dtype)) if divergence else None
         elif self.reference is not None and reference_logps is None:
             reference_logps = self.reference.logps(responses)
         out = self.policy(responses, extras, against)
@@ -152,6 +154,8 @@ class Method(pl.LightningModule):
         """All micro-batches of a step; Lightning gets the last one's loss and does the rest."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        if self.global_step == 0 and self.reference is not None and self.reference.starts_as_policy:
+            self._check_start(step)
         statistics = self.measure(step, "train")
         world_size = self.trainer.world_size  # strategies average gradients over ranks; losses are shares of a sum
         for batch in step.micro_batches[:-1]:
@@ -159,6 +163,16 @@ class Method(pl.LightningModule):
         loss = self.loss_of(step.micro_batches[-1], step, statistics, "train") * world_size
         self._log("train")
         return loss
+
+    def _check_start(self, step: Step) -> None:
+        """A copied reference must agree with the policy."""
+        with torch.no_grad():
+            logratio = self.response_logps(step.micro_batches[0].responses).logratio
+        if (gap := logratio.abs().max().item()) > 1e-2:
+            raise UserError(
+                f"policy and reference differ by {gap:.3g} nats before the first step, though both come from one "
+                "checkpoint: is dropout on, or was the policy changed after `build`?"
+            )
 
     def validation_step(self, step: Step, batch_idx: int) -> None:
         statistics = self.measure(step, "val")
@@ -192,6 +206,7 @@ class Method(pl.LightningModule):
         return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
 
     def configure_optimizers(self) -> dict[str, Any]:
+        check_strategy(self)
         optimizer = checked(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
         schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
@@ -203,7 +218,7 @@ class Method(pl.LightningModule):
             raise UserError("gradients are clipped by norm; remove trainer.gradient_clip_algorithm")
         for i, group in enumerate(optimizer.param_groups):
             limit = group.get("grad_clip", gradient_clip_val)
-            norm = torch.nn.utils.clip_grad_norm_(group["params"], limit or math.inf)
+            norm = clip(group["params"], limit or math.inf, self.trainer.strategy)
             if i == 0:
                 whole = getattr(norm, "full_tensor", norm.clone)()
                 self.log_dict({"train/grad_norm": whole, "train/lr": group["lr"]})
@@ -226,16 +241,10 @@ class Method(pl.LightningModule):
                 "set policy.dtype (bfloat16, float64), or trainer.precision: bf16-mixed"
             )
 
-    def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
-        """Before the very first step a copied reference must agree with the policy."""
-        if self.global_step == 0 and self.reference is not None and self.reference.starts_as_policy:
-            with torch.no_grad():
-                logratio = self.response_logps(batch.micro_batches[0].responses).logratio
-            if (gap := logratio.abs().max().item()) > 1e-2:
-                raise UserError(
-                    f"policy and reference differ by {gap:.3g} nats before the first step, though both come from one "
-                    "checkpoint: is dropout on, or was the policy changed after `build`?"
-                )
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_files"] = self.policy.files()
+        if self.policy.base is not None and not is_whole(self.policy):
+            checkpoint[BASE] = self.policy.base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_base(checkpoint, self.policy.base, self.policy.path)

@@ -154,6 +154,7 @@ class FittedValue(Method):
         checkpoint["advantages"] = self.advantages
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.advantages = checkpoint["advantages"]
 
 
