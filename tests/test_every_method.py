@@ -144,7 +144,7 @@ CORE_OR_THIRD = [
     )
     for i, x in enumerate(METHODS)
 ]
-"""A third of the other methods learns in the slow run of a day, all of them at night."""
+"""A third of the other methods is tested in the slow run of a day, all of them at night."""
 CORE_OR_SLOW = [pytest.param(*x.values, id=x.id, marks=[] if x.id in CORE else [pytest.mark.slow]) for x in METHODS]
 
 
@@ -417,7 +417,7 @@ def test_a_reference_is_asked_for_or_refused(kind):
         kind(Policy(path="somewhere"), *references, **OPTIONS.get(kind.__name__, {}))
 
 
-@pytest.mark.parametrize("kind", CORE_OR_SLOW)
+@pytest.mark.parametrize("kind", CORE_OR_THIRD)
 def test_mixed_precision_starts_where_full_precision_does(kind, pairs, run, tmp_path):
     mixed, full = fit(kind, pairs, tmp_path, 1, precision="bf16-mixed").rows[0], run(kind).rows[0]
     assert mixed["train/loss"] == pytest.approx(full["train/loss"], rel=2e-2)

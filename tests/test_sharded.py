@@ -109,8 +109,9 @@ def test_no_option_changes_a_loss(ranks: int, options: dict, known, train) -> No
     assert train("UPO", "many", *args, ranks=ranks) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["UPO", "KTO"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("UPO", marks=pytest.mark.slow), pytest.param("KTO", marks=pytest.mark.nightly)]
+)
 def test_a_rank_without_a_pair_does_not_hang(method: str, train) -> None:
     """One pair a step, two ranks."""
     one = ("--data.pairs_per_step", "1")
