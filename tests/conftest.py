@@ -14,38 +14,40 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LONGEST = (
+FIRST = (
     "test_quickstart",
-    "test_experiments",
     "test_notebooks",
     "test_sharded",
-    "test_adapters",
     "test_ablate",
+    "test_adapters",
     "test_cli",
-    "test_trajectories",
     "test_evaluate",
     "test_bench",
 )
-"""Files that parallel workers begin with, so that none is left alone with one at the end."""
+"""Files that parallel workers begin with: long, and never cut."""
+LAST = ("test_repo", "test_trajectories", "test_experiments", "test_reference_store", "test_every_method")
+"""Files that they end with: cut into small pieces, so that none is left alone for long."""
+BY_CASE = re.compile(r"(.*/test_(?:experiments|repo)\.py::.*\[)(.*)\]")
 BY_METHOD = re.compile(r"(.*/test_(?:every_method|trajectories|reference_store)\.py)::.*\[(?:\d+-)?([A-Z]\w+)\]")
 """Tests whose dearest fixture is a run of one method."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (*LONGEST, name := item.path.stem).index(name))
+        places = {name: i - len(FIRST) for i, name in enumerate(FIRST)} | {name: i + 1 for i, name in enumerate(LAST)}
+        items.sort(key=lambda item: places.get(item.path.stem, 0))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`-n 2`: a file stays with one worker, for the sake of its fixtures; files about all methods are cut by method."""
+    """`-n 2`: a file stays with one worker, for the sake of its fixtures; a few are cut by case or by method."""
     if config.getoption("dist") != "load":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFixtures(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            found = BY_METHOD.match(nodeid)
+            found = BY_METHOD.match(nodeid) or BY_CASE.match(nodeid)
             return "::".join(found.groups()) if found else nodeid.partition("::")[0]
 
     config.option.loadscopereorder = False
@@ -85,7 +87,7 @@ def own_wandb_service() -> Iterator[None]:
 # itself can deadlock, starting an interpreter costs seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["upo.cli", "transformers.models.llama.modeling_llama", "peft"])
+_server.set_forkserver_preload(["upo.study.warm", "peft"])
 
 
 def _enter(args: Sequence[str], folder: str, log: str, env: dict[str, str]) -> None:

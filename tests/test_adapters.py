@@ -441,8 +441,10 @@ checkpoint: {{every_n_train_steps: 2}}
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["AdamW8bit", "PagedAdamW8bit"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param("AdamW8bit", marks=pytest.mark.slow), pytest.param("PagedAdamW8bit", marks=pytest.mark.nightly)],
+)
 def test_the_command_line(optimizer, stories260k, shared, upo_fit, tmp_path, capsys):
     """With an optimizer of 8 bits: killed and resumed is uninterrupted, and all commands read the folder."""
     config = CONFIG.format(stories=stories260k, data=shared / "data", optimizer=optimizer)

@@ -138,14 +138,14 @@ def test_a_run_leaves_a_folder(config: str, capsys, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_lightning_starts_get_the_arguments(config: str, tmp_path: Path) -> None:
+def test_ranks_that_lightning_starts_get_the_arguments(config: str, upo_fit, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "upo.fit", "--config", config]
     ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     done = subprocess.run([*command, *ranks], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     both = (tmp_path / "runs" / "tiny_dpo" / "metrics.csv").read_text()
-    alone = subprocess.run([*command, "--overwrite", "true"], capture_output=True, text=True, timeout=500)
-    assert alone.returncode == 0, alone.stdout + alone.stderr
+    alone = upo_fit("--config", config, "--overwrite", "true")
+    assert alone.code == 0, alone.text
     one = (tmp_path / "runs" / "tiny_dpo" / "metrics.csv").read_text()
     steps, others = ([row["train/loss"] for row in csv.DictReader(x.splitlines())] for x in (both, one))
     assert [float(x) for x in steps if x] == pytest.approx([float(x) for x in others if x], rel=1e-5)

@@ -147,7 +147,7 @@ CORE_OR_THIRD = [
     )
     for i, x in enumerate(METHODS)
 ]
-"""A third of the other methods learns in the slow run of a day, all of them at night."""
+"""A third of the other methods is tested in the slow run of a day, all of them at night."""
 CORE_OR_SLOW = [pytest.param(*x.values, id=x.id, marks=[] if x.id in CORE else [pytest.mark.slow]) for x in METHODS]
 
 
@@ -463,7 +463,7 @@ def test_gradient_is_that_of_the_loss(kind, run):
     done.method.train_means.reset()
 
 
-@pytest.mark.parametrize("kind", CORE_OR_SLOW)
+@pytest.mark.parametrize("kind", CORE_OR_THIRD)
 def test_mixed_precision_starts_where_full_precision_does(kind, pairs, run, tmp_path):
     mixed, full = fit(kind, pairs, tmp_path, 1, precision="bf16-mixed").rows[0], run(kind).rows[0]
     assert mixed["train/loss"] == pytest.approx(full["train/loss"], rel=2e-2)

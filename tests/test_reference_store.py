@@ -131,8 +131,14 @@ def test_workers_and_double_precision(folder, tmp_path):
     assert done.data.train.batch([0]).responses.reference_logps.dtype == torch.float64
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [x for x in test_every_method.METHODS if x.values[0].needs_reference])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(*x.values, id=x.id, marks=x.marks or pytest.mark.slow)
+        for x in test_every_method.CORE_OR_THIRD
+        if x.values[0].needs_reference
+    ],
+)
 def test_every_method_takes_it_or_refuses_it_in_a_sentence(kind, pairs, folder, tmp_path, monkeypatch):
     live = test_every_method.fit(kind, pairs, tmp_path, 3, 1e-3).rows
     monkeypatch.setattr(test_every_method, "FrozenReference", lambda: StoredReference(folder=str(folder)))

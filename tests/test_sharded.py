@@ -132,8 +132,9 @@ def test_no_option_changes_a_loss(ranks: int, options: dict, known, train) -> No
     assert train("UPO", "many", *args, ranks=ranks) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["UPO", "KTO"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("UPO", marks=pytest.mark.slow), pytest.param("KTO", marks=pytest.mark.nightly)]
+)
 def test_a_rank_without_a_pair_does_not_hang(method: str, train) -> None:
     """One pair a step, two ranks."""
     one = ("--data.pairs_per_step", "1")
@@ -343,8 +344,14 @@ def test_a_sharded_run_that_shards_nothing_is_refused(args, error: str, upo_fit,
         (sharded(shard_size=3), "shard_size=3 must divide"),
         (("--model.policy.quantization", "nf4"), "does not cut 4-bit weights"),
         (
-            ("--model.policy.dtype", "bfloat16", "--model.policy.adapter.modules_to_save", "[norm]")
-            + ("--model.policy.adapter.target_modules", "[lm_head]"),
+            (
+                "--model.policy.dtype",
+                "bfloat16",
+                "--model.policy.adapter.modules_to_save",
+                "[norm]",
+                "--model.policy.adapter.target_modules",
+                "[lm_head]",
+            ),
             "trains a layer in one dtype",
         ),
     ],

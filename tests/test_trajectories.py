@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from upo.callbacks.metrics_csv import read_metrics
 METHODS = ("DPO", "KTO", "UPO")
 
 
-def cases(*quick: tuple[int, str], of: tuple[int, ...]) -> list:
-    """Every number with every method; those that are not `quick` are marked slow."""
+def cases(*quick: tuple[int, str], of: tuple[int, ...], nightly: Sequence[tuple[int, str]] = ()) -> list:
+    """Every number with every method; those that are neither `quick` nor `nightly` are marked slow."""
+    marks = dict.fromkeys(quick, ()) | dict.fromkeys(nightly, pytest.mark.nightly)
     every = [(n, method) for n in of for method in METHODS]
-    return [pytest.param(*case, marks=[] if case in quick else pytest.mark.slow) for case in every]
+    return [pytest.param(*case, marks=marks.get(case, pytest.mark.slow)) for case in every]
 
 
 def config(folder: Path, method: str, **data: object) -> str:
@@ -111,7 +113,7 @@ def stored(*args: str) -> tuple[str, ...]:
     return (*args, "--model.reference", "StoredReference", "--model.reference.folder", "store")
 
 
-@pytest.mark.parametrize(("ranks", "method"), cases((2, "UPO"), of=(1, 2)))
+@pytest.mark.parametrize(("ranks", "method"), cases((2, "UPO"), of=(1, 2), nightly=[(1, "UPO"), (2, "KTO")]))
 def test_a_stored_reference_gives_the_same_losses(ranks: int, method: str, baseline, upo_fit, tmp_path: Path) -> None:
     """Filled by one rank, which a second run only reads, or by two."""
     expected = plain(method, baseline, upo_fit, tmp_path)
@@ -159,7 +161,9 @@ def test_a_run_with_a_stored_reference_is_evaluated_against_it(upo_fit, tmp_path
     assert results[1] == pytest.approx(results[0], rel=1e-5, abs=1e-5) and "policy/kl" in results[1]
 
 
-@pytest.mark.parametrize(("at", "method"), cases((4, "DPO"), (9, "UPO"), of=(4, 9)))
+@pytest.mark.parametrize(
+    ("at", "method"), cases((4, "DPO"), (9, "UPO"), of=(4, 9), nightly=[(4, "UPO"), (9, "DPO"), (9, "KTO")])
+)
 def test_killed_and_resumed_equals_uninterrupted(at: int, method: str, baseline, upo_fit, tmp_path: Path) -> None:
     """SIGKILL in the middle of the first and of the second epoch; step for step and bit for bit the same."""
     expected = plain(method, baseline, upo_fit, tmp_path)

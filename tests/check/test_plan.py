@@ -171,11 +171,14 @@ QWEN = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 @pytest.mark.parametrize(
     ("model", "optimizer", "budget"),
-    [(llama("9M", 16384), "AdamW", 8192), (llama("9M", 16384), "AdamW", 1200), (QWEN, "RMSprop", 8192)],
+    [
+        pytest.param(llama("9M", 16384), "AdamW", 8192, marks=pytest.mark.nightly),
+        pytest.param(llama("9M", 16384), "AdamW", 1200, marks=pytest.mark.slow),
+        pytest.param(QWEN, "RMSprop", 8192, marks=pytest.mark.slow),
+    ],
     ids=["llama 9M", "llama 9M, micro-batches", "qwen2, untied"],
 )
 def test_the_plan_is_within_15_percent_of_what_training_takes(

@@ -255,7 +255,8 @@ def test_real_texts_survive_the_round_trip(kind, real, stories260k):
         assert count(u.prompt, made.bos_token_id) == (kind != "chat")
         for response, ids in zip(u.example.responses, u.responses, strict=True):
             whole = made.decode([*u.prompt, *ids[:-1]])
-            expected = render(made, u.example.prompt) + encoder.response_text(u.example.prompt, response.text)
+            start = render(made, u.example.prompt)
+            expected = start + encoder.response_text(u.example.prompt, start, response.text)
             bos = made.bos_token if kind != "chat" else ""
             assert whole.removeprefix(bos).lstrip(" ") == expected.lstrip(" ")
     differ = "tokens differ from the whole text's at the response's start"

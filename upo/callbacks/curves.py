@@ -26,8 +26,11 @@ def draw_curves(folder: Path) -> None:
         return
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.8 * height))
+    width, tall = 4.2 * columns, 2.8 * height + 0.2
+    figure = Figure(figsize=(width, tall))
     axes = figure.subplots(height, columns, squeeze=False)
+    # margins in inches; fitting them (tight_layout) takes longer than the drawing
+    figure.subplots_adjust(0.65 / width, 0.45 / tall, 1 - 0.15 / width, 1 - 0.6 / tall, wspace=0.28, hspace=0.45)
     for axis, (name, title) in zip(axes.flat, panels, strict=False):
         steps = [r["step"] for r in rows if f"train/{name}" in r]
         values = [r[f"train/{name}"] for r in rows if f"train/{name}" in r]
@@ -43,8 +46,7 @@ def draw_curves(folder: Path) -> None:
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
     axes.flat[0].legend(fontsize=8, frameon=False)
-    figure.suptitle(folder.name, fontsize=11)
-    figure.tight_layout()
+    figure.suptitle(folder.name, fontsize=11, y=1 - 0.1 / tall, va="top")
     figure.savefig(folder / "curves.png", dpi=130)
 
 

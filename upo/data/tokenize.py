@@ -90,25 +90,26 @@ class Encoder:
             return []
         return self.cache.ids(texts, encode) if self.cache else encode(texts)
 
-    def prompts(self, prompts: Sequence[Prompt], controls: Sequence[str | None] | None = None) -> list[list[int]]:
-        """Prompt ids with exactly one BOS where the model wants one.
+    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Prompt ids with exactly one BOS where the model wants one, and the control token of generation."""
+        return self._prompt_ids([render(self.tokenizer, p) for p in prompts], [self.control] * len(prompts))
 
-        Args:
-            controls: the control token behind each prompt; by default the one of generation, where there is one.
-        """
-        ids = self._ids([render(self.tokenizer, p) for p in prompts])
+    def _prompt_ids(self, texts: Sequence[str], controls: Sequence[str | None]) -> list[list[int]]:
+        ids = self._ids(texts)
         if self.bos is not None:
             ids = [x if x[:1] == [self.bos] else [self.bos, *x] for x in ids]
-        controls = [self.control] * len(ids) if controls is None else controls
         return [
             x if c is None else [*x, self.tokenizer.convert_tokens_to_ids(c)]
             for x, c in zip(ids, controls, strict=True)
         ]
 
-    def response_text(self, prompt: Prompt, response: str, complete: bool = True) -> str | None:
+    def response_text(self, prompt: Prompt, start: str, response: str, complete: bool = True) -> str | None:
         """The response as it stands behind the rendered prompt, up to and without EOS or, if not complete, turn's end.
 
         None where the chat template does not render the conversation as a continuation of the prompt.
+
+        Args:
+            start: the rendered prompt.
         """
         if isinstance(prompt, str):
             return response
@@ -120,7 +121,6 @@ class Encoder:
             whole: str = self.tokenizer.apply_chat_template(list(turns), tokenize=False)  # type: ignore[assignment]
         else:
             whole = render(self.tokenizer, turns)
-        start = render(self.tokenizer, prompt)
         if not whole.startswith(start):
             return None
         text = whole[len(start) :]
@@ -150,20 +150,23 @@ class Encoder:
         Responses that are not `complete` lose the EOS that closes the others.
         """
         kept: list[Example] = []
+        starts: list[str] = []
         texts: list[str] = []
         for example in examples:
             if any(self.tokenizer.eos_token in r.text for r in example.responses):
                 report.drop(example.source, "EOS spelled out in a response")
                 continue
-            rendered = [self.response_text(example.prompt, r.text, r.complete) for r in example.responses]
+            start = render(self.tokenizer, example.prompt)
+            rendered = [self.response_text(example.prompt, start, r.text, r.complete) for r in example.responses]
             if any(text is None for text in rendered):
                 report.drop(example.source, "chat template does not continue its own prompt")
                 continue
             kept.append(example)
+            starts.append(start)
             texts += rendered  # type: ignore[arg-type]
         controls = [e.control or self.control for e in kept]
-        prompts, responses = self.prompts([e.prompt for e in kept], controls), self.responses(texts)
-        starts = [render(self.tokenizer, e.prompt) + (c or "") for e, c in zip(kept, controls, strict=True)]
+        prompts, responses = self._prompt_ids(starts, controls), self.responses(texts)
+        starts = [start + (control or "") for start, control in zip(starts, controls, strict=True)]
         owners = [i for i, e in enumerate(kept) for _ in e.responses]
         whole = self._ids([starts[i] + t for i, t in zip(owners, texts, strict=True)])
         tokens, i = [], 0
