@@ -34,10 +34,11 @@ def linear_values(
     `token_logps`: log p of the target; `entropy`: -sum p log p; `top_logp`: log of the largest p, all in nats;
     `sum_p2`: sum p^2, the probability that two draws agree.
 
-    Memory holds `chunk` rows of V at a time and the probabilities of the first KEPT / V tokens; the backward pass
-    computes the logits of the others again.
+    Memory holds `chunk` rows of V at a time and the probabilities of the first KEPT / V tokens (none of a head with a
+    soft cap, nor beside the entropy); the backward pass computes the logits of the others again.
     """
-    values = _LinearValues.apply(hidden, targets, head, tuple(names), chunk, *head.tensors)
+    keep = KEPT if torch.is_grad_enabled() and head.cap is None and "entropy" not in names else 0
+    values = _LinearValues.apply(hidden, targets, head, tuple(names), chunk, keep, *head.tensors)
     return dict(zip(names, values, strict=True))  # type: ignore[arg-type]
 
 
@@ -54,12 +55,11 @@ def eager_linear_values(hidden: Tensor, head: LinearHead, targets: Tensor) -> di
 
 class _LinearValues(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, targets, head, names, chunk, *tensors):
+    def forward(ctx, hidden, targets, head, names, chunk, keep, *tensors):
         head = head.holding(*tensors)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         out = {name: torch.empty(len(targets), dtype=dtype, device=hidden.device) for name in (*names, "normalizer")}
         parts = list(head.chunks(len(targets), chunk))
-        keep = KEPT if head.cap is None and "entropy" not in names and any(ctx.needs_input_grad) else 0
         kept: list[Tensor] = []
         for part in parts:
             logits = head.logits(hidden[part])
@@ -90,7 +90,7 @@ class _LinearValues(torch.autograd.Function):
         hidden, targets, normalizer, entropy, sum_p2, *tensors = ctx.saved_tensors
         head = LinearHead(*tensors, **ctx.form)
         needs = ctx.needs_input_grad
-        gradients = Gradients(hidden, head, (needs[0], *needs[5:]))
+        gradients = Gradients(hidden, head, (needs[0], *needs[6:]))
         given = {name: g for name, g in zip(ctx.names, grads, strict=True) if g is not None}
         pick, h, top, s = (given.get(name) for name in NAMES)
         for part in ctx.parts:
@@ -116,7 +116,7 @@ class _LinearValues(torch.autograd.Function):
                     d.scatter_add_(-1, place, g[part, None].to(d.dtype))
             gradients.add(part, d, slope)
         of_hidden, *of_tensors = gradients.tensors()
-        return of_hidden, None, None, None, None, *of_tensors
+        return of_hidden, None, None, None, None, None, *of_tensors
 
 
 def _finite(logps: Tensor) -> Tensor:
