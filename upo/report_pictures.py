@@ -20,22 +20,26 @@ def draw_evaluation(
 ) -> None:
     """Draws win rates with intervals, distributions of rewards, lengths and KL, margins and their calibration."""
     from matplotlib.figure import Figure  # pyplot would change what a notebook shows
+    from matplotlib.lines import Line2D
 
     panels = _panels(figures, values, of_pairs)
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
-    width, tall = 4.2 * columns, 2.9 * height
+    width, tall = 4.2 * columns, 2.9 * height + 0.3
     figure = Figure(figsize=(width, tall))
     axes = figure.subplots(height, columns, squeeze=False)
     # margins in inches; fitting them (tight_layout) would draw everything three times
-    figure.subplots_adjust(1.45 / width, 0.45 / tall, 1 - 0.15 / width, 1 - 0.35 / tall, wspace=0.38, hspace=0.42)
+    figure.subplots_adjust(1.45 / width, 0.75 / tall, 1 - 0.15 / width, 1 - 0.35 / tall, wspace=0.38, hspace=0.42)
     for axis, (title, draw) in zip(axes.flat, panels, strict=False):
+        axis.locator_params(nbins=5)  # most of the time goes into ticks and their labels
         draw(axis)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=10, y=1.0)  # a place that is given need not be searched for
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
+    lines = [Line2D([], [], color=COLOURS[w], label=w) for w in WRITERS if w in values]
+    figure.legend(handles=lines, loc="lower center", ncols=len(lines), fontsize=8, frameon=False)
     figure.savefig(file, dpi=120, metadata={"Software": None})
 
 
@@ -49,8 +53,10 @@ def _panels(
     names = [n for n in figures if "win_rate_vs_" in n and f"{n}_low" in figures]
     if names:
         panels.append(("win rates, 95 % intervals", lambda axis: _intervals(axis, names, figures)))
-    written = [name for name in values["policy"][0] if name.startswith("rewards/")]
-    for name in [*written[:MOST], "words"]:
+    columns: dict[tuple[float, ...], str] = {}  # a judge that is one of the rewards has the same picture
+    for name in (name for name in values["policy"][0] if name.startswith("rewards/")):
+        columns.setdefault(tuple(row[name] for row in values["policy"] if name in row), name)
+    for name in [*list(columns.values())[:MOST], "words"]:
         panels.append((name, lambda axis, name=name: _distributions(axis, name, values)))
     if "kl" in values["policy"][0]:
         own = {"policy": values["policy"]}
@@ -88,7 +94,6 @@ def _distributions(axis: Any, name: str, values: Mapping[str, list[dict[str, flo
         axis.hist(column, bins=25, range=(low, high), histtype="step", color=COLOURS[writer], label=writer)
         axis.axvline(sum(column) / len(column), color=COLOURS[writer], linestyle=":", linewidth=1)
     axis.set_ylabel("prompts", fontsize=8)
-    axis.legend(fontsize=7, frameon=False)
 
 
 def _margins(axis: Any, margins: Sequence[float]) -> None:

@@ -3,13 +3,16 @@
 Values that share a prompt are not independent, so prompts, not values, are what both count or draw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 from attrs import frozen
 
 DRAWS = 2000
+KEPT = 1000
+"""Draws of up to so many groups are kept for the next figure: 16 MB."""
 
 
 @frozen
@@ -64,13 +67,26 @@ def bootstrap(
     """
     x = _checked(values)
     sums, counts = _sums(x, groups), _sums(np.ones_like(x), groups)
-    rng = np.random.default_rng(seed)
-    means = []
-    for _ in range(0, DRAWS, 100):  # in pieces: 2000 draws of 100,000 prompts would need 1.6 GB
-        drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=100)
-        means.append(drawn @ sums / (drawn @ counts))
+    means = [drawn @ sums / (drawn @ counts) for drawn in resamples(len(sums), seed)]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(x.mean()), float(low), float(high), len(x))
+
+
+def resamples(n: int, seed: int) -> Iterable[np.ndarray]:
+    """How often each of n groups is drawn in `DRAWS` draws of n with replacement: [100, n] at a time."""
+    return _kept_resamples(n, seed) if n <= KEPT else _resamples(n, seed)
+
+
+@lru_cache(maxsize=4)
+def _kept_resamples(n: int, seed: int) -> tuple[np.ndarray, ...]:
+    """All figures of an evaluation are resampled alike."""
+    return tuple(_resamples(n, seed))
+
+
+def _resamples(n: int, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    for _ in range(0, DRAWS, 100):  # in pieces: 2000 draws of 100,000 prompts would need 1.6 GB
+        yield rng.multinomial(n, np.full(n, 1 / n), size=100).astype(np.float64)
 
 
 def paired_difference(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from upo.metrics.intervals import DRAWS, Interval
+from upo.metrics.intervals import Interval, resamples
 
 OVERLAP = 0.05
 """Each side must be no longer than the other on this share of the prompts."""
@@ -48,9 +48,7 @@ def length_controlled(
     spread = difference.std()
     x = np.tanh(difference / spread) if spread > 1e-12 else np.zeros_like(y)
     rate = float(_rates(y, x, np.ones((1, len(y))))[0])
-    rng = np.random.default_rng(seed)
-    drawn = [rng.multinomial(len(y), np.full(len(y), 1 / len(y)), size=100) for _ in range(0, DRAWS, 100)]
-    rates = np.concatenate([_rates(y, x, weights.astype(np.float64)) for weights in drawn])
+    rates = np.concatenate([_rates(y, x, weights) for weights in resamples(len(y), seed)])
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
     return Interval(rate, float(low), float(high), len(y))
 

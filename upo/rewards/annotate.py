@@ -43,8 +43,14 @@ def annotate(
     """
     texts = {_key(e.prompt, r.text): (e.prompt, r.text) for e in examples for r in e.responses}
     columns: dict[str, dict[str, float]] = {}
+    names: dict[str, str] = {}
     for name, reward in rewards.items():
-        columns |= _columns(name, reward, texts, cache_dir, progress)
+        twin = names.setdefault(reward.fingerprint(), name)  # a judge is often one of the rewards: measured once
+        if twin == name:
+            columns |= _columns(name, reward, texts, cache_dir, progress)
+        else:
+            own = [column for column in columns if column == twin or column.startswith(f"{twin}/")]
+            columns |= {name + column.removeprefix(twin): columns[column] for column in own}
 
     def filled(example: Example) -> Example:
         keys = [_key(example.prompt, r.text) for r in example.responses]
