@@ -88,8 +88,8 @@ def _short(link: str) -> str:
 
 
 SYMBOLS = (
-    "Symbols: y_w, y_l = chosen, rejected response (w, l); pi, ref = their log-probs under policy and reference, summed\n"
-    "over tokens; r = pi - ref; |y| = tokens of a response; sg = no gradient. Logarithms are natural: log-probs in nats."
+    "Symbols: y_w, y_l = chosen, rejected response (w, l); pi, ref = log-probs under policy, reference, summed over\n"
+    "tokens; r = pi - ref; |y| = tokens of a response; sg = no gradient. Logarithms are natural: log-probs in nats."
 )
 FOLDER = Path("experiments")
 REPLACED = ("loss", "soft_loss", "coupled_loss")
