@@ -13,16 +13,19 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_ranks
 import lightning.pytorch as pl
 import made_up
 import pytest
 import torch
+import training
 from tiny import PAIRS, plain_logps
 
 import upo.methods
 from upo.checkpoint import model_from
 from upo.data.layout import Tokens
 from upo.data.module import PreferenceData
+from upo.data.samplers import StepSampler
 from upo.data.source import Source
 from upo.errors import UserError
 from upo.methods.base import Method
@@ -418,6 +421,51 @@ def test_a_reference_is_asked_for_or_refused(kind):
     with pytest.raises(UserError, match="reference"):
         references = [] if kind.needs_reference else [FrozenReference()]
         kind(Policy(path="somewhere"), *references, **OPTIONS.get(kind.__name__, {}))
+
+
+@pytest.mark.parametrize("kind", CORE_OR_THIRD)
+def test_resumed_in_the_midst_of_an_epoch_equals_uninterrupted(kind, pairs, tmp_path):
+    """Bit for bit, what the method itself carries from step to step included."""
+    options = {"source": SOURCES.get(kind.__name__, "hh"), "pairs_per_step": 3, "tokens_per_microbatch": 600}
+    options |= {"rewards": {"length": Words()}, "rewards_cache": str(tmp_path / "cache"), "pairs": pairs, "steps": 5}
+    whole = training.fit(make(kind), tmp_path / "whole", save_every=2, **options)
+    saved = tmp_path / "whole" / "step=2.ckpt"
+    late = training.fit(make(kind), tmp_path / "late", ckpt_path=str(saved), **options)
+    assert late.watch.losses == {step: whole.watch.losses[step] for step in (2, 3, 4)}
+    for (name, a), b in zip(whole.method.state_dict().items(), late.method.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_two_ranks_and_their_micro_batches_add_up_to_one(kind, run, monkeypatch):
+    """Loss and gradient of a step, whatever it needs to know of the rest before its first backward pass."""
+    data = run(kind).data.train
+
+    def share(rank: int, world_size: int, budget: int) -> list[torch.Tensor]:
+        method = moved(kind)
+        costs = [data.cost(i) for i in range(len(data))]
+        options = {"units_per_step": len(data), "tokens_per_microbatch": budget, "shuffle": False, "seed": 0}
+        (plan,) = StepSampler(costs, **options, rank=rank, world_size=world_size)
+        step = data[plan]
+        known = method.statistics(step)
+        loss = sum(method.loss_of(batch, step, known, "train") for batch in step.micro_batches)
+        return [loss.detach(), *torch.autograd.grad(loss, list(method.parameters()))]
+
+    one = share(0, 1, 10_000)
+    assert max(x.abs().max() for x in one[1:]) > 1e-3
+    for a, *both in zip(one, *fake_ranks.on_ranks(lambda rank: share(rank, 2, 300), 2, monkeypatch), strict=True):
+        torch.testing.assert_close(sum(both), a, rtol=1e-3, atol=1e-5 * max(1.0, a.abs().max().item()))
+
+
+def moved(kind: type[Method]) -> Method:
+    """A method whose policy differs from its reference."""
+    method = make(kind)
+    method.configure_model()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in method.policy.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return method
 
 
 # ---- the loss as a function of log-probs -----------------------------------------------------------------------------

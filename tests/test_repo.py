@@ -65,6 +65,11 @@ def test_files_stay_readable() -> None:
     assert not long, f"beyond 250 lines: {long}"
 
 
+def test_every_method_has_an_experiment() -> None:
+    trained = {m for p in EXPERIMENTS for m in re.findall(r"^  class_path: ([\w.]+)$", p.read_text(), re.M)}
+    assert not set(upo.methods.__all__) - {name.rpartition(".")[2] for name in trained}
+
+
 def test_no_method_is_chosen_by_a_string() -> None:
     for file in MODULES:
         assert not re.search(r"(loss_type|loss_name|method) *== *['\"]", file.read_text()), file

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from upo.adapters import START, below, only

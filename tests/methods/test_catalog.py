@@ -4,7 +4,7 @@ import pytest
 
 import upo.methods
 from upo.methods.__main__ import README, main
-from upo.methods.catalog import entries, markdown
+from upo.methods.catalog import entries, losses, markdown
 
 
 def test_the_readme_is_fresh():
@@ -19,7 +19,7 @@ def test_every_method_names_its_paper_and_what_it_is():
 
 def test_the_list_has_a_line_each(capsys):
     main([])
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == sorted(upo.methods.__all__, key=str.lower)
 
 
@@ -28,6 +28,33 @@ def test_one_method_shows_equation_and_defaults(capsys):
     text = capsys.readouterr().out
     for part in ("arxiv.org/abs/2305.18290", "Equation 7", "beta (default 0.1): strength", "Reference: yes"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("name", "used"),
+    [
+        ("AOTPaired", ["aot_paired_loss"]),
+        ("GuidedDPO", ["dpo_loss"]),
+        ("InfoNCA", ["info_nca_loss"]),
+        ("RDPO", ["rationale_loss", "dpo_loss"]),
+        ("RegularizedPO", ["dpo_loss"]),
+        ("UPO", ["auxiliary_loss", "kto_loss"]),
+    ],
+)
+def test_the_equations_are_those_that_a_method_uses(name, used):
+    assert [f.__name__ for f in losses(getattr(upo.methods, name))] == used
+
+
+def test_an_experiment_and_readable_defaults(capsys, monkeypatch):
+    monkeypatch.chdir(README.parents[2])
+    main(["FDPO"])
+    text = capsys.readouterr().out
+    assert "--config experiments/hh_stories260k_f_dpo.yaml" in text and "divergence (default JensenShannon)" in text
+    main(["RegularizedPO"])
+    assert "beta eta log policy(y_w|x)" in capsys.readouterr().out
+    monkeypatch.chdir("/")
+    main(["FDPO"])
+    assert "Try it" not in capsys.readouterr().out
 
 
 def test_a_wrong_name_gets_a_hint(capsys):

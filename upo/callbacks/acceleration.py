@@ -109,5 +109,5 @@ def depends_on_difference_only(method: Any) -> bool:
         return False
     logps, lengths = torch.tensor([-3.0, -5.0, -7.0, -4.0]), torch.tensor([2, 3, 4, 2])
     here = ResponseLogps(logps, lengths, torch.tensor([0, 0, 1, 1]), logps + torch.tensor([1.0, -0.5, 0.0, 2.0]))
-    there = evolve(here, reference_logps=here.reference_logps + torch.tensor([1.0, 1.0, -2.0, -2.0]))
+    there = evolve(here, reference_logps=here.reference + torch.tensor([1.0, 1.0, -2.0, -2.0]))
     return torch.allclose(method.loss(here[0::2], here[1::2]), method.loss(there[0::2], there[1::2]), atol=1e-5)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 
 class MetricsCSV(Logger):
@@ -19,8 +19,8 @@ class MetricsCSV(Logger):
         self.row: dict[str, float] = {}
         self.written: dict[str, float] = {}
 
-    name = "metrics.csv"
-    version = ""
+    name = "metrics.csv"  # type: ignore[assignment]
+    version = ""  # type: ignore[assignment]
 
     @property
     def save_dir(self) -> str:

@@ -40,7 +40,8 @@ class RandomState(pl.Callback):
 
 def _state() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, *rest = legacy
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],

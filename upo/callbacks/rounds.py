@@ -78,7 +78,8 @@ class Rounds(MovingReference):
             method.policy.rebased = merge_adapters(method.policy) > 0
         if not self._shares:
             follow(self.reference_model, method.policy, 1.0)
-            self.reference_model.rebased = method.policy.rebased
+            model: Any = self.reference_model
+            model.rebased = method.policy.rebased
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
 

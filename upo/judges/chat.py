@@ -111,7 +111,7 @@ def read_instruction(file: Path) -> str:
 
 def fill(question: str, prompt: str, first: str, second: str) -> str:
     """The question about one pair; braces in the texts mean nothing."""
-    texts = dict(zip(FIELDS, (prompt, first, second), strict=True))
+    texts: dict[str, str] = dict(zip(FIELDS, (prompt, first, second), strict=True))
     return re.sub(r"\{(prompt|first|second)\}", lambda found: texts[found[1]], question)
 
 

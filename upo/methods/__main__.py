@@ -30,6 +30,10 @@ def main(args: Sequence[str] | None = None) -> None:
         width = max(len(e.name) for e in entries())
         for e in entries():
             print(f"{e.name:{width}}  {e.title} [{e.batch}{'' if e.kind.needs_reference else ', no reference'}]")
+        print(
+            "\n[in brackets: what an example must give; most need a reference model beside the policy]\n"
+            "python -m upo.methods NAME shows one: paper, equation, data, an experiment, arguments with their defaults"
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from attrs import frozen
 
@@ -86,21 +87,55 @@ def _short(link: str) -> str:
     return f"[{link.rstrip('/').rpartition('/')[2]}]({link})" if link else ""
 
 
+SYMBOLS = (
+    "Symbols: y_w, y_l = chosen, rejected response (w, l); pi, ref = log-probs under policy, reference, summed over\n"
+    "tokens; r = pi - ref; |y| = tokens of a response; sg = no gradient. Logarithms are natural: log-probs in nats."
+)
+FOLDER = Path("experiments")
+REPLACED = ("loss", "soft_loss", "coupled_loss")
+"""Methods that a subclass replaces rather than extends."""
+
+
 def describe(entry: Entry) -> Iterator[str]:
-    """Paper, equation, data and arguments with their defaults, as lines of text."""
+    """Paper, equations, data, an experiment and arguments with their defaults, as lines of text."""
     yield f"{entry.name}: {entry.title}\n"
+    if more := "\n".join(inspect.cleandoc(entry.kind.__doc__ or "").splitlines()[1:]).strip():
+        yield more + "\n"
     yield entry.module + "\n"
-    for name, function in inspect.getmembers(inspect.getmodule(entry.kind), inspect.isfunction):
-        if function.__module__ == entry.kind.__module__ and name.endswith("_loss"):
-            yield f"{name}:\n  " + (inspect.getdoc(function) or "").replace("\n", "\n  ") + "\n"
-    yield f"Data: each example gives a {entry.wants}. Reference: {entry.reference}. Log-probs: {entry.log_probs}.\n"
-    yield "Arguments (beside policy, reference, optimizer, scheduler):"
+    for function in losses(entry.kind):
+        yield f"{function.__name__}:\n  " + (inspect.getdoc(function) or "").replace("\n", "\n  ") + "\n"
+    yield SYMBOLS + "\n"
+    yield f"Data: each example gives a {entry.wants}. Reference: {entry.reference}. Log-probs: {entry.log_probs}."
+    if found := example(entry.name):
+        yield f"Try it: python -m upo.fit --config {found}"
+    yield "\nArguments (beside policy, reference, optimizer, scheduler), in YAML below `model.init_args`:"
     known: set[str] = set()
     for base in entry.kind.__mro__:
         if base is Method:
             break
         if "__init__" in vars(base):
             yield from _arguments(base, known)
+
+
+def losses(kind: type[Method]) -> list[Callable[..., object]]:
+    """The pure loss functions that a method calls, its own before its parents'."""
+    found: dict[str, Callable[..., object]] = {}
+    for base in kind.__mro__[: kind.__mro__.index(Method)]:
+        for name, member in vars(base).items():
+            if not inspect.isfunction(member) or (name in REPLACED and getattr(kind, name) is not member):
+                continue
+            function = inspect.unwrap(member)
+            for used in function.__code__.co_names:
+                if used.endswith("_loss") and inspect.isfunction(loss := function.__globals__.get(used)):
+                    found.setdefault(used, loss)
+    return list(found.values())
+
+
+def example(name: str) -> Path | None:
+    """An experiment that trains the method, where the repository's are at hand; the shortest name is the plainest."""
+    names = re.compile(rf"^  class_path: (upo\.methods\.(\w+\.)?)?{name}$", re.M)
+    found = [path for path in sorted(FOLDER.glob("*.yaml")) if names.search(path.read_text(encoding="utf-8"))]
+    return min(found, key=lambda path: len(path.name), default=None)
 
 
 def _arguments(kind: type, known: set[str]) -> Iterator[str]:
@@ -114,5 +149,12 @@ def _arguments(kind: type, known: set[str]) -> Iterator[str]:
             yield (
                 f"    {name}: {said}"
                 if default is inspect.Parameter.empty
-                else f"    {name} (default {default!r}): {said}"
+                else f"    {name} (default {_shown(default)}): {said}"
             )
+
+
+def _shown(default: object) -> str:
+    """A default as a YAML would have it: objects by their class."""
+    if default is None or isinstance(default, bool | int | float | str | tuple | dict):
+        return repr(default)
+    return type(default).__name__.removeprefix("LazyInstance_")

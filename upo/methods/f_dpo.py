@@ -45,7 +45,7 @@ class FDPO(PairwiseMethod):
         Args:
             beta: strength of the divergence's penalty, in units of reward (paper: 0.1).
             divergence: ReverseKL (which is DPO), ForwardKL, JensenShannon or Alpha; the paper compares them all and
-                names no default.
+                names no default. ForwardKL, and Alpha near 1, learn nothing from a response that lost 80 nats.
         """
         super().__init__(*args, **kwargs)
         self.beta, self.divergence = beta, divergence

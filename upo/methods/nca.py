@@ -96,7 +96,7 @@ class NCAListwise(ListwiseMethod):
 
 
 class InfoNCA(NCAListwise):
-    """The softmax form: relative rewards only; for pairs with hard labels it is DPO."""
+    """NCA's softmax form on scored lists: relative rewards only; for pairs with hard labels it is DPO."""
 
     initial_loss = None
 

@@ -2,7 +2,8 @@
 
 DPO whose margin must exceed an offset that grows with the difference in the responses' scores: alpha log(gap). A gap
 below 1 therefore gives a NEGATIVE offset; choose alpha and the scale of the scores together. Deviation: pairs without
-two scores, or whose chosen response has not the higher one, are left out (the logarithm is not defined there).
+two scores, or whose chosen response has not the higher one, are left out (the logarithm is not defined there); the
+paper's other offset, the log of the scores' ratio, is not here.
 """
 
 from collections.abc import Sequence

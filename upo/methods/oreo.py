@@ -125,14 +125,14 @@ class OREO(UnpairedMethod):
 
 
 class TrajectoryOREO(OREO):
-    """A value and a squared error for the whole response."""
+    """OREO with one value and one squared error for the whole response."""
 
     def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
         return pad(responses.row[1:] != responses.row[:-1], (1, 0), value=True)
 
 
 class StepOREO(TrajectoryOREO):
-    """A value and a squared error for each reasoning step: a line with the line breaks behind it."""
+    """OREO with a value and a squared error for each reasoning step: a line with the line breaks behind it."""
 
     @cached_property
     def breaks(self) -> Bool[Tensor, "V"]:

@@ -40,7 +40,8 @@ class SLiCHF(ChosenLikelihood):
         Args:
             delta: margin of log-probs that the hinge asks for, in nats (public code: 1).
             lam: the paper's lambda: weight of the chosen response's negative log-likelihood (public code: 0.1).
-            nll_per_token: take that likelihood a token instead of summed over the response (paper: summed).
+            nll_per_token: take that likelihood a token instead of summed over the response (our reading of the paper:
+                summed).
         """
         super().__init__(*args, **kwargs)
         self.delta, self.nll_weight, self.nll_per_token = delta, lam, nll_per_token

@@ -242,8 +242,8 @@ class UPO(AuxiliaryRewards, KTO):
 
 
 class UPODPO(AuxiliaryRewards, DPO):
-    """The same with DPO as the preference loss."""
+    """UPO with DPO as the preference loss."""
 
 
 class UPOIPO(AuxiliaryRewards, IPO):
-    """The same with IPO as the preference loss."""
+    """UPO with IPO as the preference loss."""
