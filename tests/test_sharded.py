@@ -333,6 +333,10 @@ def test_a_sharded_run_that_shards_nothing_is_refused(args, error: str, upo_fit,
     assert done.code == 2 and error in done.text, done.text
 
 
+ADAPTER = json.dumps({"target_modules": ["lm_head"], "modules_to_save": ["norm"]})
+TWO_DTYPES = ("--model.policy.dtype", "bfloat16", "--model.policy.adapter.init_args", ADAPTER)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "error"),
@@ -342,18 +346,8 @@ def test_a_sharded_run_that_shards_nothing_is_refused(args, error: str, upo_fit,
             "ReferenceSync moves whole models only",
         ),
         (sharded(shard_size=3), "shard_size=3 must divide"),
-        (("--model.policy.quantization", "nf4"), "does not cut 4-bit weights"),
-        (
-            (
-                "--model.policy.dtype",
-                "bfloat16",
-                "--model.policy.adapter.modules_to_save",
-                "[norm]",
-                "--model.policy.adapter.target_modules",
-                "[lm_head]",
-            ),
-            "trains a layer in one dtype",
-        ),
+        (("--model.policy.quantization", "nf4"), "cannot cut 4-bit weights"),
+        (TWO_DTYPES, "trains a layer in one dtype"),
     ],
     ids=["moving", "uneven", "4 bits", "two dtypes"],
 )

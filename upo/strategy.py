@@ -1,6 +1,5 @@
 """FSDP2 for methods: weights, gradients and optimizer states are spread over the ranks, a decoder layer at a time."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,21 +8,20 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from upo.callbacks.reference_sync import MovingReference
 from upo.errors import UserError
 from upo.head import layers
 from upo.policy import Policy
-from upo.reference import AdapterReference, FrozenReference, Reference
+from upo.reference import Reference
 from upo.reference_store import StoredReference, weights_hash
+from upo.shards import check, named, receive, sync
 
 
 class Sharded(ModelParallelStrategy):
@@ -92,14 +90,7 @@ class Sharded(ModelParallelStrategy):
 
     def _shard(self, trainer: pl.Trainer, method: Any) -> None:
         reference: Reference | None = method.reference
-        if reference is not None and type(reference) not in (FrozenReference, AdapterReference, StoredReference):
-            raise UserError(f"{type(reference).__name__} works on whole models; set model.reference: FrozenReference")
-        if method.policy.quantization:
-            raise UserError(
-                "Sharded does not cut 4-bit weights; drop policy.quantization, or take trainer.strategy: ddp"
-            )
-        if moving := [type(c).__name__ for c in trainer.callbacks if isinstance(c, MovingReference)]:  # type: ignore[attr-defined]
-            raise UserError(f"{moving[0]} moves whole models only; take trainer.strategy: ddp")
+        check(method, trainer.callbacks)  # type: ignore[attr-defined]
         reduce_dtype = torch.promote_types(method.policy.dtype, torch.float32)
         mixed = MixedPrecisionPolicy(self.param_dtype, reduce_dtype, cast_forward_inputs=False)
         if isinstance(reference, StoredReference):
@@ -112,7 +103,7 @@ class Sharded(ModelParallelStrategy):
             self._shard_policy(model, True, None if getattr(reference, "dtype", None) else self.param_dtype)
         for head in method.children():
             if head is not method.policy and any(True for _ in head.parameters()):
-                _receive(head, self.root_device)
+                receive(head, self.root_device)
                 self.trained.append(fully_shard(head, mesh=self.mesh, reshard_after_forward=False))
         torch.set_rng_state(self.broadcast(torch.get_rng_state()))  # ranks that made shapes have drawn nothing
 
@@ -131,7 +122,7 @@ class Sharded(ModelParallelStrategy):
         policy.head, policy.base = self.broadcast((getattr(policy, "head", None), policy.base))
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
         for module in (*found, policy):
-            _receive(module, self.root_device, dtype)
+            receive(module, self.root_device, dtype)
             if len({p.dtype for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)}) > 1:
                 raise UserError(
                     "Sharded trains a layer in one dtype, and an adapter's matrices are float32; set policy.dtype: "
@@ -190,7 +181,7 @@ class Sharded(ModelParallelStrategy):
         names = {p: name for name, p in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, content.pop("optimizer_states"), strict=True):
             order = [names[p] for group in optimizer.param_groups for p in group["params"]]
-            set_optimizer_state_dict(self.model, optimizer, _named(state, order), options=whole)
+            set_optimizer_state_dict(self.model, optimizer, named(state, order), options=whole)
         return content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -202,52 +193,9 @@ class Sharded(ModelParallelStrategy):
         super().save_checkpoint(checkpoint, partial, storage_options)
         self.barrier()
         if self.is_global_zero:
-            _sync(partial)
+            sync(partial)
             if path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             partial.rename(path)
-            _sync(path.parent)
+            sync(path.parent)
         self.barrier()
-
-
-def _receive(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Rank 0's weights and buffers of a module on all ranks; what is sharded already is left alone."""
-    known: dict[int, Tensor] = {}
-
-    def received(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-        wanted = dtype or x.dtype
-        whole = (
-            x.detach().to(device, wanted).contiguous()
-            if dist.get_rank() == 0
-            else torch.empty_like(x, dtype=wanted, device=device)
-        )
-        dist.broadcast(whole, 0)
-        return whole
-
-    for part in module.modules():
-        for name, p in part._parameters.items():
-            if p is None or isinstance(p, DTensor):
-                continue
-            if id(p) not in known:
-                known[id(p)] = nn.Parameter(received(p, dtype if p.is_floating_point() else None), p.requires_grad)
-            part._parameters[name] = known[id(p)]  # type: ignore[assignment]
-        for name, x in part._buffers.items():
-            if x is not None:
-                part._buffers[name] = received(x, None)
-
-
-def _named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """An optimizer's state by name of the parameter instead of its number."""
-    return {
-        "state": {names[number]: values for number, values in state["state"].items()},
-        "param_groups": [g | {"params": [names[number] for number in g["params"]]} for g in state["param_groups"]],
-    }
-
-
-def _sync(path: Path) -> None:
-    """What a folder lists is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -45,6 +45,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(file.fileno())
         os.replace(partial, path)
 
+    def remove_checkpoint(self, path: Any) -> None:
+        """A folder loses its name first: half deleted, and newer for that, it would be taken for the latest."""
+        path = Path(path)
+        if path.is_dir() and not path.is_symlink():
+            path = path.rename(path.with_name(f".{path.name}.partial"))
+        super().remove_checkpoint(path)
+
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         if not Path(path).is_dir():
             return super().load_checkpoint(path, map_location, weights_only)

@@ -60,11 +60,13 @@ class RunFolder(SaveConfigCallback):
         checkpoint["config"] = self.plain_config
         checkpoint["metrics_row"] = {"step": float(trainer.global_step - 1)} | metrics
         loop = checkpoint["loops"]["fit_loop"]
-        if loop["epoch_loop.batch_progress"]["current"]["processed"] < trainer.num_training_batches:
-            # A run that max_steps ends within an epoch counts that epoch as processed; a resume would skip its rest.
+        taken = loop["epoch_loop.batch_progress"]["current"]["processed"]
+        if taken < trainer.num_training_batches:
+            # A run that max_steps ends within an epoch counts it as processed, and a resume would skip its rest; after
+            # a resume at the end of an epoch the next one is not counted as begun.
+            epoch = (trainer.global_step - taken) // trainer.num_training_batches
             for counts in loop["epoch_progress"].values():
-                counts["processed"] = min(counts["processed"], counts["ready"] - 1)
-                counts["completed"] = min(counts["completed"], counts["ready"] - 1)
+                counts |= {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -227,10 +227,11 @@ class PreferenceData(pl.LightningDataModule):
         return self.loader(self.val, shuffle=False) if len(self.val) else []
 
     def state_dict(self) -> dict[str, Any]:
-        loop = self.trainer.fit_loop
-        begun, taken = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress.current.processed
+        taken = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        # Lightning's own count of epochs misses one after a resume at the end of an epoch.
+        epoch = (self.trainer.global_step - taken) // self.trainer.num_training_batches  # type: ignore[operator]
         learned = {name: state for name, reward in self.rewards.items() if (state := reward.state())}
-        return {"epoch": max(0, begun - 1), "position": taken, "seed": self.seed, "rewards": learned}
+        return {"epoch": epoch, "position": taken, "seed": self.seed, "rewards": learned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["seed"] != self.seed:
