@@ -8,11 +8,13 @@ from jsonargparse import ActionYesNo, ArgumentParser, auto_cli, set_parsing_sett
 
 from upo.errors import UserError
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields of dataclasses have their help below them
-
 
 class ShortErrors(ArgumentParser):
     """One sentence instead of a page of usage, and `--overwrite` without a value."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)  # dataclasses have their help below the fields
+        super().__init__(*args, **kwargs)
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("type") is bool and kwargs.get("default") is False:

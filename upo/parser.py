@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from upo.errors import nearest
@@ -14,6 +15,11 @@ from upo.errors import nearest
 
 class ShortErrors(LightningArgumentParser):
     """Stock LightningCLI answers a mistyped key with 50 lines of usage; this one with the sentence and a hint."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # a run has no such fields; looking for them in the source of every class takes a second at each start
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
+        super().__init__(*args, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """`--overwrite` needs no value."""
