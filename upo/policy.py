@@ -67,8 +67,7 @@ class Policy(nn.Module):
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
         self.activation_checkpointing, self.chat_template = activation_checkpointing, chat_template
-        self.base: str | None = None
-        """Hash of the model below an adapter, as it was read."""
+        self.base: str | None = None  # hash of the model below an adapter, as it was read
         if adapter is not None:
             keep_apart(self)
         self.controls: tuple[str, ...] = ()
