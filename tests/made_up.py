@@ -75,7 +75,11 @@ def answers(method: Method, step: Step, logps: Tensor, reference: Tensor) -> Ite
     with ExitStack() as stack:
         stack.enter_context(patch.object(method.policy, "forward", policy))
         if method.reference is not None:
-            changed = {"logps": lambda r: frozen(r, ())["logps"], "extras": frozen, "linear_head": lambda: None}
+            changed = {
+                "logps": lambda r: frozen(r, ())["logps"],
+                "extras": frozen,
+                "linear_head": method.policy.linear_head,
+            }
             stack.enter_context(patch.multiple(method.reference, **changed))
         yield
 

@@ -475,9 +475,10 @@ FAR = (-1.0, -1.0), (-1e-9, -1e-9), (-1.0, -1e4 - 1), (-1e4 - 1, -1.0), (-1e-9, 
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_far_out_the_loss_and_its_gradient_stay_finite(kind, run):
+def test_far_out_the_loss_and_its_gradient_stay_finite(kind, run, monkeypatch):
     """Whatever stands beside what in a pair, a list or a step; also for responses of one token."""
     done = run(kind)
+    monkeypatch.setattr(done.method, "value_warmup_steps", 0, raising=False)
     for tokens in (None, 1):
         step = made_up.one_step(done.method, done.data.train, tokens=tokens)
         n = len(step.micro_batches[0].responses.lengths)
@@ -493,9 +494,10 @@ def test_far_out_the_loss_and_its_gradient_stay_finite(kind, run):
 
 
 @pytest.mark.parametrize("kind", [x for x in METHODS if x.values[0].__name__ not in STOPPED])
-def test_gradient_is_that_of_the_loss(kind, run):
+def test_gradient_is_that_of_the_loss(kind, run, monkeypatch):
     """In float64, with the step's statistics as they are; one that was cut off, or runs where none should, shows."""
     done = run(kind)
+    monkeypatch.setattr(done.method, "value_warmup_steps", 0, raising=False)
     step = made_up.one_step(done.method, done.data.train)
     n = len(step.micro_batches[0].responses.lengths)
     generator = torch.Generator().manual_seed(1)
