@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from upo.ablate import ablate
+from upo.comparison.view import print_comparison
 from upo.data.example import Example, Response
 from upo.data.report import DataReport
 from upo.data.tokenize import Encoder, render
@@ -97,7 +98,7 @@ def stand_ins(folder: Path, stories: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_five_published_rows_are_scored_untrained(
-    shared: Path, stories260k: str, tmp_path: Path, monkeypatch, capfd
+    shared: Path, stories260k: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """The committed study, its hub names replaced: untouched weights, control token, our cells beside the paper's."""
     stand_ins(tmp_path, stories260k)
@@ -116,9 +117,11 @@ def test_five_published_rows_are_scored_untrained(
     assert ablate(tmp_path / "archangel.yaml") == []
     folder = tmp_path / "runs" / "paper_archangel" / "llama7b"
     assert not list(folder.rglob("*.ckpt")), "nothing was trained, nothing is saved"
-    out = capfd.readouterr().out
+    content = json.loads((folder / "comparison.json").read_text())
+    print_comparison(content)
+    out = capsys.readouterr().out
     assert "ours (published)" in out and "(38.4)" in out
-    tables = json.loads((folder / "comparison.json").read_text())["published"]
+    tables = content["published"]
     for row in ("SFT", "DPO", "KTO", "CSFT", "oPPO"):
         run = folder / f"{row.lower()}_seed0"
         figures = json.loads((run / "evaluation.json").read_text())["metrics"]

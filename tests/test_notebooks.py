@@ -113,8 +113,14 @@ def test_notebooks_run(name: str, house: Path) -> None:
         assert re.search(pattern, text), f"{pattern} not in:\n{text}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["batches_and_masks", "chat_with_a_checkpoint", "implicit_rewards"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("batches_and_masks", marks=pytest.mark.slow),
+        pytest.param("chat_with_a_checkpoint", marks=pytest.mark.slow),
+        pytest.param("implicit_rewards", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_switch_to_real_data(name: str, house: Path, stories260k: str) -> None:
     shorter = {"STEPS": "3", "HELD_OUT": "40"} if name == "implicit_rewards" else {}
     text, pictures = execute(name, house, REAL="True", **shorter)

@@ -142,8 +142,9 @@ def test_a_rank_without_a_pair_does_not_hang(method: str, train) -> None:
     assert train(method, "two", *one, *sharded(), ranks=2) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["UPO", "LoRA"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("UPO", marks=pytest.mark.nightly), pytest.param("LoRA", marks=pytest.mark.slow)]
+)
 def test_a_stored_reference_is_filled_in_shards(method: str, known, train, tmp_path: Path) -> None:
     """By two ranks, then read by four; one rank would compute the same numbers."""
     expected = plain(known, train, method)

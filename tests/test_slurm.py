@@ -31,8 +31,7 @@ def job(tmp_path: Path) -> Callable[..., Callable[[int], dict[str, str]]]:
     return variables
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_job_is_queued_again_and_goes_on(ranks: int, job, upo_fit, tmp_path: Path) -> None:
     """The same command, though it says --overwrite; the same W&B run."""
     config(file := tmp_path / "DPO.yaml", "DPO", True)

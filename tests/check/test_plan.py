@@ -177,7 +177,7 @@ QWEN = {
     [
         pytest.param(llama("9M", 16384), "AdamW", 8192, marks=pytest.mark.nightly),
         pytest.param(llama("9M", 16384), "AdamW", 1200, marks=pytest.mark.slow),
-        pytest.param(QWEN, "RMSprop", 8192, marks=pytest.mark.slow),
+        pytest.param(QWEN, "RMSprop", 8192, marks=pytest.mark.nightly),
     ],
     ids=["llama 9M", "llama 9M, micro-batches", "qwen2, untied"],
 )
