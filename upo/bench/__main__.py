@@ -60,11 +60,12 @@ def measure(case: Case, alternations: int) -> dict[str, Any]:
     A ratio is the median of the turns' own, so that what slows the machine for a while slows both.
     """
     turns = []
-    with Contestant(case.ours) as ours, Contestant(case.other) as other:
-        for number in range(alternations * case.turns):
-            first, second = (ours, other) if number % 2 == 0 else (other, ours)
-            answers = {id(first): first.block(), id(second): second.block()}
-            turns.append((answers[id(ours)], answers[id(other)], rate(case.ours)))
+    for _ in range(case.starts):
+        with Contestant(case.ours) as ours, Contestant(case.other) as other:
+            for number in range(alternations):
+                first, second = (ours, other) if number % 2 == 0 else (other, ours)
+                answers = {id(first): first.block(), id(second): second.block()}
+                turns.append((answers[id(ours)], answers[id(other)], rate(case.ours)))
 
     def median(of: Callable[[float, float, float], float]) -> float:
         return statistics.median(of(a["seconds"], b["seconds"], r) for a, b, r in turns)
@@ -117,7 +118,7 @@ def bench(
     Args:
         suite: which cases: cpu (all), short (the guard of continuous integration), gpu.
         only: a part of the names of cases to run.
-        alternations: how often both take their turn (two to four times as often where a target is narrow); medians are
+        alternations: how often both take their turn (in two to four starts where a target is narrow); medians are
             reported.
         threads: of each contestant.
         tolerance: share of each target that passes, e.g. 0.7 on a noisy machine.
