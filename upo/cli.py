@@ -29,6 +29,7 @@ from upo.data.module import PreferenceData
 from upo.errors import UserError, short_errors
 from upo.evaluate import Evaluation
 from upo.methods.base import Method
+from upo.ops.memory import keep_memory
 from upo.parser import ShortErrors
 from upo.stages import beside, content_of, run_earlier_stages
 
@@ -158,6 +159,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     A run is one YAML (see experiments/) plus dotted overrides; --print_config shows everything it means.
     """
+    keep_memory()
     with short_errors():
         CLI(args).fit()
 

@@ -15,6 +15,7 @@ import torch
 
 from upo.bench.cases import Work, rows
 from upo.bench.model import config, text, tokenizer
+from upo.ops.memory import keep_memory
 
 
 class Clock:
@@ -214,6 +215,8 @@ def main() -> NoReturn:
     torch.set_num_threads(work.threads)
     out = sys.stdout
     sys.stdout = sys.stderr  # libraries print; the pipe is for figures
+    if work.engine != "trl":
+        keep_memory()  # as upo.fit does
     {"upo": upo, "trl": trl, "forward": forward}[work.engine](work, Clock(work, out))
     sys.exit(0)
 
