@@ -14,7 +14,8 @@ if sys.argv[1] == "keep":
 def step():
     for size in (16, 20, 24):
         torch.empty(size << 20).fill_(1.0)
-step()
+for _ in range(10):  # until the heap is as large as it gets
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     step()
@@ -28,4 +29,4 @@ def test_a_step_takes_no_new_pages():
     for how in ("keep", "plain"):
         command = [sys.executable, "-c", CODE, how]
         faults[how] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert faults["keep"] < 0.25 * faults["plain"], faults
+    assert faults["keep"] < 0.01 * faults["plain"], faults
