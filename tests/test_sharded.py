@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 from test_trajectories import losses
+from torch import nn
 from training import pairs_file
 
 from upo.adapter_files import probe
@@ -40,13 +41,14 @@ def sharded(**options: object) -> tuple[str, ...]:
 
 
 def config(file: Path, method: str, tied: bool) -> None:
-    """Ten steps of four pairs on eight; "LoRA" is DPO of an adapter on a model folder."""
+    """Ten steps of four pairs on eight; "LoRA" is DPO of an adapter on a model folder, "QLoRA" on its 4-bit weights."""
     policy: dict[str, object] = {"config": MODEL | {"tie_word_embeddings": tied}, "tokenizer": "tiny.tokenizer"}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}}
     init = {"policy": policy, "reference": "FrozenReference", "optimizer": optimizer, "scheduler": CONSTANT}
-    if method == "LoRA":
+    if method in ("LoRA", "QLoRA"):
         adapter = {"class_path": "LoRA", "init_args": {"r": 3, "target_modules": ["q_proj", "up_proj", "lm_head"]}}
-        init["policy"] = {"path": base(file.parent / "base", tied), "adapter": adapter}
+        init["policy"] = {"path": base(file.parent / "base", tied, biases=method == "QLoRA"), "adapter": adapter}
+        init["policy"] |= {"quantization": "nf4"} if method == "QLoRA" else {}
         init["reference"], method = "AdapterReference", "DPO"
     source = {"name": "tiny.scored_lists" if method == "NCAListwise" else "hh", "path": pairs_file(file.parent)}
     data = {"sources": [source], "validation": 0, "max_length": 256, "pairs_per_step": 4, "tokens_per_microbatch": 150}
@@ -60,10 +62,14 @@ def config(file: Path, method: str, tied: bool) -> None:
     file.write_text(json.dumps({"model": model, "data": data, "trainer": trainer}))
 
 
-def base(folder: Path, tied: bool) -> str:
+def base(folder: Path, tied: bool, biases: bool = False) -> str:
     """A model folder to put an adapter on; the same each time."""
     if not folder.exists():
-        policy = tiny.policy(**MODEL | {"tie_word_embeddings": tied})
+        policy = tiny.policy(**MODEL | {"tie_word_embeddings": tied, "attention_bias": biases})
+        torch.manual_seed(1)
+        for name, p in policy.model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(p)
         policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
     return str(folder)
@@ -85,7 +91,7 @@ def train(upo_fit, tmp_path: Path) -> Callable[..., list[float]]:
 
 # ---- the losses of one device --------------------------------------------------------------------------------------
 
-TIED = {"UPO": True, "NCAListwise": False, "LoRA": True, "MODPO": True, "DPO": True, "KTO": False}
+TIED = {"UPO": True, "NCAListwise": False, "LoRA": True, "MODPO": True, "DPO": True, "KTO": False, "QLoRA": True}
 """Whether embeddings and head share their weights."""
 WAYS = {"DDP 2": (2, ("--trainer.strategy", "ddp")), "sharded 2": (2, sharded()), "sharded 4": (4, sharded())}
 QUICK = [("UPO", "sharded 2"), ("NCAListwise", "sharded 2"), ("LoRA", "sharded 2"), ("MODPO", "DDP 2")]
@@ -143,7 +149,9 @@ def test_a_rank_without_a_pair_does_not_hang(method: str, train) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param("UPO", marks=pytest.mark.nightly), pytest.param("LoRA", marks=pytest.mark.slow)]
+    "method",
+    [pytest.param(m, marks=pytest.mark.nightly) for m in ("UPO", "LoRA")]
+    + [pytest.param("QLoRA", marks=pytest.mark.slow)],
 )
 def test_a_stored_reference_is_filled_in_shards(method: str, known, train, tmp_path: Path) -> None:
     """By two ranks, then read by four; one rank would compute the same numbers."""
@@ -225,28 +233,30 @@ def exported(run: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_adapters_run_goes_on_anywhere(known, train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_an_adapters_run_goes_on_anywhere(method: str, known, train, tmp_path: Path) -> None:
     """Checkpoints hold the adapter alone, from one rank, two and four; exports are the trained policy."""
-    whole = plain(known, train, "LoRA")
-    train("LoRA", "cut", *sharded(), "--trainer.max_steps", "5", ranks=2)
+    whole = plain(known, train, method)
+    train(method, "cut", *sharded(), "--trainer.max_steps", "5", ranks=2)
     (tmp_path / "cut" / "summary.json").unlink()
     content = read_checkpoint(latest(tmp_path / "cut"))["state_dict"]
     assert content and all(owner(name) == "default" for name in content)
     for folder, ranks in (("two", 2), ("four", 4)):
         shutil.copytree(tmp_path / "cut", tmp_path / folder, symlinks=True)
-        assert train("LoRA", folder, *sharded(), "--ckpt_path", "last", ranks=ranks) == pytest.approx(whole, abs=1e-5)
-    shutil.copytree(tmp_path / "cut", tmp_path / "one", symlinks=True)
-    assert train("LoRA", "one", "--ckpt_path", "last") == pytest.approx(whole, abs=1e-5)
-    train("LoRA", "file", "--trainer.max_steps", "5")
+        assert train(method, folder, *sharded(), "--ckpt_path", "last", ranks=ranks) == pytest.approx(whole, abs=1e-5)
+    shutil.copytree(tmp_path / "cut", tmp_path / "alone", symlinks=True)
+    assert train(method, "alone", "--ckpt_path", "last") == pytest.approx(whole, abs=1e-5)
+    train(method, "file", "--trainer.max_steps", "5")
     (tmp_path / "file" / "summary.json").unlink()
-    resumed = train("LoRA", "file", *sharded(), "--ckpt_path", "last", ranks=2)
+    resumed = train(method, "file", *sharded(), "--ckpt_path", "last", ranks=2)
     assert resumed == pytest.approx(whole, abs=1e-5)
 
     export(tmp_path / "two", tmp_path / "adapter")
     export(tmp_path / "two", tmp_path / "merged", merge=True)
     live = probe(load_run(tmp_path / "two")[0].policy.model)
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {f.name for f in (tmp_path / "adapter").iterdir()}
-    for name in ("adapter", "merged"):
+    whole_weights = ["adapter"] if method == "LoRA" else []  # what peft puts an adapter's folder on
+    for name in (*whole_weights, "merged"):
         torch.testing.assert_close(probe(load_model(tmp_path / name)[0]), live, rtol=1e-5, atol=1e-4)
 
 
@@ -347,10 +357,9 @@ TWO_DTYPES = ("--model.policy.dtype", "bfloat16", "--model.policy.adapter.init_a
             "ReferenceSync moves whole models only",
         ),
         (sharded(shard_size=3), "shard_size=3 must divide"),
-        (("--model.policy.quantization", "nf4"), "cannot cut 4-bit weights"),
         (TWO_DTYPES, "trains a layer in one dtype"),
     ],
-    ids=["moving", "uneven", "4 bits", "two dtypes"],
+    ids=["moving", "uneven", "two dtypes"],
 )
 def test_what_works_on_whole_models_is_refused(args, error: str, upo_fit, tmp_path: Path) -> None:
     method = "LoRA" if "policy" in args[0] else "DPO"

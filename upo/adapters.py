@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,19 +195,3 @@ def _forgive(policy: Any, incompatible: Any) -> None:
     may_lack = (START,) if is_whole(policy) else (START, None)
     missing = incompatible.missing_keys
     missing[:] = [n for n in missing if not n.startswith(policy.prefix) or owner(n) not in may_lack]
-
-
-# ---- 4 bits --------------------------------------------------------------------------------------------------------
-
-
-def quantized(kind: str | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` needs to read weights in 4 bits (QLoRA; Dettmers et al., 2023,
-    https://arxiv.org/abs/2305.14314): NF4 with doubly quantised constants."""
-    if kind is None:
-        return {}
-    if find_spec("bitsandbytes") is None:
-        raise UserError("policy.quantization needs bitsandbytes, which runs on Linux: pip install bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    options = {"bnb_4bit_quant_type": kind, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options)}

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
+from upo import four_bits
 from upo.errors import UserError, hub_errors
 
 if TYPE_CHECKING:
@@ -49,6 +50,23 @@ def read_model(path: str, config: "PretrainedConfig", **options: Any) -> "PreTra
             f"read {path}: {model.num_parameters() / 1e9:.2f} billion parameters, {dtype}, {size / 2**30:.1f} GiB, in "
             f"{time.monotonic() - begun:.0f} s; this process has held {peak:.1f} GiB at most"
         )
+    return model
+
+
+def new_model(config: "PretrainedConfig", dtype: torch.dtype, quantization_config: Any = None) -> "PreTrainedModel":
+    """A causal LM with random weights, or with none on the meta device; 4-bit layers are for shapes only.
+
+    Raises:
+        UserError: no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise UserError(f"policy.config: {str(error).split('.')[0]}") from None
+    if quantization_config is not None:
+        four_bits.replace_layers(model, quantization_config)
     return model
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from upo.adapters import TRAINED, LoRA, keep_apart, quantized
+from upo import four_bits
+from upo.adapters import TRAINED, LoRA, keep_apart
 from upo.data.control import add_controls
 from upo.data.layout import Responses
 from upo.data.repad import padded
@@ -20,7 +21,7 @@ from upo.data.templates import with_template
 from upo.data.tokenize import load_tokenizer
 from upo.errors import UserError, hub_errors
 from upo.head import Head, grow
-from upo.loading import base_hash, read_model
+from upo.loading import base_hash, new_model, read_model
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
 from upo.ops.linear_kl import linear_kl
@@ -110,15 +111,10 @@ class Policy(nn.Module):
 
     def build(self) -> None:
         """Loads or initialises the weights at `path`, or from `config`."""
-        from transformers import AutoModelForCausalLM
-
-        config, options = self.model_config, {"dtype": self.dtype} | quantized(self.quantization, self.dtype)
+        config, options = self.model_config, {"dtype": self.dtype} | four_bits.reading(self.quantization, self.dtype)
         shapes_only = torch.get_default_device().type == "meta"  # the weights come from another rank
         if self.path is None or shapes_only:
-            try:
-                model = AutoModelForCausalLM.from_config(config, **options)
-            except ValueError as error:
-                raise UserError(f"policy.config: {str(error).split('.')[0]}") from None
+            model = new_model(config, **options)
         else:
             model = read_model(self.path, config, **options)
             if self.adapter is not None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from upo import four_bits
 from upo.callbacks.reference_sync import MovingReference
 from upo.errors import UserError
 from upo.reference import AdapterReference, FrozenReference
@@ -21,8 +22,6 @@ def check(method: Any, callbacks: Sequence[Any]) -> None:
     reference = method.reference
     if reference is not None and type(reference) not in (FrozenReference, AdapterReference, StoredReference):
         raise UserError(f"{type(reference).__name__} works on whole models; set model.reference: FrozenReference")
-    if method.policy.quantization:
-        raise UserError("Sharded cannot cut 4-bit weights; drop policy.quantization, or take trainer.strategy: ddp")
     if moving := [type(c).__name__ for c in callbacks if isinstance(c, MovingReference)]:
         raise UserError(f"{moving[0]} moves whole models only; take trainer.strategy: ddp")
 
@@ -44,6 +43,9 @@ def receive(module: nn.Module, device: torch.device, dtype: torch.dtype | None =
     for part in module.modules():
         for name, p in part._parameters.items():
             if p is None or isinstance(p, DTensor):
+                continue
+            if name == "weight" and four_bits.is_quantized(part):
+                four_bits.receive(part, device)
                 continue
             if id(p) not in known:
                 known[id(p)] = nn.Parameter(received(p, dtype if p.is_floating_point() else None), p.requires_grad)

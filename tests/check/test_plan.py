@@ -75,7 +75,12 @@ def test_seven_billion_with_adam_on_eight() -> None:
 
 def test_weights_below_an_adapter_in_4_bits() -> None:
     shape = evolve(SHAPE, trained=10, four_bit=600, adapter=True)
-    assert memory(shape, WORK, ALONE).parts["weights"] == 400 * 4 + 600 * 4.127 / 8
+    parts = memory(shape, WORK, ALONE).parts
+    assert parts["weights"] == 400 * 4 + 600 * 4.127 / 8
+    sharded = memory(evolve(shape, matrix=40), WORK, Setting("fsdp", 4, True, 8.0, 0.0)).parts
+    assert sharded["weights"] == parts["weights"] / 4
+    gathered = 2 * 400 + 2 * 100 * 4.127 / 8
+    assert sharded["copies"] == pytest.approx(gathered + 4 * 500 * 10 / 1000 + 2 * 40), "and a matrix in bfloat16"
     assert checkpoint_bytes(shape, 8.0) == 10 * (4 + 8), "the adapter and its states alone"
     assert checkpoint_bytes(SHAPE, 8.0) == 1000 * (4 + 8)
 

@@ -8,8 +8,8 @@ optimizer    P_t times the bytes that one step of the optimizer leaves for a par
 reference    its parameters times their bytes, sharded: / N; none where there is none or its log-probs are stored
 copies       single and DDP under bf16-mixed: c bytes for each of the layers' weights, kept from forward to backward.
              DDP: P_t b more, the buckets in which gradients are summed. Sharded: what is gathered, in c bytes a
-             parameter: all outside the blocks and two blocks; and their gradients, in fp32 on the way to their owners:
-             all outside the blocks and one block
+             parameter (4-bit ones as they are): all outside the blocks and two blocks; and their gradients, in fp32 on
+             the way to their owners: all outside the blocks and one block. 4 bits: the largest matrix in c bytes
 activations  what autograd keeps of one micro-batch; with checkpointing only the input of each block, and one block's
 head         three chunks of logits in fp32, the states that they are made of, the weights in c bytes where the model
              holds others, and their gradient in fp32
@@ -56,6 +56,8 @@ class Shape:
     """Of one parameter."""
     four_bit: int = 0
     """Of the matrices, those that are kept in 4 bits."""
+    matrix: int = 0
+    """Of the largest of these."""
     adapter: bool = False
     """Whether checkpoints hold the trained parameters alone."""
 
@@ -107,11 +109,12 @@ def memory(shape: Shape, work: Work, setting: Setting) -> Memory:
     gradients = shape.trained * b / share
     buckets = shape.trained * b if setting.strategy == "ddp" else 0
     if setting.strategy == "fsdp":
-        copies = c * (shape.outside + 2 * shape.block) + 4 * (shape.outside + shape.block) * shape.trained / max(
-            1, shape.parameters
-        )
+        small = shape.four_bit / max(1, shape.parameters - shape.outside)
+        gathered = c * shape.outside + 2 * shape.block * (c * (1 - small) + FOUR_BITS * small)
+        copies = gathered + 4 * (shape.outside + shape.block) * shape.trained / max(1, shape.parameters)
     else:
         copies = buckets + (c * shape.matrices if setting.mixed else 0)
+    copies += c * shape.matrix if shape.four_bit else 0
     activations = work.activations
     if setting.checkpointing:
         boundary = work.tokens * shape.width * (4 if setting.mixed else b)

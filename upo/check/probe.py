@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from upo.check.plan import Shape
 from upo.data.layout import Responses
-from upo.errors import UserError
 from upo.head import layers
+from upo.loading import new_model
 from upo.operations import Cost
 from upo.ops import prefix_attention
 from upo.policy import Policy
@@ -40,13 +40,8 @@ class Flash:
 
 def skeleton(policy: Policy, mode: FakeTensorMode) -> "PreTrainedModel":
     """The policy's model with all its shapes and no content."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta") if policy.adapter else mode:
-        try:
-            model = AutoModelForCausalLM.from_config(policy.model_config, dtype=policy.dtype)
-        except ValueError as error:
-            raise UserError(f"policy.config: {str(error).split('.')[0]}") from None
+        model = new_model(policy.model_config, policy.dtype)
     if model._supports_attention_backend:
         prefix_attention.register()
         model.set_attn_implementation(prefix_attention.NAME)
@@ -75,6 +70,7 @@ def shape_of(method: "Method", mode: FakeTensorMode) -> Shape:
     blocks = [sum(p.numel() for p in block.parameters()) for block in layers(model)]
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr]
     frozen = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
+    four_bit = [w.numel() for w in frozen if w is not head] if method.policy.quantization else []
     total = sum(p.numel() for p in every.values())
     return Shape(
         parameters=total,
@@ -87,7 +83,8 @@ def shape_of(method: "Method", mode: FakeTensorMode) -> Shape:
         width=head.shape[1],
         layers=max(1, len(blocks)),
         bytes=head.element_size(),
-        four_bit=sum(w.numel() for w in frozen if w is not head) if method.policy.quantization else 0,
+        four_bit=sum(four_bit),
+        matrix=max(four_bit, default=0),
         adapter=method.policy.adapter is not None,
     )
 

@@ -1,0 +1,60 @@
+"""QLoRA: the weights below an adapter in 4 bits (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314)."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from upo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def reading(kind: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` needs to read weights in 4 bits: NF4 with doubly quantised constants."""
+    if kind is None:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise UserError("policy.quantization needs bitsandbytes, which runs on Linux: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    options = {"bnb_4bit_quant_type": kind, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options)}
+
+
+def replace_layers(model: "PreTrainedModel", config: Any) -> None:
+    """Gives a model of shapes alone the layers that it would have if it were read in 4 bits; the weights come later."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
+    quantizer.preprocess_model(model, device_map=None)
+    quantizer.postprocess_model(model)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether it is one of bitsandbytes' 4-bit layers."""
+    return hasattr(module, "quant_state")
+
+
+def receive(layer: Any, device: torch.device) -> None:
+    """Rank 0's 4-bit weights on all ranks, ready to be cut into shards; their constants (1/64 of them) stay whole."""
+    from bitsandbytes.functional import QuantState
+
+    weight = layer.weight
+    first = dist.get_rank() == 0
+    about: list[Any] = [None]
+    if first:
+        constants = {name: x.cpu() for name, x in weight.quant_state.as_dict(packed=True).items()}
+        about = [(weight.shape, weight.dtype, constants)]
+    dist.broadcast_object_list(about, device=device)
+    shape, dtype, constants = about[0]
+    whole = torch.empty(shape, dtype=dtype, device=device)
+    if first:
+        whole.copy_(weight.detach())
+    dist.broadcast(whole, 0)
+    layer.weight = nn.Parameter(whole, requires_grad=False)
+    layer.quant_state = QuantState.from_dict(constants, device)
+    layer.support_avx512bf16_for_cpu = False  # it would rewrite weights in an order of its own, which shards have not
