@@ -1,13 +1,18 @@
 """SIGUSR1 before a time limit: the run saves, asks SLURM to be queued again, and then goes on as the same run."""
 
 import json
+import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from test_sharded import config, sharded
 from test_trajectories import losses
+
+from upo.data.example import Prompt
+from upo.rewards.length import Words
 
 STEPS = ("--trainer.max_steps", "60")
 
@@ -51,6 +56,29 @@ def test_a_job_is_queued_again_and_goes_on(ranks: int, job, upo_fit, tmp_path: P
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{(run / 'wandb_id.txt').read_text()}"))) == 2
     again = upo_fit(*args, ranks=ranks, env=job(ranks, SLURM_RESTART_COUNT="2"))
     assert again.code == 2 and "holds a finished run" in again.text, "not even --overwrite deletes it"
+
+
+class Halting(Words):
+    """A judge that has a job's first evaluation wait to be stopped."""
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        if "SLURM_RESTART_COUNT" not in os.environ:
+            Path("evaluating").touch()
+            time.sleep(600)
+        return super().__call__(prompts, responses)
+
+
+@pytest.mark.slow
+def test_a_job_is_queued_again_while_it_evaluates(job, upo_fit, tmp_path: Path) -> None:
+    config(file := tmp_path / "DPO.yaml", "DPO", True)
+    args = ("--config", file, "--trainer.devices", "1", "--trainer.default_root_dir", "run", "--data.validation", "3",
+            "--evaluation", json.dumps({"prompts": 3, "max_new_tokens": 4, "judge": "test_slurm.Halting"}))  # fmt: skip
+    halted = (tmp_path / "evaluating").exists
+    assert upo_fit(*args, env=job(1), kill_when=halted, signal_=signal.SIGUSR1).code == 138
+    assert (tmp_path / "asked").read_text() == "requeue 77\n" and not (tmp_path / "run" / "summary.json").exists()
+    done = upo_fit(*args, env=job(1, SLURM_RESTART_COUNT="1"))
+    assert done.code == 0, done.text
+    assert "policy/distinct_1" in json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import upo.methods  # noqa: F401  makes short class names known
 from upo import loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints, latest
-from upo.callbacks.graceful_stop import GracefulStop, restarted
+from upo.callbacks.graceful_stop import GracefulStop, restarted, stop_at_once
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.reference_sync import MovingReference
@@ -141,6 +141,7 @@ class CLI(LightningCLI):
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         if self.trainer.is_global_zero:
             if self.config.evaluation is not None:
+                stop_at_once(self.trainer)
                 for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(callback, MovingReference):
                         callback.rewind()

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -40,11 +40,22 @@ class GracefulStop(pl.Callback):
         if asked := int(max_over_ranks(torch.tensor(self.asked, device=pl_module.device))):
             folder = trainer.checkpoint_callback.dirpath  # type: ignore[union-attr]
             trainer.save_checkpoint(f"{folder}/step={trainer.global_step}-stopped.ckpt")
-            environment = trainer._accelerator_connector.cluster_environment
-            requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-            if asked == signal.SIGUSR1 and requeues and trainer.is_global_zero:
-                requeue()
-            raise SystemExit(128 + asked)
+            leave(trainer, asked)
+
+
+def stop_at_once(trainer: pl.Trainer) -> None:
+    """From now on the signals end this process where it is: after training nothing is left to save."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda asked, _: leave(trainer, asked))
+
+
+def leave(trainer: pl.Trainer, asked: int) -> NoReturn:
+    """Ends the process; before, on SIGUSR1, rank 0 has a SLURM job queued again."""
+    environment = trainer._accelerator_connector.cluster_environment
+    requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    if asked == signal.SIGUSR1 and requeues and trainer.is_global_zero:
+        requeue()
+    raise SystemExit(128 + asked)
 
 
 def requeue() -> None:
