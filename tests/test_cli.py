@@ -57,6 +57,7 @@ def timeless(folder: Path) -> list[dict[str, float]]:
         (["--model.beta", "high"], "model.beta"),
         (["--model", "DPOO"], "did you mean `DPO`?"),
         (["--model.policy.pathh", "x"], "did you mean `path`?"),
+        (["--model.policy.path", "${model.nowhere}"], "'model.nowhere' not found"),
         (["--model.reference", "null"], "set `model.reference: FrozenReference`"),
         (["--trainer.max_stepz", "3"], "did you mean `max_steps`?"),
         (["--data.max_lenght=3"], "did you mean `max_length`?"),

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
+from omegaconf.errors import OmegaConfBaseException
 
 from upo.errors import nearest
 
@@ -27,7 +28,10 @@ class ShortErrors(LightningArgumentParser):
         for i, (arg, following) in enumerate(pairwise([*given, "--"])):
             if arg == "--overwrite" and following.startswith("--"):
                 given[i] = "--overwrite=true"
-        return super().parse_args(given, *rest, **options)
+        try:
+            return super().parse_args(given, *rest, **options)
+        except OmegaConfBaseException as error:  # ${...} of nothing
+            self.error(str(error), error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # nested parsers: the outermost one prints

@@ -7,8 +7,10 @@ from typing import Any
 
 import mistakes
 import pytest
+import tiny
 import yaml
 from tiny import PAIRS
+from transformers import AutoConfig
 
 from upo.check.__main__ import main
 
@@ -186,10 +188,43 @@ def test_every_run_of_a_study(folder: Path, capsys) -> None:
     assert "1 of 4 runs of study.yaml cannot be started: typo" in refused(capsys, "study.yaml")
 
 
-@pytest.mark.slow
-def test_every_run_of_the_papers_study(paper: str, capsys) -> None:
-    study = str(ROOT / "experiments/paper/study.yaml")
-    main([study, paper, "--devices", "8", "--gpu", "a100-40gb"])
+SHAPES = {
+    "llama7b": {},
+    "llama13b": {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 13824},
+    "pythia1-4b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
+    "pythia2-8b": {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240},
+    "pythia6-9b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 16384},
+}
+"""Of the paper's models."""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=pytest.mark.slow if m == "pythia1-4b" else pytest.mark.nightly) for m in SHAPES],
+)
+def test_every_run_of_the_papers_study(model: str, paper: str, capsys) -> None:
+    """On shapes without weights, where the study looks for the model; each method, and the ablations beside 13B."""
+    shape = LLAMA7B | SHAPES[model]
+    if model.startswith("pythia"):
+        shape |= {"model_type": "gpt_neox", "vocab_size": 50304, "num_key_value_heads": None}
+    folder = Path("ContextualAI", f"archangel_sft_{model}")
+    AutoConfig.for_model(**shape).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    overlay = yaml.safe_load(Path(paper).read_text())
+    del overlay["model"]
+    Path(paper).write_text(yaml.safe_dump(overlay))
+    study = yaml.safe_load((ROOT / "experiments/paper/study.yaml").read_text())
+    models = study["runs"][0]["grid"]["model.policy.path"]
+    assert str(folder) in models and len(models) == 5
+    models[:] = [str(folder)]  # of all entries: they share it by its anchor
+    here = []
+    for entry in study["runs"]:
+        entry["config"] = str(ROOT / "experiments/paper" / entry["config"])
+        if entry.get("overrides", {}).get("model.policy.path", str(folder)) == str(folder):
+            here.append(entry)
+    assert len(here) == (14 if model == "llama13b" else 10)
+    Path("study.yaml").write_text(yaml.safe_dump(study | {"runs": here}))
+    main(["study.yaml", paper, str(ROOT / "experiments/hardware/fsdp_8gpu.yaml"), "--gpu", "a100-80gb"])
     text = capsys.readouterr().out
-    for name in ("upo", "kto", "dpo", "modpo", "oppo", "aoppo", "a_lol", "csft", "lambda_lam10", "readability_alone"):
-        assert name in text, name
+    for entry in here:
+        assert entry["name"] in text, entry["name"]

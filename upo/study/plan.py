@@ -197,10 +197,12 @@ def _place(node: list[Any], part: str, key: str, where: str) -> int:
 
 
 def named(key: str, value: Any) -> str:
-    """A change as part of a run's name: `beta0.1`; a class by its name alone."""
+    """A change as part of a run's name: `beta0.1`; a class, a model or a file by its name alone."""
     last = key.rpartition(".")[2]
     if isinstance(value, str) and last == "class_path":
         return value.rpartition(".")[2]
+    if isinstance(value, str) and last == "path":
+        return re.sub(r"[^\w.+-]+", "-", Path(value).name)
     shown = value if isinstance(value, str) else json.dumps(value)
     return last + re.sub(r"[^\w.+-]+", "-", shown).strip("-")
 
