@@ -8,8 +8,9 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from upo.benchmarks import benchmark, check_harness
+from upo.benchmarks import benchmark
 from upo.errors import UserError
+from upo.evaluation import Evaluation
 
 
 def test_the_harness_gets_the_policy_as_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +45,7 @@ def test_the_harness_gets_the_policy_as_a_folder(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is trained: a run's evaluation is made with its model and data."""
     monkeypatch.setattr("upo.benchmarks.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install lm-eval"):
-        check_harness()
+        Evaluation(tasks=["arc_easy"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from upo.benchmarks import check_harness
 from upo.errors import UserError
 from upo.judges.base import Judge
 from upo.rewards.base import Reward
@@ -69,6 +70,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         check_vllm(self.backend)
+        if self.tasks:
+            check_harness()
 
     def run(
         self,
@@ -86,7 +89,7 @@ class Evaluation:
             All figures, flat name to number.
         """
         from upo import held_out_pairs, measure
-        from upo.benchmarks import benchmark, check_harness
+        from upo.benchmarks import benchmark
         from upo.data.tokenize import Encoder
         from upo.report import write_report
         from upo.safety_figures import category_values, violation_figures
@@ -94,8 +97,6 @@ class Evaluation:
         from upo.win_rates import by_judge, by_reward, win_figures
         from upo.writers import PARTIAL, rival_texts, twin
 
-        if self.tasks:
-            check_harness()
         rewards = data.rewards | (self.rewards or {})
         weights = self._weights(method, rewards)
         examples = measure.held_out_examples(data)
