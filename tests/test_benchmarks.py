@@ -45,7 +45,7 @@ def test_the_harness_gets_the_policy_as_a_folder(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is trained: a run's evaluation is made with its model and data."""
+    """What `upo.fit` asks before it trains."""
     monkeypatch.setattr("upo.benchmarks.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install lm-eval"):
-        Evaluation(tasks=["arc_easy"])
+        Evaluation(tasks=["arc_easy"]).check()

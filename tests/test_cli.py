@@ -129,7 +129,7 @@ def test_a_run_leaves_a_folder(config: str, capsys, tmp_path: Path) -> None:
     assert not [k for k in checkpoint["state_dict"] if "reference" in k]
     assert json.loads(json.dumps(checkpoint["config"])) == checkpoint["config"], "plain types"
     assert checkpoint["config"]["model"]["init_args"]["beta"] == 0.1
-    assert checkpoint["PreferenceData"] == {"epoch": 0, "position": 3, "seed": 0, "rewards": {}}
+    assert checkpoint["PreferenceData"] == {"seed": 0, "rewards": {}}
 
     # a finished run is not lost by accident, and its config.yaml is the run
     assert "finished run" in refused(capsys, "--config", config)

@@ -23,11 +23,12 @@ from tiny import PAIRS, plain_logps
 
 import upo.methods
 from upo.checkpoint import model_from
-from upo.data.layout import Tokens
+from upo.data.layout import Tokens, lay_out
 from upo.data.module import PreferenceData
 from upo.data.samplers import StepSampler
 from upo.data.source import Source
 from upo.errors import UserError
+from upo.measure import log_probs, rewards
 from upo.methods.base import Method
 from upo.methods.families import ListwiseMethod, PairwiseMethod, UnpairedMethod
 from upo.methods.likelihood import ChosenLikelihood
@@ -403,6 +404,19 @@ def test_validation_is_the_mean_over_everything_however_it_is_cut(kind, run):
         assert whole["val/rewards/accuracies"] == 1.0 or steps_of(kind) == SHORT
     elif "val/nll_per_token" in whole:
         assert whole["val/loss"] == pytest.approx(whole["val/nll_per_token"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [x for x in METHODS if x.values[0].reward is not Method.reward])
+def test_evaluation_knows_the_reward(kind, run):
+    """By log-probs of its own, as `upo.evaluate` and `upo.implicit` take them."""
+    done = run(kind)
+    method, data, units = done.method, done.data, done.data.train.units[:4]
+    reference = getattr(method.reference, "model", None)
+    known = log_probs(method.policy, reference, units, data, "")
+    responses = lay_out(units, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0)
+    with torch.no_grad():
+        expected = method.reward(method.response_logps(responses, method.extras, method.reference_extras))
+    torch.testing.assert_close(rewards(method, known, units, data), expected.float(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", METHODS)

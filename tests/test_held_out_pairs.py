@@ -17,16 +17,9 @@ MARGINS = (2.0, -1.0, 0.5, 0.0)
 """Of the policy's log-ratio."""
 
 
-class Scaled:
-    """A method whose reward is twice the log-ratio."""
-
-    def reward(self, logps: ResponseLogps) -> torch.Tensor:
-        return 2 * logps.logratio
-
-
-class NoReward:
-    def reward(self, logps: ResponseLogps) -> torch.Tensor:
-        raise NotImplementedError
+def scaled(known: ResponseLogps) -> torch.Tensor:
+    """A reward of twice the log-ratio."""
+    return 2 * known.logratio
 
 
 def pairs(sources: str = "aabb", labels: tuple[float | None, ...] = (None,) * 4) -> list[Tokens]:
@@ -44,7 +37,7 @@ def logps(reference: bool = True) -> ResponseLogps:
 
 
 def test_by_hand() -> None:
-    values = pair_values(Scaled(), logps())
+    values = pair_values(logps(), scaled(logps()))
     assert values["rewards/margins"] == [4.0, -2.0, 1.0, 0.0]
     assert values["rewards/accuracies"] == values["ranking/accuracies"] == [1.0, 0.0, 1.0, 0.5]
     assert values["ranking/accuracies_mean"] == [1.0, 1.0, 1.0, 0.0], "by log-probs a token, longer is better here"
@@ -58,7 +51,7 @@ def test_by_hand() -> None:
 
 
 def test_only_log_odds_are_calibrated() -> None:
-    values = pair_values(Scaled(), logps())
+    values = pair_values(logps(), scaled(logps()))
     plain, claimed = (pair_figures(values, pairs(), log_odds) for log_odds in (False, True))
     assert claimed.keys() - plain.keys() == {"val/rewards/calibration_error"}
 
@@ -91,12 +84,14 @@ def test_log_odds_are_claimed_where_the_loss_is_their_likelihood() -> None:
 
 
 def test_one_source_is_not_repeated() -> None:
-    assert not [n for n in pair_figures(pair_values(Scaled(), logps()), pairs("aaaa"), True) if "accuracies/" in n]
+    assert not [
+        n for n in pair_figures(pair_values(logps(), scaled(logps())), pairs("aaaa"), True) if "accuracies/" in n
+    ]
 
 
 def test_without_reward_or_reference() -> None:
-    assert pair_values(NoReward(), logps())["rewards/margins"] == list(MARGINS), "the log-ratio stands in"
-    values = pair_values(NoReward(), logps(reference=False))
+    assert pair_values(logps(), None)["rewards/margins"] == list(MARGINS), "the log-ratio stands in"
+    values = pair_values(logps(reference=False), None)
     assert values.keys() == {"ranking/accuracies", "ranking/accuracies_mean"}
     assert {n.split("_")[0] for n in pair_figures(values, pairs(), False)} == {"val/ranking/accuracies"}
     assert idealised_figures(logps(reference=False), pairs(), 0.1) == {}

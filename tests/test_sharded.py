@@ -261,6 +261,19 @@ def test_an_adapters_run_goes_on_anywhere(method: str, known, train, tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_resumed_run_ends_between_two_saves(known, train, tmp_path: Path) -> None:
+    """After a save, whose link it replaces, and after a stop."""
+    whole = plain(known, train, "UPO")
+    args = (*sharded(), "--checkpoint.every_n_train_steps", "6")
+    train("UPO", "cut", *args, "--trainer.max_steps", "8", ranks=2)
+    (tmp_path / "cut" / "summary.json").unlink()
+    assert train("UPO", "cut", *args, "--ckpt_path", "last", ranks=2) == pytest.approx(whole, abs=1e-5)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    assert latest(tmp_path / "cut").name == "step=10.ckpt" and not list(checkpoints.glob(".*"))
+    assert (checkpoints / "last.ckpt").resolve() == checkpoints / "step=10.ckpt"
+
+
+@pytest.mark.slow
 def test_one_rank_goes_on_as_two(known, train, tmp_path: Path) -> None:
     expected = plain(known, train, "UPO")
     train("UPO", "cut", "--trainer.max_steps", "5")

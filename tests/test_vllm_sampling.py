@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_texts_whatever_the_batches(policy, vllm) -
 def test_without_vllm_one_sentence_before_anything_is_read(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("upo.vllm_sampling.find_spec", lambda name: None)
     with pytest.raises(UserError, match="not installed: pip install vllm"):
-        Evaluation(backend="vllm")
+        Evaluation(backend="vllm").check()
     with pytest.raises(UserError, match="not installed: pip install vllm"):
         generate("nowhere", Sentiment(), tmp_path / "pairs.jsonl", self_prompts=2, backend="vllm")
 

@@ -21,6 +21,7 @@ from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints, latest
 from upo.callbacks.graceful_stop import GracefulStop, restarted, stop_at_once
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.random_state import RandomState
+from upo.callbacks.rebirth import RebirthTargets
 from upo.callbacks.reference_sync import MovingReference
 from upo.callbacks.run_folder import RunFolder, summarize
 from upo.callbacks.throughput import Throughput
@@ -133,6 +134,9 @@ class CLI(LightningCLI):
 
     def fit(self) -> None:
         """Trains, evaluates, and closes the run folder with summary.json."""
+        if self.config_init.evaluation is not None:
+            self.config_init.evaluation.check()
+        stop_at_once(self.trainer)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
         if self.trainer.interrupted:
             sys.exit(130)
@@ -140,11 +144,12 @@ class CLI(LightningCLI):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         if self.trainer.is_global_zero:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, MovingReference):
+                    callback.rewind()
+                if isinstance(callback, RebirthTargets):
+                    callback.write(self.model.policy, self.datamodule, self.folder)
             if self.config.evaluation is not None:
-                stop_at_once(self.trainer)
-                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, MovingReference):
-                        callback.rewind()
                 run = self.model, self.datamodule
                 if isinstance(self.trainer.strategy, ModelParallelStrategy | FSDPStrategy):
                     run = load_run(self.folder)[:2]  # rank 0 alone goes on, with whole models

@@ -68,7 +68,8 @@ class Evaluation:
     seed: int = 0
     """Of the sampling, and of which prompts are taken."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises a `UserError` where a package is missing that these settings ask for."""
         check_vllm(self.backend)
         if self.tasks:
             check_harness()
@@ -97,6 +98,7 @@ class Evaluation:
         from upo.win_rates import by_judge, by_reward, win_figures
         from upo.writers import PARTIAL, rival_texts, twin
 
+        self.check()
         rewards = data.rewards | (self.rewards or {})
         weights = self._weights(method, rewards)
         examples = measure.held_out_examples(data)
@@ -114,7 +116,7 @@ class Evaluation:
         with _evaluating(policy, reference, own):
             if pairs:
                 logps = measure.log_probs(policy, own or reference, pairs, data, "held-out pairs")
-                of_pairs = held_out_pairs.pair_values(method, logps)
+                of_pairs = held_out_pairs.pair_values(logps, measure.rewards(method, logps, pairs, data))
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)
         judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from upo.data.example import prompt_key
 from upo.data.layout import Tokens
@@ -12,15 +13,12 @@ from upo.metrics.intervals import bootstrap, wilson
 from upo.metrics.means import wins
 from upo.metrics.ranking import BETAS, idealised_ranking
 
-if TYPE_CHECKING:
-    from upo.methods.base import Method
-
 ACCURACY, MARGIN = "rewards/accuracies", "rewards/margins"
 ALIKE = 0.1
 """Lengths are matched that differ by at most this share of the longer one."""
 
 
-def pair_values(method: "Method", logps: ResponseLogps) -> dict[str, list[float]]:
+def pair_values(logps: ResponseLogps, rewards: Tensor | None) -> dict[str, list[float]]:
     """By pair, what is known about it; accuracies are 1 where the chosen response is ahead, 0.5 for a tie.
 
     `rewards/accuracies`, `rewards/margins`: by the method's implicit reward, or, where it defines none, by the
@@ -28,11 +26,10 @@ def pair_values(method: "Method", logps: ResponseLogps) -> dict[str, list[float]
     `..._mean` by log-probs a token.
     """
     yardsticks = {"ranking/accuracies": logps.logps, "ranking/accuracies_mean": logps.mean}
-    try:
-        yardsticks[ACCURACY] = method.reward(logps)
-    except NotImplementedError:
-        if logps.reference_logps is not None:
-            yardsticks[ACCURACY] = logps.logratio
+    if rewards is None and logps.reference_logps is not None:
+        rewards = logps.logratio
+    if rewards is not None:
+        yardsticks[ACCURACY] = rewards
     margins = {name: x[0::2] - x[1::2] for name, x in yardsticks.items()}
     values = {name: wins(margin).tolist() for name, margin in margins.items()}
     return values | ({MARGIN: margins[ACCURACY].tolist()} if ACCURACY in margins else {})

@@ -65,11 +65,11 @@ def implicit_rewards(
         raise UserError("no pair of responses among these examples; take data with preferences, or more of it")
     reference = getattr(method.reference, "model", None)
     logps = measure.log_probs(method.policy, reference, pairs, data, "implicit rewards")
-    try:
-        rewards = method.reward(logps).tolist()
-    except NotImplementedError:
+    found = measure.rewards(method, logps, pairs, data)
+    if found is None:
         name = type(method).__name__
-        raise UserError(f"{name} defines no implicit reward; take a run of a preference method") from None
+        raise UserError(f"{name} defines no implicit reward; take a run of a preference method")
+    rewards = found.tolist()
     return [
         ScoredPair(unit.example, *both)
         for unit, both in zip(pairs, zip(rewards[0::2], rewards[1::2], strict=True), strict=True)

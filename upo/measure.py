@@ -1,7 +1,7 @@
 """What an evaluation measures: log-probs of responses, texts by rewards and by their health; and on which prompts."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import stdev
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from upo.writers import Texts
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
+    from upo.methods.base import Method
 
 
 INTERVALS = ("win_rate", "objective", "rewards/", "kl")
@@ -84,21 +85,13 @@ def log_probs(
             to their limit), never negative and of less variance than log-ratios; where a nucleus or a temperature
             decided, it is the same sum along the texts that were written so.
     """
-    costs = [unit.cost for unit in units]
-    plan = StepSampler(
-        costs,
-        units_per_step=len(units),
-        tokens_per_microbatch=data.tokens_per_microbatch,
-        shuffle=False,
-        seed=0,
-    ).plan(list(range(len(units))))
     first = [0]
     for unit in units:
         first.append(first[-1] + len(unit.responses))
     logps, reference_logps, entropies, divergences = torch.zeros(4, first[-1])
     device = next(policy.parameters()).device
     known = [control_ids(model.tokenizer) for model in (policy, reference) if model is not None]
-    for indices in tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None):
+    for indices in _micro_batches(units, data, title):
         row_tokens = data.tokens_per_microbatch
         batch = lay_out([units[i] for i in indices], data.layout, row_tokens=row_tokens, pad_id=0).to(device)
         places = torch.tensor([k for i in indices for k in range(first[i], first[i + 1])])
@@ -128,6 +121,42 @@ def log_probs(
         None if reference is None else reference_logps,
         extras={"entropy": entropies, "kl": divergences} if by_token else {},
     )
+
+
+@torch.no_grad()
+def rewards(
+    method: "Method", logps: ResponseLogps, units: Sequence[Tokens], data: "PreferenceData"
+) -> torch.Tensor | None:
+    """The method's implicit reward of all responses [N], on the CPU; None where it defines none.
+
+    Args:
+        logps: those of `log_probs`, which are enough for most methods.
+    """
+    if not method.reward_reads_extras:
+        try:
+            return method.reward(logps)
+        except NotImplementedError:
+            return None
+    found: dict[int, torch.Tensor] = {}
+    device = next(method.policy.parameters()).device
+    for indices in _micro_batches(units, data, "implicit rewards"):
+        chosen = [units[i] for i in indices]
+        batch = lay_out(chosen, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0).to(device)
+        known = method.response_logps(batch, method.extras, method.reference_extras)
+        found |= zip(indices, method.reward(known).float().cpu().split([len(u.responses) for u in chosen]), strict=True)
+    return torch.cat([found[i] for i in range(len(units))])
+
+
+def _micro_batches(units: Sequence[Tokens], data: "PreferenceData", title: str) -> Iterable[list[int]]:
+    """Places of the units that make a forward pass each, behind a progress bar."""
+    plan = StepSampler(
+        [unit.cost for unit in units],
+        units_per_step=len(units),
+        tokens_per_microbatch=data.tokens_per_microbatch,
+        shuffle=False,
+        seed=0,
+    ).plan(list(range(len(units))))
+    return tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None)
 
 
 def _behind(unit: Tokens, control: list[int], other: list[int]) -> Tokens:

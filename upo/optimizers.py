@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+from torch.distributed.fsdp import ShardingStrategy
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -29,12 +30,16 @@ def checked(optimizer: Optimizer) -> Optimizer:
 
 
 def check_strategy(method: Any) -> None:
-    """Refuses to train heads beside the policy under Lightning's FSDPStrategy, which loses some of their gradients.
+    """Refuses what Lightning's FSDPStrategy does wrong: it loses gradients of heads beside the policy, and `clip`
+    counts whole gradients once for each rank.
 
     Raises:
-        UserError: names the head and the strategy that trains it.
+        UserError: names the head, or the setting, and the strategy that trains it.
     """
-    if isinstance(method.trainer.strategy, FSDPStrategy):
+    strategy = method.trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
+        if strategy.sharding_strategy is ShardingStrategy.NO_SHARD:
+            raise UserError("FSDPStrategy with NO_SHARD shards nothing; take trainer.strategy: ddp")
         for name, child in method.named_children():
             if child is not method.policy and any(p.requires_grad for p in child.parameters()):
                 raise UserError(f"FSDPStrategy does not train {name}; take trainer.strategy: upo.strategy.Sharded")

@@ -158,6 +158,12 @@ class Policy(nn.Module):
     def hidden_size(self) -> int:
         return self.model.get_input_embeddings().weight.shape[1]
 
+    def like(self, path: str, dtype: str | None = None) -> "Policy":
+        """Another model that reads and writes text as this one does, not built yet; in this one's dtype by default."""
+        dtype = dtype or str(self.dtype).removeprefix("torch.")
+        own = {"tokenizer": self.tokenizer_path, "chat_template": self.chat_template}
+        return Policy(path=path, dtype=dtype, **own)  # type: ignore[arg-type]
+
     def frozen_copy(self) -> "Policy":
         """A copy that never learns: the usual reference."""
         return copy.deepcopy(self).requires_grad_(False).eval()

@@ -73,9 +73,7 @@ class FrozenReference(Reference):
                 )
             self.model = policy.frozen_copy()
             return
-        dtype = str(policy.dtype).removeprefix("torch.")
-        own = {"tokenizer": policy.tokenizer_path, "chat_template": policy.chat_template}
-        self.model = Policy(path=self.path, dtype=dtype, **own)  # type: ignore[arg-type]
+        self.model = policy.like(self.path)
         self.model.build()
         self.model.requires_grad_(False).eval()
 

@@ -65,9 +65,8 @@ class StoredReference(Reference):
             self._shares = self.dtype is None
             self._model = self._converted(as_started(policy if self._shares else policy.frozen_copy()))
             return
-        dtype = (self.dtype if self.path else None) or str(policy.dtype).removeprefix("torch.")
         if (path := self.path or policy.path) is not None:
-            self._again = Policy(path=path, tokenizer=policy.tokenizer_path, dtype=dtype)  # type: ignore[arg-type]
+            self._again = policy.like(path, self.dtype if self.path else None)
         self._model = self._converted(policy.frozen_copy()) if self.path is None else self._load()
 
     def _load(self) -> Policy:

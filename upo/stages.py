@@ -1,5 +1,7 @@
 """Earlier stages of a run (`after:`): their YAMLs, where their runs go, and training those that are missing."""
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from upo.callbacks.checkpoint_io import latest
 from upo.errors import UserError
+
+LAUNCHED = re.compile(r"SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|NODE_|ROLE_)?RANK$|(LOCAL_|ROLE_)?WORLD_SIZE$|MASTER_")
+"""What srun and torchrun tell their processes: a stage that rank 0 starts is not one of them."""
 
 
 def beside(path: str, configs: Sequence[Path]) -> Path:
@@ -52,7 +57,8 @@ def run_earlier_stages(configs: list[Path]) -> None:
         if not (folder / "summary.json").exists():
             print(f"first the earlier stage {config}", flush=True)
             resume = ["--ckpt_path", "last"] if latest(folder) else []
-            done = subprocess.run([sys.executable, "-m", "upo.fit", "--config", str(config), *resume])
+            command = [sys.executable, "-m", "upo.fit", "--config", str(config), *resume]
+            done = subprocess.run(command, env={k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
             if done.returncode:
                 raise UserError(f"the earlier stage {config} failed (exit code {done.returncode})")
         if not (folder / "export").exists():

@@ -45,13 +45,12 @@ class Filling:
 
     def values(self, tolerance: tuple[float, float]) -> dict[bytes, float]:
         """Every log-prob that this run needs; those that were there may be off by `tolerance`, relative + in nats."""
-        known = self.store.read(self.wanted)
+        known = self._stored()
         self.check(known, *tolerance)
         missing: set[bytes] = set()
-        if self._any_rank(len(known) < len(self.wanted)):
+        if len(known) < len(self.wanted):
             with self.store.locked(self._any_rank, self.trainer.is_global_zero):
-                missing = self.wanted.keys() - self.store.read(self.wanted).keys()
-                self._any_rank(True)  # all ranks have read, and share out the same
+                missing = self.wanted.keys() - self._stored().keys()
                 self.fill(missing)
                 self._any_rank(True)  # all ranks have written
             known = self.store.read(self.wanted)
@@ -65,6 +64,11 @@ class Filling:
                 f"reference log-probs: {len(known) - len(missing)} read, {len(missing)} computed ({self.store.folder})"
             )
         return known
+
+    def _stored(self) -> dict[bytes, float]:
+        """What rank 0 finds on the disk: ranks that saw different things would wait for each other for ever."""
+        found = self.store.read(self.wanted) if self.trainer.is_global_zero else None
+        return self.trainer.strategy.broadcast(found)  # type: ignore[return-value]
 
     def check(self, known: Mapping[bytes, float], relative: float, absolute: float) -> None:
         """Computes a sample of what is there once more; all ranks the same one, so that all refuse."""

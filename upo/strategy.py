@@ -194,8 +194,10 @@ class Sharded(ModelParallelStrategy):
         self.barrier()
         if self.is_global_zero:
             sync(partial)
-            if path.exists():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_symlink() or path.is_file():  # the link to another one, or a run's that was not sharded
+                path.unlink()
+            elif path.exists():
+                shutil.rmtree(path)
             partial.rename(path)
             sync(path.parent)
         self.barrier()

@@ -66,6 +66,8 @@ def engine(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         dtype = str(model.dtype).removeprefix("torch.")
+        gc.collect()
+        torch.cuda.empty_cache()  # vLLM asks for nine tenths of the device, and does not find what torch has kept
         # "vllm": without the habits of the model's generation config (penalties, other stop tokens)
         llm = LLM(model=folder, dtype=dtype, seed=seed, generation_config="vllm")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_sharded import config, sharded
 from training import fit, make
 
 from upo.callbacks.rebirth import FILE, RebirthTargets, target
@@ -18,8 +19,10 @@ from upo.sampling import sample
 def test_the_first_model_learns_what_the_last_one_says(kind, tmp_path, monkeypatch):
     """Any method writes the targets; SFT from the start of that run reads them and makes them likelier."""
     monkeypatch.chdir(tmp_path)
-    done = fit(make(kind), tmp_path, RebirthTargets(max_new_tokens=6, temperature=0), steps=4)
-    file = Path(done.trainer.default_root_dir) / FILE
+    targets = RebirthTargets(max_new_tokens=6, temperature=0)
+    done = fit(make(kind), tmp_path, targets, steps=4)
+    targets.write(done.method.policy, done.data, tmp_path)
+    file = tmp_path / FILE
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     prompts = [u.example.prompt for u in done.data.train.units]
     assert [tuple(r["prompt"]) for r in rows] == prompts and all(r["label"] for r in rows)
@@ -36,6 +39,24 @@ def test_the_first_model_learns_what_the_last_one_says(kind, tmp_path, monkeypat
 
 def test_a_limit_and_plain_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = fit(make(DPO), tmp_path, RebirthTargets(prompts=3, max_new_tokens=4), steps=1)
-    assert len((Path(done.trainer.default_root_dir) / FILE).read_text().splitlines()) == 3
+    done = fit(make(DPO), tmp_path, steps=1)
+    RebirthTargets(prompts=3, max_new_tokens=4).write(done.method.policy, done.data, tmp_path)
+    assert len((tmp_path / FILE).read_text().splitlines()) == 3
     assert target("Once", " upon") == {"prompt": "Once", "completion": " upon", "label": True}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_over_its_targets_writes_them(upo_fit, tmp_path: Path) -> None:
+    """Its last checkpoint is of the last step, so that nothing is left to train."""
+    config(file := tmp_path / "DPO.yaml", "DPO", True)
+    callback = {"class_path": "upo.callbacks.rebirth.RebirthTargets", "init_args": {"max_new_tokens": 4}}
+    args = ("--config", file, "--trainer.devices", "1", "--trainer.default_root_dir", "run", "--trainer.callbacks")
+    run = tmp_path / "run"
+    assert upo_fit(*args, json.dumps([callback])).code == 0
+    whole = (run / FILE).read_text()
+    for name in (FILE, "summary.json"):
+        (run / name).unlink()
+    done = upo_fit(*args, json.dumps([callback]), "--ckpt_path", "last")
+    assert done.code == 0 and (run / FILE).read_text() == whole, done.text
+    refused = upo_fit(*args, json.dumps([callback]), *sharded(), "--overwrite", "--trainer.devices", "2", ranks=2)
+    assert refused.code == 2 and "cannot sample from a sharded policy" in refused.text, refused.text

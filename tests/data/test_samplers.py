@@ -14,7 +14,7 @@ COSTS = [min(900, int(rng.lognormvariate(4, 1)) + 2) for _ in range(203)]
 
 def sampler(costs=COSTS, units=16, budget=512, epoch=0, **options) -> StepSampler:
     given = {"shuffle": True, "seed": 5} | options
-    return StepSampler(costs, units_per_step=units, tokens_per_microbatch=budget, epoch=lambda: epoch, **given)
+    return StepSampler(costs, units_per_step=units, tokens_per_microbatch=budget, start=lambda: (epoch, 0), **given)
 
 
 def own(plan: StepPlan) -> list[int]:
@@ -124,16 +124,16 @@ def test_resume_goes_on_where_it_stopped_and_the_next_epoch_is_whole(world_size)
     whole = list(sampler(epoch=2, rank=world_size - 1, world_size=world_size))
     for position in (0, 1, 5, len(whole)):
         resumed = sampler(epoch=2, rank=world_size - 1, world_size=world_size)
-        resumed.resume = (2, position)
+        resumed.start = lambda at=position: (2, at)
         assert list(resumed) == whole[position:]
         assert len(resumed) == len(whole), "or Lightning would end the epoch early"
-        resumed.epoch = lambda: 3
+        resumed.start = lambda: (3, 0)
         assert list(resumed) == list(sampler(epoch=3, rank=world_size - 1, world_size=world_size))
 
 
 def test_the_epoch_is_asked_for_when_an_iterator_starts():
-    epoch = 0
-    one = StepSampler(COSTS, units_per_step=16, tokens_per_microbatch=512, shuffle=True, seed=5, epoch=lambda: epoch)
+    epoch, one = 0, sampler()
+    one.start = lambda: (epoch, 0)
     first = list(one)
     epoch = 1
     assert list(one) == list(sampler(epoch=1)) != first

@@ -196,7 +196,7 @@ def test_the_reward_is_label_plus_objectives():
 def sampler(weights: list[float], epoch: int = 0, **options) -> PrioritySampler:
     units = [unit([1], [2], rewards={ADVANTAGE: w}) for w in weights]
     given = {"units_per_step": 4, "tokens_per_microbatch": 100, "shuffle": True, "seed": 0} | options
-    return PrioritySampler([2] * len(units), units=units, epoch=lambda: epoch, **given)
+    return PrioritySampler([2] * len(units), units=units, start=lambda: (epoch, 0), **given)
 
 
 def test_draws_are_in_proportion_to_the_advantages():
@@ -219,7 +219,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert [p.units for p in sampler(weights, rank=1, world_size=2)] == plans
     assert [p.units for p in sampler(weights, epoch=1)] != plans != [p.units for p in sampler(weights, seed=1)]
     late = sampler(weights)
-    late.resume = (0, 1)
+    late.start = lambda: (0, 1)
     assert [p.units for p in late] == plans[1:]
 
 

@@ -45,7 +45,7 @@ def test_stages_by_gap_within_a_prompt():
 
 def sampler(units: list[Tokens], epoch: int = 0, **options) -> CurriculumSampler:
     given = {"units_per_step": 2, "tokens_per_microbatch": 100, "shuffle": True, "seed": 0} | options
-    return CurriculumSampler([u.cost for u in units], units=units, epoch=lambda: epoch, **given)
+    return CurriculumSampler([u.cost for u in units], units=units, start=lambda: (epoch, 0), **given)
 
 
 def test_stages_follow_one_another_and_no_step_mixes_them():
@@ -56,7 +56,7 @@ def test_stages_follow_one_another_and_no_step_mixes_them():
     assert [{stage[u] for u in p.units} for p in plans] == [{0}] * 3 + [{1}] * 3 + [{2}] * 3
     assert sorted(u for p in plans for u in p.units) == list(range(15))
     assert [p.units for p in sampler(units, epoch=1)] != [p.units for p in plans], "shuffled within a stage"
-    ours.resume = (0, 4)
+    ours.start = lambda: (0, 4)
     assert [p.units for p in ours] == [p.units for p in plans[4:]]
     assert [p.units for p in sampler(units, rank=1, world_size=2)] == [p.units for p in plans]
 

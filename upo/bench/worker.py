@@ -172,7 +172,8 @@ def trl(work: Work, clock: Clock) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_training_stop = not clock.step()
 
-    table, pairs = [], work.method != "KTO"
+    made = tempfile.TemporaryDirectory()
+    folder, table, pairs = made.name, [], work.method != "KTO"
     for prompt, (chosen, rejected) in rows(work, work.pairs * work.steps):
         common = {"prompt": text(prompt)}
         if pairs:
@@ -181,7 +182,7 @@ def trl(work: Work, clock: Clock) -> None:
             table.append(common | {"completion": " " + text(chosen), "label": True})
             table.append(common | {"completion": " " + text(rejected), "label": False})
     settings = getattr(peer, f"{work.method}Config")(
-        output_dir=tempfile.mkdtemp(),
+        output_dir=folder,
         per_device_train_batch_size=work.pairs * (1 if pairs else 2),
         max_steps=1_000_000,
         learning_rate=1e-6,
@@ -201,13 +202,13 @@ def trl(work: Work, clock: Clock) -> None:
         train_sampling_strategy="random" if pairs else "sequential",
     )
     data = Dataset.from_list(table)
-    folder = tempfile.mkdtemp()  # its reference is read from where the policy came from
-    model_of(work).save_pretrained(folder)
+    model_of(work).save_pretrained(folder)  # its reference is read from where the policy came from
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, work.dtype), attn_implementation="sdpa")
     trainer = getattr(peer, f"{work.method}Trainer")(
         model, args=settings, train_dataset=data, processing_class=tokenizer(), callbacks=[Block()]
     )
     trainer.train()
+    made.cleanup()
 
 
 def main() -> NoReturn:

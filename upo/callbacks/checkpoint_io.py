@@ -64,7 +64,7 @@ class Checkpoints(ModelCheckpoint):
     """Lightning's, and the end of training is saved too where it falls between two saves."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._last_global_step_saved not in (0, trainer.global_step):
+        if self._last_global_step_saved != trainer.global_step:
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -15,9 +16,12 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from upo.ranks import max_over_ranks
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
 
 class GracefulStop(pl.Callback):
-    """The signal only sets a flag; the ranks agree on it at the end of a step.
+    """While steps are made the signal only sets a flag; the ranks agree on it at the end of a step. Before and after,
+    where nothing is left to save, it ends the process at once.
 
     A SLURM job that gets SIGUSR1 (`#SBATCH --signal=SIGUSR1@120`) asks to be queued again, unless the Trainer was given
     a SLURMEnvironment with `auto_requeue: false`; `upo.fit` then goes on where it stopped.
@@ -28,10 +32,16 @@ class GracefulStop(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            signal.signal(signal.SIGUSR1, self._ask)  # before Lightning looks whether anybody does
+            stop_at_once(trainer)  # before Lightning looks whether anybody does
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._ask)
+        for number in SIGNALS:
+            signal.signal(number, self._ask)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stop_at_once(trainer)
+        if self.asked:  # while the end was saved
+            leave(trainer, self.asked)
 
     def _ask(self, number: int, _: Any) -> None:
         self.asked = number
@@ -39,13 +49,16 @@ class GracefulStop(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if asked := int(max_over_ranks(torch.tensor(self.asked, device=pl_module.device))):
             folder = trainer.checkpoint_callback.dirpath  # type: ignore[union-attr]
-            trainer.save_checkpoint(f"{folder}/step={trainer.global_step}-stopped.ckpt")
+            new = Path(folder, f"step={trainer.global_step}-stopped.ckpt")
+            trainer.save_checkpoint(new)
+            for old in set(new.parent.glob("*-stopped.ckpt")) - {new}:  # Lightning does not know them
+                trainer.strategy.remove_checkpoint(old)
             leave(trainer, asked)
 
 
 def stop_at_once(trainer: pl.Trainer) -> None:
-    """From now on the signals end this process where it is: after training nothing is left to save."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    """From now on the signals end this process where it is."""
+    for number in SIGNALS:
         signal.signal(number, lambda asked, _: leave(trainer, asked))
 
 

@@ -12,13 +12,18 @@ such a step and what it is for. Ours: one sampled answer to each prompt, and the
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from upo.data.example import Prompt, prompt_key
 from upo.errors import UserError
+
+if TYPE_CHECKING:
+    from upo.data.module import PreferenceData
+    from upo.policy import Policy
 
 FILE = "rebirth.jsonl"
 """In the run folder: the targets, in TRL's format of prompts with labelled completions."""
@@ -46,25 +51,23 @@ class RebirthTargets(pl.Callback):
         self.settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if any(hasattr(p, "full_tensor") for p in pl_module.parameters()):
+        if isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
             raise UserError(
                 "RebirthTargets cannot sample from a sharded policy; use `python -m upo.generate` afterwards"
             )
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before the run counts as finished, so that a stage that waits for it finds the file."""
-        if not trainer.is_global_zero:
-            return
+    def write(self, policy: "Policy", data: "PreferenceData", folder: Path) -> None:
+        """What `upo.fit` calls on rank 0, after training and before the run counts as finished: a stage that waits for
+        it finds the file."""
         from upo.sampling import sample
 
-        policy: Any = pl_module.policy
-        units = trainer.datamodule.train.units  # type: ignore[attr-defined]
+        units = data.train.units
         asked: list[Prompt] = list({prompt_key(u.example.prompt): u.example.prompt for u in units}.values())
         asked = asked[: self.prompts]
         with policy.in_force():
             written = sample(policy.model, policy.tokenizer, asked, **self.settings, progress="rebirth targets")
         rows = [target(prompt, answer.text) for prompt, (answer,) in zip(asked, written, strict=True) if answer.text]
-        file = Path(trainer.default_root_dir) / FILE
+        file = folder / FILE
         partial = file.with_name(f".{FILE}.partial")
         partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         partial.replace(file)

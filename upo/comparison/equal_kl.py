@@ -86,12 +86,14 @@ def at_kl(
         samples[family] = _samples(groups, names, x, draws)
         found[family] = {
             "seeds": groups[0].seeds,
-            "figures": {name: _interval(sample) for name, sample in samples[family].items()},
+            "figures": {name: _interval(sample, len(prompts)) for name, sample in samples[family].items()},
         }
     base = samples.get(baseline or "", {})
     differences = {
         family: {
-            name: _difference(own[name], base[name]) for name in own if name in base and own[name].keys() & base[name]
+            name: _difference(own[name], base[name], len(prompts))
+            for name in own
+            if name in base and own[name].keys() & base[name]
         }
         for family, own in samples.items()
         if base and family != baseline
@@ -140,22 +142,24 @@ def _means(groups: "Sequence[Group]", seed: int, figure: str, draws: Draws) -> A
     return np.stack(columns, axis=1)
 
 
-def _difference(ours: Sample, theirs: Sample) -> dict[str, float]:
+def _difference(ours: Sample, theirs: Sample, prompts: int) -> dict[str, float]:
     """Over the seeds that both have."""
-    return _interval({seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs})
+    return _interval({seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}, prompts)
 
 
-def _interval(sample: Sample) -> dict[str, float]:
+def _interval(sample: Sample, prompts: int) -> dict[str, float]:
     from scipy.stats import t
+
+    unbiased = prompts / max(prompts - 1, 1)  # the bootstrap's variance divides by n
 
     by_seed = np.stack(list(sample.values()))
     estimates, draws, s = by_seed[:, 0], by_seed[:, 1:], len(by_seed)
-    by_prompt = float(draws.mean(axis=0).var())
-    apart = float(np.mean([np.roll(row, 7 * i) for i, row in enumerate(draws)], axis=0).var())
+    by_prompt = float(draws.mean(axis=0).var()) * unbiased
+    apart = float(np.mean([np.roll(row, 7 * i) for i, row in enumerate(draws)], axis=0).var()) * unbiased
     between = max(float(estimates.var(ddof=1)) / s - apart, 0.0) if s > 1 else 0.0
     mean, total = float(estimates.mean()), by_prompt + between
     if total < 1e-24:
         return {"mean": mean, "low": mean, "high": mean}
-    freedom = total**2 / (by_prompt**2 / draws.shape[1] + between**2 / max(s - 1, 1))
+    freedom = total**2 / (by_prompt**2 / max(prompts - 1, 1) + between**2 / max(s - 1, 1))
     half = float(t.ppf(0.975, freedom)) * total**0.5
     return {"mean": mean, "low": mean - half, "high": mean + half}

@@ -181,7 +181,15 @@ def ordered(groups: Sequence[Group]) -> list[Group]:
 
 def unlike(runs: Sequence[Run]) -> list[str]:
     """Evaluation settings in which the runs differ, so that their figures cannot be compared."""
-    return [name for name in ALIKE if len({json.dumps(run.evaluation["settings"].get(name)) for run in runs}) > 1]
+    found = [name for name in ALIKE if len({json.dumps(run.evaluation["settings"].get(name)) for run in runs}) > 1]
+    references = {_reference(run) for run in runs if run.values("policy/kl")}
+    return [*found, "reference"] if len(references) > 1 else found
+
+
+def _reference(run: Run) -> Any:
+    """The model that KL and wins are measured against."""
+    given = run.evaluation["settings"].get("reference")
+    return given or run.settings.get("model.reference.path") or run.settings.get("model.policy.path")
 
 
 def figures(runs: Sequence[Run]) -> list[str]:

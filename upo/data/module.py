@@ -86,7 +86,6 @@ class PreferenceData(pl.LightningDataModule):
         self.sampler = sampler
         self.split_seed, self.seed, self.workers = split_seed, seed, workers
         self.report = DataReport()
-        self._resume = (0, 0)
 
     # ---- examples --------------------------------------------------------------------------------------------
 
@@ -203,7 +202,7 @@ class PreferenceData(pl.LightningDataModule):
             tokens_per_microbatch=self.tokens_per_microbatch,
             shuffle=shuffle,
             seed=self.seed,
-            epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+            start=self._start if shuffle else lambda: (0, 0),
             rank=world[0],
             world_size=world[1],
             units=split.units,
@@ -219,19 +218,20 @@ class PreferenceData(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        loader = self.loader(self.train, shuffle=True)
-        loader.sampler.resume = self._resume
-        return loader
+        return self.loader(self.train, shuffle=True)
+
+    def _start(self) -> tuple[int, int]:
+        """Epoch and step of it that come next: steps tell, where Lightning's own count of epochs may miss one after a
+        resume at the end of an epoch."""
+        trainer = self.trainer
+        return divmod(trainer.global_step, int(trainer.num_training_batches)) if trainer else (0, 0)
 
     def val_dataloader(self) -> DataLoader | list:
         return self.loader(self.val, shuffle=False) if len(self.val) else []
 
     def state_dict(self) -> dict[str, Any]:
-        taken = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        # Lightning's own count of epochs misses one after a resume at the end of an epoch.
-        epoch = (self.trainer.global_step - taken) // self.trainer.num_training_batches  # type: ignore[operator]
         learned = {name: state for name, reward in self.rewards.items() if (state := reward.state())}
-        return {"epoch": epoch, "position": taken, "seed": self.seed, "rewards": learned}
+        return {"seed": self.seed, "rewards": learned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["seed"] != self.seed:
@@ -242,4 +242,3 @@ class PreferenceData(pl.LightningDataModule):
                     f"`data.rewards.{name}` is no longer what this run began with: its scale on the training split was "
                     "another; resume with the same data and rewards, or start anew with --overwrite"
                 )
-        self._resume = (state["epoch"], state["position"])

@@ -26,8 +26,8 @@ class StepPlan:
 class StepSampler(Sampler[StepPlan]):
     """Shuffled steps of `units_per_step` units, cut by a token budget.
 
-    `resume = (epoch, position)` skips the steps of that epoch which were taken before. The length stays the full
-    epoch's, because a shorter loader would make Lightning end the epoch early after a resume.
+    `start` says at which epoch and step of it an iterator begins, when it is made. The length stays the full epoch's,
+    because a shorter loader would make Lightning end the epoch early after a resume.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class StepSampler(Sampler[StepPlan]):
         tokens_per_microbatch: int,
         shuffle: bool,
         seed: int,
-        epoch: Callable[[], int] = lambda: 0,
+        start: Callable[[], tuple[int, int]] = lambda: (0, 0),
         rank: int = 0,
         world_size: int = 1,
         alike: bool = False,
@@ -55,14 +55,13 @@ class StepSampler(Sampler[StepPlan]):
         """
         self.costs, self.units_per_step, self.budget = costs, units_per_step, tokens_per_microbatch
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
-        self.epoch, self.resume, self.alike, self.units = epoch, (0, 0), alike, units
+        self.start, self.alike, self.units = start, alike, units
 
     def __len__(self) -> int:
         return -(-len(self.costs) // self.units_per_step)
 
     def __iter__(self) -> Iterator[StepPlan]:
-        epoch = self.epoch()
-        first = self.resume[1] if epoch == self.resume[0] else 0
+        epoch, first = self.start()
         for units in self.steps(epoch)[first:]:
             yield self.plan(units)
 

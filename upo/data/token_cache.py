@@ -1,11 +1,11 @@
 """Token ids on disk, by content: a data set is tokenised once for all runs of one tokenizer."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ class TokenCache:
         found = encode(texts)
         lengths, flat = torch.tensor([len(ids) for ids in found]), torch.tensor([i for ids in found for i in ids])
         self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}.partial")
+        fresh = path.with_suffix(f".{uuid4().hex}.partial")  # other machines may write it too
         save_file({"ids": flat.to(torch.int32), "lengths": lengths}, fresh)
         fresh.replace(path)
         return found

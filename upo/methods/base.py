@@ -39,6 +39,8 @@ class Method(pl.LightningModule):
     """What the loss needs from the policy besides log-probs: see `Policy.forward`."""
     reference_extras: ClassVar[tuple[str, ...]] = ()
     """The same from the reference, which is then asked in every step, whatever is stored."""
+    reward_reads_extras: ClassVar[bool] = False
+    """Whether `reward` needs them too, and not log-probs of responses alone."""
     metric_names: ClassVar[tuple[str, ...]] = ()
     reference: Reference | None
     reward_is_log_odds: ClassVar[bool] = False

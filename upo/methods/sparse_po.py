@@ -69,6 +69,7 @@ class MaPO(PairwiseMethod):
     reward_is_log_odds = True
     extras: ClassVar = ("token_logps", "kl")
     reference_extras: ClassVar = ("token_logps", "layers")
+    reward_reads_extras = True
     metric_names: ClassVar = (*PairwiseMethod.metric_names, "kl/chosen", "kl/rejected", "masks/mean", "masks/density")
     initial_loss = 0.693147
 

@@ -52,6 +52,7 @@ class TDPO1(PairwiseMethod):
 
     reward_is_log_odds = True
     extras: ClassVar = ("kl",)
+    reward_reads_extras = True
     metric_names: ClassVar = (*PairwiseMethod.metric_names, "kl/chosen", "kl/rejected")
     initial_loss = 0.693147
 
