@@ -450,7 +450,7 @@ def test_resumed_in_the_midst_of_an_epoch_equals_uninterrupted(kind, pairs, tmp_
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("kind", CORE_OR_SLOW)
+@pytest.mark.parametrize("kind", CORE_OR_THIRD)
 def test_two_ranks_and_their_micro_batches_add_up_to_one(kind, run, monkeypatch):
     """Loss and gradient of a step, whatever it needs to know of the rest before its first backward pass."""
     data = run(kind).data.train
@@ -488,7 +488,7 @@ FAR = (-1.0, -1.0), (-1e-9, -1e-9), (-1.0, -1e4 - 1), (-1e4 - 1, -1.0), (-1e-9, 
 """Log-probs under policy and reference: log-ratios of 0 and of +-1e4, and responses that are all but certain."""
 
 
-@pytest.mark.parametrize("kind", CORE_OR_SLOW)
+@pytest.mark.parametrize("kind", CORE_OR_THIRD)
 def test_far_out_the_loss_and_its_gradient_stay_finite(kind, run, monkeypatch):
     """Whatever stands beside what in a pair, a list or a step; also for responses of one token."""
     done = run(kind)
@@ -507,7 +507,7 @@ def test_far_out_the_loss_and_its_gradient_stay_finite(kind, run, monkeypatch):
     done.method.train_means.reset()
 
 
-@pytest.mark.parametrize("kind", [x for x in CORE_OR_SLOW if x.values[0].__name__ not in STOPPED])
+@pytest.mark.parametrize("kind", [x for x in CORE_OR_THIRD if x.values[0].__name__ not in STOPPED])
 def test_gradient_is_that_of_the_loss(kind, run, monkeypatch):
     """In float64, with the step's statistics as they are; one that was cut off, or runs where none should, shows."""
     done = run(kind)

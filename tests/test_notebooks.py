@@ -117,7 +117,7 @@ def test_notebooks_run(name: str, house: Path) -> None:
     "name",
     [
         pytest.param("batches_and_masks", marks=pytest.mark.slow),
-        pytest.param("chat_with_a_checkpoint", marks=pytest.mark.slow),
+        pytest.param("chat_with_a_checkpoint", marks=pytest.mark.nightly),
         pytest.param("implicit_rewards", marks=pytest.mark.nightly),
     ],
 )

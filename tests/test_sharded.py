@@ -111,9 +111,12 @@ def plain(known: dict, train, method: str, way: str | None = None) -> list[float
     return known[method, way]
 
 
-@pytest.mark.parametrize(
-    ("method", "way"), [pytest.param(*c, marks=[] if c in QUICK else pytest.mark.slow) for c in CASES]
-)
+def when(method: str, way: str) -> list[pytest.MarkDecorator]:
+    """By default some, in the slow suite four shards of all, at night the rest."""
+    return [] if (method, way) in QUICK else [pytest.mark.slow if way == "sharded 4" else pytest.mark.nightly]
+
+
+@pytest.mark.parametrize(("method", "way"), [pytest.param(*c, marks=when(*c)) for c in CASES])
 def test_ranks_equal_one(method: str, way: str, known, train) -> None:
     expected = plain(known, train, method)
     assert len(expected) == 10 and len(set(expected)) == 10
@@ -126,7 +129,7 @@ def test_ranks_equal_one(method: str, way: str, known, train) -> None:
     [
         (2, {"reshard_after_forward": False, "reduce_each_microbatch": True}),
         (2, {"cpu_offload": True}),
-        (4, {}),
+        pytest.param(4, {}, marks=pytest.mark.nightly),
         (4, {"shard_size": 2}),
     ],
     ids=str,
@@ -232,8 +235,9 @@ def exported(run: Path, out: Path) -> None:
     assert all(torch.equal(saved[f"value_head.{n}"], p) for n, p in method.value_head.named_parameters())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("LoRA", marks=pytest.mark.nightly), pytest.param("QLoRA", marks=pytest.mark.slow)]
+)
 def test_an_adapters_run_goes_on_anywhere(method: str, known, train, tmp_path: Path) -> None:
     """Checkpoints hold the adapter alone, from one rank, two and four; exports are the trained policy."""
     whole = plain(known, train, method)

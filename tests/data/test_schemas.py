@@ -1,12 +1,14 @@
 """Every source on small hand-written records: the schemas that it reads and the reasons for which it drops."""
 
+import json
+
 import pytest
 
 from upo.data import sources
 from upo.data.example import Example
 from upo.data.lines import Row
-from upo.data.report import SourceReport
-from upo.data.source import usable_part
+from upo.data.report import DataReport, SourceReport
+from upo.data.source import Source, usable_part
 
 DIFFER = "prompts of chosen and rejected differ"
 ALTERNATE = "turns of the prompt do not alternate"
@@ -210,6 +212,15 @@ def test_llmbar_label_says_the_better_one():
     row = {"input": "p", "output_1": "a", "output_2": "b"}
     examples, _ = read("llmbar", {**row, "label": 1}, {**row, "label": 2})
     assert [[(r.text, r.rank) for r in e.responses] for e in examples] == [[("a", 0), ("b", 1)], [("b", 0), ("a", 1)]]
+
+
+def test_rewardbench_counts_by_section(tmp_path):
+    file = tmp_path / "rb.jsonl"
+    rows = [{"prompt": "p", "chosen": "c", "rejected": "r", "subset": s} for s in ("hep-go", "donotanswer", "new")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = Source("rewardbench", path=str(file)).examples(DataReport())
+    assert [e.source for e in examples] == ["rewardbench/reasoning", "rewardbench/safety", "rewardbench/new"]
+    assert [r.text for r in examples[0].responses] == ["c", "r"] and examples[0].prompt == USER
 
 
 def test_gsm8k_right_solutions_are_desirable():

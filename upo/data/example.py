@@ -51,7 +51,7 @@ class Example:
     user: str | None = None
     """Who gave the preference, where the data says so."""
     source: str = ""
-    """Name of the data source, for counts and per-source metrics."""
+    """Name of the data source, for counts and per-source metrics; `source/part` where a source has parts."""
 
     def with_responses(self, responses: tuple[Response, ...]) -> "Example":
         return evolve(self, responses=responses)

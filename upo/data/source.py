@@ -67,7 +67,10 @@ class Source:
         bar = tqdm(rows, desc=f"reading {label}", unit=" records", delay=1, leave=False, disable=None)
         made = function(iter(bar), counts, **self.options)
         usable = (clean for example in made if (clean := usable_part(example, counts)) is not None)
-        examples = [evolve(example, source=label) for example in islice(usable, self.limit)]
+        examples = [
+            evolve(example, source=f"{label}/{example.source}" if example.source else label)
+            for example in islice(usable, self.limit)
+        ]
         bar.close()
         counts.keep(len(examples))
         report.add(label, counts)

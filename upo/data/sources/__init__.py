@@ -14,6 +14,7 @@ from upo.data.sources.odpo_tldr import odpo_tldr
 from upo.data.sources.pandalm import pandalm
 from upo.data.sources.prmbench import prmbench
 from upo.data.sources.qa_feedback import qa_feedback
+from upo.data.sources.rewardbench import rewardbench
 from upo.data.sources.sharegpt import sharegpt
 from upo.data.sources.shp import shp
 from upo.data.sources.topical_chat import topical_chat
@@ -35,6 +36,7 @@ __all__ = [
     "pandalm",
     "prmbench",
     "qa_feedback",
+    "rewardbench",
     "sharegpt",
     "shp",
     "topical_chat",
