@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import mistakes
 import pytest
@@ -14,6 +15,8 @@ import yaml
 
 from upo.callbacks.metrics_csv import read_metrics
 from upo.cli import main
+from upo.errors import UserError
+from upo.stages import run_earlier_stages
 
 CONFIG = """
 model:
@@ -216,6 +219,29 @@ evaluation:
   judge: {class_path: Function, init_args: {path: "upo.data.sources.world:preference"}}
 """,
 }
+
+
+def test_a_stage_is_none_of_the_launchers_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their variables it would wait for the other ranks, which wait for it."""
+    (config := tmp_path / "first.yaml").write_text(f"trainer: {{default_root_dir: {tmp_path}/run}}")
+    seen: dict[str, str] = {}
+    monkeypatch.setattr(
+        "upo.stages.subprocess.run", lambda command, env: seen.update(env) or SimpleNamespace(returncode=1)
+    )
+    launched = (
+        "SLURM_NTASKS",
+        "SLURM_PROCID",
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "TORCHELASTIC_RUN_ID",
+    )
+    for name in (*launched, "RANKED"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(UserError, match="first.yaml failed"):
+        run_earlier_stages([config])
+    assert "RANKED" in seen and not seen.keys() & set(launched)
 
 
 def test_stages_chain_and_end_with_an_evaluation(upo_fit, tmp_path: Path) -> None:
