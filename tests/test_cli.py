@@ -239,7 +239,7 @@ def test_a_stage_is_none_of_the_launchers_processes(tmp_path: Path, monkeypatch:
     )
     for name in (*launched, "RANKED"):
         monkeypatch.setenv(name, "0")
-    with pytest.raises(UserError, match="first.yaml failed"):
+    with pytest.raises(UserError, match=r"first\.yaml failed"):
         run_earlier_stages([config])
     assert "RANKED" in seen and not seen.keys() & set(launched)
 
