@@ -44,16 +44,19 @@ class LLM:
     made: list["LLM"] = []
     returns_eos = True
 
-    def __init__(self, *, model: str, dtype: str, seed: int, generation_config: str):
+    def __init__(self, *, model: str, dtype: str, seed: int, generation_config: str, max_model_len: int):
         assert generation_config == "vllm" and 0 <= seed < 2**31
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         self.eos = AutoTokenizer.from_pretrained(model).eos_token_id
         self.asked: list[SamplingParams] = []
+        self.context = max_model_len
         LLM.made.append(self)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[dict], settings: Sequence[SamplingParams], *, use_tqdm: bool):
         self.asked += settings
+        lengths = [len(p["prompt_token_ids"]) + s.max_tokens for p, s in zip(prompts, settings, strict=True)]
+        assert max(lengths) <= self.context
         return [
             SimpleNamespace(outputs=[self._one(list(p["prompt_token_ids"]), s)])
             for p, s in zip(prompts, settings, strict=True)

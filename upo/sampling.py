@@ -81,7 +81,7 @@ def sample(
     settings = {"temperature": temperature, "top_p": top_p, "never": never_written(tokenizer)}
     if backend == "vllm":
         whole = settings | {"eos": encoder.eos, "max_new_tokens": max_new_tokens, "seed": seed}
-        opened = engine(model, tokenizer, **whole)
+        opened = engine(model, tokenizer, longest=max(map(len, prompt_ids), default=0), **whole)
     else:
         uniform = torch.rand(len(prompts), responses, max_new_tokens, generator=torch.Generator().manual_seed(seed))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.eos

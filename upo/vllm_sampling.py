@@ -40,6 +40,7 @@ def engine(
     *,
     eos: int,
     never: Sequence[int],
+    longest: int,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
@@ -50,6 +51,7 @@ def engine(
     Args:
         eos: the token that ends a response, and nothing else does.
         never: tokens that are not drawn.
+        longest: tokens of the longest prompt: a model's whole context may ask for more cache than a device has.
 
     Raises:
         UserError: vLLM is missing, or the model has an adapter.
@@ -69,7 +71,8 @@ def engine(
         gc.collect()
         torch.cuda.empty_cache()  # vLLM asks for nine tenths of the device, and does not find what torch has kept
         # "vllm": without the habits of the model's generation config (penalties, other stop tokens)
-        llm = LLM(model=folder, dtype=dtype, seed=seed, generation_config="vllm")
+        context = longest + max_new_tokens
+        llm = LLM(model=folder, dtype=dtype, seed=seed, generation_config="vllm", max_model_len=context)
 
         def write(rows: Sequence[tuple[int, int]], prompts: list[list[int]]) -> list[list[int]]:
             settings = [
