@@ -98,9 +98,11 @@ def _enter(args: Sequence[str], folder: str, log: str, env: dict[str, str]) -> N
     os.dup2(out, 2)
     sys.argv[0] = "upo.fit"
     import torch
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
     from upo.cli import main
 
+    rank_zero_only.rank = _get_rank() or 0  # it was read when Lightning was imported, before the fork
     torch.set_num_threads(1)
     main(args)
 

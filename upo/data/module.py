@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,6 @@ class PreferenceData(pl.LightningDataModule):
             tokens_per_microbatch=self.tokens_per_microbatch,
             shuffle=shuffle,
             seed=self.seed,
-            start=self._start if shuffle else lambda: (0, 0),
             rank=world[0],
             world_size=world[1],
             units=split.units,
@@ -218,13 +218,20 @@ class PreferenceData(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(self.train, shuffle=True)
+        loader = self.loader(self.train, shuffle=True)
+        loader.sampler.start = partial(self._start, len(loader.sampler))
+        return loader
 
-    def _start(self) -> tuple[int, int]:
-        """Epoch and step of it that come next: steps tell, where Lightning's own count of epochs may miss one after a
-        resume at the end of an epoch."""
-        trainer = self.trainer
-        return divmod(trainer.global_step, int(trainer.num_training_batches)) if trainer else (0, 0)
+    def _start(self, steps: int) -> tuple[int, int]:
+        """Epoch and step of it that come next, where an epoch has so many: the steps taken tell.
+
+        Lightning's own count of epochs may miss one after a resume at the end of an epoch, and it knows no limit yet
+        when the first iterator with workers is made.
+        """
+        if self.trainer is None:
+            return 0, 0
+        limit = self.trainer.limit_train_batches
+        return divmod(self.trainer.global_step, int(steps * limit) if isinstance(limit, float) else min(steps, limit))
 
     def val_dataloader(self) -> DataLoader | list:
         return self.loader(self.val, shuffle=False) if len(self.val) else []
