@@ -121,7 +121,7 @@ def test_dotted_keys_reach_what_the_command_line_reaches() -> None:
     ("key", "value", "name"),
     [("a.beta", 0.05, "beta0.05"), ("a.lr", "1e-4", "lr1e-4"), ("a.class_path", "x.y.UPO", "UPO"),
      ("on", True, "ontrue"),
-     ("w", {"simple": 1.0, "safe": 2}, "wsimple-1.0-safe-2"), ("path", "data/a b", "pathdata-a-b")],
+     ("w", {"simple": 1.0, "safe": 2}, "wsimple-1.0-safe-2"), ("path", "data/a b", "a-b")],
 )  # fmt: skip
 def test_changes_name_runs(key: str, value: object, name: str) -> None:
     assert named(key, value) == name
@@ -203,7 +203,7 @@ def test_a_study_from_end_to_end(here: Path, capfd) -> None:
         {"name": "own", "config": "dpo.yaml", "overrides": sources | {"model.reference": "StoredReference"}},
     ]  # fmt: skip
     file = study(generate=[made], baseline="own", runs=runs)
-    name = "staged_pathruns-sft-export_seed0"
+    name = "staged_export_seed0"
     with pytest.raises(SystemExit) as end:
         main([str(file), "--jobs", "2"])
     assert end.value.code == 1

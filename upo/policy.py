@@ -112,8 +112,7 @@ class Policy(nn.Module):
     def build(self) -> None:
         """Loads or initialises the weights at `path`, or from `config`."""
         config, options = self.model_config, {"dtype": self.dtype} | four_bits.reading(self.quantization, self.dtype)
-        shapes_only = torch.get_default_device().type == "meta"  # the weights come from another rank
-        if self.path is None or shapes_only:
+        if self.path is None or torch.get_default_device().type == "meta":  # the weights come from another rank
             model = new_model(config, **options)
         else:
             model = read_model(self.path, config, **options)
@@ -159,10 +158,9 @@ class Policy(nn.Module):
         return self.model.get_input_embeddings().weight.shape[1]
 
     def like(self, path: str, dtype: str | None = None) -> "Policy":
-        """Another model that reads and writes text as this one does, not built yet; in this one's dtype by default."""
-        dtype = dtype or str(self.dtype).removeprefix("torch.")
+        """Another model, not built yet, that reads and writes text as this one does; by default in its dtype."""
         own = {"tokenizer": self.tokenizer_path, "chat_template": self.chat_template}
-        return Policy(path=path, dtype=dtype, **own)  # type: ignore[arg-type]
+        return Policy(path, dtype=dtype or str(self.dtype).removeprefix("torch."), **own)  # type: ignore[arg-type]
 
     def frozen_copy(self) -> "Policy":
         """A copy that never learns: the usual reference."""

@@ -225,8 +225,7 @@ class PreferenceData(pl.LightningDataModule):
     def _start(self, steps: int) -> tuple[int, int]:
         """Epoch and step of it that come next, where an epoch has so many: the steps taken tell.
 
-        Lightning's own count of epochs may miss one after a resume at the end of an epoch, and it knows no limit yet
-        when the first iterator with workers is made.
+        Lightning's own count may miss an epoch after a resume at its end, and begins behind a loader with workers.
         """
         if self.trainer is None:
             return 0, 0

@@ -39,8 +39,7 @@ class Method(pl.LightningModule):
     """What the loss needs from the policy besides log-probs: see `Policy.forward`."""
     reference_extras: ClassVar[tuple[str, ...]] = ()
     """The same from the reference, which is then asked in every step, whatever is stored."""
-    reward_reads_extras: ClassVar[bool] = False
-    """Whether `reward` needs them too, and not log-probs of responses alone."""
+    reward_reads_extras: ClassVar[bool] = False  # whether `reward` needs them too
     metric_names: ClassVar[tuple[str, ...]] = ()
     reference: Reference | None
     reward_is_log_odds: ClassVar[bool] = False
@@ -104,9 +103,8 @@ class Method(pl.LightningModule):
 
     def collect(self, stage: Stage) -> dict[str, Tensor]:
         """Metrics of a stage by name since the last call, over all ranks."""
-        means = self.means(stage)
-        values = means.compute()
-        means.reset()
+        values = self.means(stage).compute()
+        self.means(stage).reset()
         return values
 
     def reward(self, logps: ResponseLogps) -> Tensor:
@@ -148,9 +146,9 @@ class Method(pl.LightningModule):
 
     def measure(self, step: Step, stage: Stage) -> dict[str, Tensor]:
         """The step's statistics, logged."""
-        statistics = self.statistics(step)
-        self.means(stage).update(**{n: x[None] for n, x in statistics.items() if n in self.metric_names})
-        return statistics
+        found = self.statistics(step)
+        self.means(stage).update(**{n: x[None] for n, x in found.items() if n in self.metric_names})
+        return found
 
     def training_step(self, step: Step, batch_idx: int) -> Tensor:
         """All micro-batches of a step; Lightning gets the last one's loss and does the rest."""
@@ -185,9 +183,9 @@ class Method(pl.LightningModule):
         self._log("val")
 
     def _log(self, stage: Stage) -> None:
-        shown = ("loss", "rewards/accuracies") if stage == "train" else ()
         for name, x in self.collect(stage).items():
-            self.log(f"{stage}/{name}", x, prog_bar=name in shown, batch_size=1)
+            shown = stage == "train" and name in ("loss", "rewards/accuracies")
+            self.log(f"{stage}/{name}", x, prog_bar=shown, batch_size=1)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing: `training_step` has done it before its first micro-batch."""
