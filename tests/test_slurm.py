@@ -54,7 +54,7 @@ def test_a_job_is_queued_again_and_goes_on(ranks: int, job, upo_fit, tmp_path: P
     assert done.code == 0, done.text
     assert losses(run) == losses(tmp_path / "whole")
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{(run / 'wandb_id.txt').read_text()}"))) == 2
-    again = upo_fit(*args, ranks=ranks, env=job(ranks, SLURM_RESTART_COUNT="2"))
+    again = upo_fit(*args, env=job(ranks, SLURM_RESTART_COUNT="2"))  # rank 0 decides, the others wait for it
     assert again.code == 2 and "holds a finished run" in again.text, "not even --overwrite deletes it"
 
 
