@@ -14,7 +14,7 @@ from upo.data.control import control_ids
 from upo.data.example import Example, Response, prompt_key
 from upo.data.layout import Tokens, lay_out
 from upo.data.report import DataReport
-from upo.data.samplers import StepSampler
+from upo.data.samplers import one_pass
 from upo.data.tokenize import Encoder, fit
 from upo.logps import ResponseLogps
 from upo.metrics.intervals import bootstrap, wilson
@@ -149,13 +149,8 @@ def rewards(
 
 def _micro_batches(units: Sequence[Tokens], data: "PreferenceData", title: str) -> Iterable[list[int]]:
     """Places of the units that make a forward pass each, behind a progress bar."""
-    plan = StepSampler(
-        [unit.cost for unit in units],
-        units_per_step=len(units),
-        tokens_per_microbatch=data.tokens_per_microbatch,
-        shuffle=False,
-        seed=0,
-    ).plan(list(range(len(units))))
+    costs, padded = [unit.cost for unit in units], data.layout == "padded"
+    plan = one_pass(costs, data.tokens_per_microbatch, alike=padded)
     return tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None)
 
 

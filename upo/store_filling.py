@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from upo.data.batch import Batch
 from upo.data.layout import Tokens
-from upo.data.samplers import StepPlan, StepSampler
+from upo.data.samplers import StepPlan, one_pass
 from upo.data.steps import StepData
 from upo.errors import UserError
 from upo.policy import Policy
@@ -109,29 +109,20 @@ class Filling:
             rewards=(),
             seed=0,
         )
-        sampler = StepSampler(
-            [split.cost(i) for i in range(len(split))],
-            units_per_step=max(1, len(split)),
-            tokens_per_microbatch=self.data.tokens_per_microbatch,
-            shuffle=False,
-            seed=0,
-            rank=rank,
-            world_size=world_size,
-            alike=True,
+        costs = [split.cost(i) for i in range(len(split))]
+        plan = one_pass(costs, split.row_tokens, alike=True, rank=rank, world_size=world_size)
+        shares = [StepPlan(b, [b], 0) for b in plan.micro_batches]
+        generator = torch.Generator()  # none of the run's own random numbers is drawn
+        loader: Any = DataLoader(
+            split, sampler=shares, batch_size=None, num_workers=self.data.workers, generator=generator
         )
-        for plan in sampler:
-            shares = [StepPlan(b, [b], 0) for b in plan.micro_batches]
-            generator = torch.Generator()  # none of the run's own random numbers is drawn
-            loader: Any = DataLoader(
-                split, sampler=shares, batch_size=None, num_workers=self.data.workers, generator=generator
-            )
-            wanted = len(shares) - plan.fillers  # what follows keeps models in shards in step, and is another rank's
-            for i, (share, step) in enumerate(zip(shares, loader, strict=True)):
-                logps = self.model(step.micro_batches[0].responses.to(self.device))["logps"]
-                if not logps.isfinite().all():
-                    raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
-                if i < wanted:
-                    yield [key for unit in share.units for key in groups[unit]], logps.double().tolist()
+        wanted = len(shares) - plan.fillers  # what follows keeps models in shards in step, and is another rank's
+        for i, (share, step) in enumerate(zip(shares, loader, strict=True)):
+            logps = self.model(step.micro_batches[0].responses.to(self.device))["logps"]
+            if not logps.isfinite().all():
+                raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
+            if i < wanted:
+                yield [key for unit in share.units for key in groups[unit]], logps.double().tolist()
 
     def _unit(self, keys: Sequence[bytes]) -> Tokens:
         """The responses that these keys stand for, behind their prompt."""

@@ -10,7 +10,7 @@ from tiny import arrange, policy, units
 from upo.cli import CLI
 from upo.data.batch import PairedBatch, Step
 from upo.errors import UserError
-from upo.methods import DPO, KTO, MPO, NCA, ODPO, CalDPO, KTOPair, SimPO
+from upo.methods import DPO, KTO, MODPO, MPO, NCA, ODPO, TDPO2, WPO, CalDPO, KTOPair, MaPO, SimPO, SparsePO
 from upo.policy import Policy
 from upo.reference import FrozenReference
 
@@ -41,7 +41,10 @@ def test_the_terms_of_a_method_keep_their_own_weights():
     torch.testing.assert_close(total(mixed, rows), 3 * total(whole, rows))
 
 
-def test_gradient_is_the_weighted_sum():
+@pytest.mark.parametrize(("a", "b"), [(DPO, SimPO), (TDPO2, WPO), (MaPO, SimPO)])
+def test_gradient_is_the_weighted_sum(a, b):
+    """Also where losses look at more than log-probs: all is asked for in the one forward pass."""
+
     def of(method):
         batch = PairedBatch(arrange(WORK))
         step = Step((batch,), {"prompts": 2, "responses": 4, "tokens": 12})
@@ -50,9 +53,10 @@ def test_gradient_is_the_weighted_sum():
 
     shared, reference = policy(dtype="float64"), FrozenReference()
     reference.build(policy(dtype="float64", seed=1))
-    mixed = MPO(shared, reference, losses={"a": DPO, "b": SimPO}, weights={"a": 0.5, "b": 2.0})
-    for ours, a, b in zip(of(mixed), of(DPO(shared, reference)), of(SimPO(shared)), strict=True):
-        torch.testing.assert_close(ours, 0.5 * a + 2.0 * b, rtol=1e-4, atol=1e-6)
+    mixed = MPO(shared, reference, losses={"a": a, "b": b}, weights={"a": 0.5, "b": 2.0})
+    alone = [of(kind(shared, reference if kind.needs_reference else None)) for kind in (a, b)]
+    for ours, first, second in zip(of(mixed), *alone, strict=True):
+        torch.testing.assert_close(ours, 0.5 * first + 2.0 * second, rtol=1e-4, atol=1e-6)
 
 
 WORK = units([(3, [4, 2]), (2, [1, 5])])
@@ -86,10 +90,15 @@ def test_reference_free_losses_need_no_reference():
         MPO(nowhere, losses={"a": SimPO, "b": DPO})
 
 
-@pytest.mark.parametrize("kind", [ODPO, KTO, KTOPair])
+@pytest.mark.parametrize("kind", [ODPO, KTO, KTOPair, SparsePO, partial(MODPO, reward_weights={"r": 0.5})])
 def test_methods_that_need_more_than_pairs_are_refused(kind):
-    with pytest.raises(UserError, match=rf"losses\.b: {kind.__name__} needs more"):
+    with pytest.raises(UserError, match=r"losses\.b: \w+ looks at whole steps"):
         made(MPO, losses={"a": DPO, "b": kind})
+
+
+def test_the_reward_is_the_first_one_s_and_reads_what_it_reads():
+    assert made(MPO, losses={"a": TDPO2, "b": DPO}).reward_reads_extras
+    assert not made(MPO, losses={"a": DPO, "b": TDPO2}).reward_reads_extras
 
 
 def test_mistakes_are_named():

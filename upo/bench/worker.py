@@ -193,7 +193,7 @@ def trl(work: Work, clock: Clock) -> None:
         max_length=None,
         use_cpu=work.device == "cpu",
         bf16=work.dtype == "bfloat16",
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         report_to=[],
         save_strategy="no",
         logging_strategy="no",

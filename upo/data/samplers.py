@@ -49,9 +49,9 @@ class StepSampler(Sampler[StepPlan]):
             costs: input tokens of each unit.
             units_per_step: units of one GLOBAL step; the epoch's last step may have fewer.
             tokens_per_microbatch: budget of one forward pass; a longer unit gets a micro-batch of its own.
+            start: asked whenever an iterator starts: Lightning sets `sampler.epoch` too late.
             alike: whether a micro-batch holds units of like length, for layouts that pad.
             units: what is sampled, for orders that depend on it.
-            epoch: tells the epoch whenever an iterator starts: Lightning sets `sampler.epoch` too late.
         """
         self.costs, self.units_per_step, self.budget = costs, units_per_step, tokens_per_microbatch
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
@@ -126,3 +126,20 @@ class StepSampler(Sampler[StepPlan]):
             widest = bins.pop()
             bins += [widest[::2], widest[1::2]]
         return bins
+
+
+def one_pass(
+    costs: Sequence[int], tokens_per_microbatch: int, *, alike: bool, rank: int = 0, world_size: int = 1
+) -> StepPlan:
+    """Forward passes over all units once: a single step of all of them."""
+    sampler = StepSampler(
+        costs,
+        units_per_step=len(costs),
+        tokens_per_microbatch=tokens_per_microbatch,
+        shuffle=False,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+        alike=alike,
+    )
+    return sampler.plan(list(range(len(costs))))

@@ -21,7 +21,7 @@ from upo.data.batch import SingleBatch
 from upo.data.layout import Tokens, lay_out
 from upo.data.module import PreferenceData
 from upo.data.priority import ADVANTAGE
-from upo.data.samplers import StepSampler
+from upo.data.samplers import one_pass
 from upo.data.steps import StepData
 from upo.errors import UserError
 from upo.functional.value_fit import fit_value
@@ -129,16 +129,13 @@ class FittedValue(Method):
     def _prompt_states(self, units: Sequence[Tokens], data: PreferenceData) -> Float[Tensor, "B D"]:
         """The policy's last hidden state at the end of each prompt, on every rank; ranks share the work."""
         short = [evolve(u, responses=(u.responses[0][:1],)) for u in units]  # nothing is read behind the prompt
-        plan = StepSampler(
+        plan = one_pass(
             [u.cost for u in short],
-            units_per_step=len(short),
-            tokens_per_microbatch=data.tokens_per_microbatch,
-            shuffle=False,
-            seed=0,
+            data.tokens_per_microbatch,
+            alike=data.layout == "padded",
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            alike=data.layout == "padded",
-        ).plan(list(range(len(short))))
+        )
         states = torch.zeros(len(short), self.policy.hidden_size, device=self.device)
         bar = tqdm(plan.micro_batches, desc="states of prompts", unit="batch", leave=False, disable=None)
         for i, rows in enumerate(bar):

@@ -10,6 +10,7 @@ a loss of pairs, so that the quality loss is another one that looks at each resp
 the paper's weights.
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from attrs import evolve
@@ -66,6 +67,9 @@ class MPO(PairwiseMethod):
             raise UserError(f"weights: no loss is named {', '.join(sorted(unknown))}; `losses` has {', '.join(losses)}")
         made = {name: _make(name, make, policy, reference) for name, make in losses.items()}
         self.needs_reference = any(method.needs_reference for method in made.values())  # type: ignore[misc]
+        self.extras = _union(method.extras for method in made.values())  # type: ignore[misc]
+        self.reference_extras = _union(method.reference_extras for method in made.values())  # type: ignore[misc]
+        self.reward_reads_extras = next(iter(made.values())).reward_reads_extras  # type: ignore[misc]
         self.length_normalized = all(method.length_normalized for method in made.values())  # type: ignore[misc]
         self.metric_names = (*PREFERENCE_METRICS, *(f"loss/{name}" for name in [*losses, "nll"]))  # type: ignore[misc]
         super().__init__(policy, reference, *args, **kwargs)
@@ -88,7 +92,7 @@ def _make(name: str, make: Loss, policy: Policy, reference: Reference | None) ->
     """One of the losses, with the reference only if it wants one.
 
     Raises:
-        UserError: a method that looks at more than the log-probs of the pairs.
+        UserError: a method with statistics of the whole step, parameters of its own, rewards, or other data.
     """
     try:
         method = make(policy=policy, reference=None)
@@ -99,7 +103,14 @@ def _make(name: str, make: Loss, policy: Policy, reference: Reference | None) ->
         kind.batch_type is not PairedBatch
         or kind.statistics is not Method.statistics
         or kind.parameter_groups is not Method.parameter_groups
-        or kind.extras
+        or method.rewards
     ):
-        raise UserError(f"losses.{name}: {kind.__name__} needs more than the log-probs of pairs and cannot be mixed")
+        raise UserError(
+            f"losses.{name}: {kind.__name__} looks at whole steps, at rewards or at other data than pairs, or has "
+            "parameters of its own; take a loss of pairs"
+        )
     return method
+
+
+def _union(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(sorted({name for some in names for name in some}))
