@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,6 +243,21 @@ def test_a_stage_is_none_of_the_launchers_processes(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match=r"first\.yaml failed"):
         run_earlier_stages([config])
     assert "RANKED" in seen and not seen.keys() & set(launched)
+
+
+def test_other_ranks_end_when_an_earlier_stage_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for rank 0's export, which an earlier launch's failure does not forbid."""
+    (config := tmp_path / "first.yaml").write_text(f"trainer: {{default_root_dir: {tmp_path}/runs/first}}")
+    monkeypatch.setattr("upo.stages.subprocess.run", lambda command, env: SimpleNamespace(returncode=1))
+    monkeypatch.setattr("upo.stages.time.sleep", lambda seconds: pytest.fail("waits"))
+    with pytest.raises(UserError, match=r"exit code 1"):
+        run_earlier_stages([config])
+    monkeypatch.setattr("upo.stages.rank_zero_only.rank", 1)
+    with pytest.raises(UserError, match="rank 0 says why"):
+        run_earlier_stages([config])
+    monkeypatch.setattr("upo.stages.STARTED", time.time() + 60)
+    with pytest.raises(pytest.fail.Exception, match="waits"):
+        run_earlier_stages([config])
 
 
 def test_stages_chain_and_end_with_an_evaluation(upo_fit, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from upo.errors import UserError
 LAUNCHED = re.compile(r"SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|NODE_|ROLE_)?RANK$|(LOCAL_|ROLE_)?WORLD_SIZE$|MASTER_")
 """What srun and torchrun tell their processes: a stage that rank 0 starts is not one of them."""
 
+STARTED = time.time()
+
 
 def beside(path: str, configs: Sequence[Path]) -> Path:
     """A path of the config, relative to the YAML that names it or to the working directory."""
@@ -50,18 +52,32 @@ def run_earlier_stages(configs: list[Path]) -> None:
         if not config.exists():
             raise UserError(f"after: no such file {config}")
         folder = run_folder(config)
+        failed = folder.with_name(folder.name + ".failed")
         if rank_zero_only.rank != 0:
             while not (folder / "export").exists():
+                if failed.exists() and failed.stat().st_mtime > STARTED:
+                    raise UserError(f"the earlier stage {config} failed; rank 0 says why")
                 time.sleep(1)
             continue
-        if not (folder / "summary.json").exists():
-            print(f"first the earlier stage {config}", flush=True)
-            resume = ["--ckpt_path", "last"] if latest(folder) else []
-            command = [sys.executable, "-m", "upo.fit", "--config", str(config), *resume]
-            done = subprocess.run(command, env={k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
-            if done.returncode:
-                raise UserError(f"the earlier stage {config} failed (exit code {done.returncode})")
-        if not (folder / "export").exists():
-            from upo.export import export
+        failed.unlink(missing_ok=True)
+        try:
+            _run(config, folder)
+        except BaseException:
+            failed.parent.mkdir(parents=True, exist_ok=True)
+            failed.touch()  # srun lets the other ranks wait
+            raise
 
-            export(folder, folder / "export")
+
+def _run(config: Path, folder: Path) -> None:
+    """One stage, as far as it is missing."""
+    if not (folder / "summary.json").exists():
+        print(f"first the earlier stage {config}", flush=True)
+        resume = ["--ckpt_path", "last"] if latest(folder) else []
+        command = [sys.executable, "-m", "upo.fit", "--config", str(config), *resume]
+        done = subprocess.run(command, env={k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
+        if done.returncode:
+            raise UserError(f"the earlier stage {config} failed (exit code {done.returncode})")
+    if not (folder / "export").exists():
+        from upo.export import export
+
+        export(folder, folder / "export")
