@@ -8,7 +8,7 @@ where float32 would overflow; forward KL gets there on sequences of hundreds of 
 from typing import Any
 
 from jaxtyping import Float
-from jsonargparse.typing import PositiveFloat, lazy_instance
+from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -38,7 +38,7 @@ class FDPO(PairwiseMethod):
         self,
         *args: Any,
         beta: PositiveFloat = 0.1,
-        divergence: Divergence = lazy_instance(JensenShannon),
+        divergence: Divergence = JensenShannon(),
         **kwargs: Any,
     ):
         """

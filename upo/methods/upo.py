@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, lazy_instance
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import Batch, Step
@@ -82,7 +82,7 @@ class AuxiliaryRewards(Method):
         length_normalize: bool = True,
         weight_clip: PositiveFloat | None = None,
         normalize_weights: bool = False,
-        value_loss: ValueLoss = lazy_instance(Expectile),
+        value_loss: ValueLoss = Expectile(),
         value_coefficient: NonNegativeFloat = 0.1,
         value_warmup_steps: NonNegativeInt = 100,
         value_at: Literal["last", "mean"] = "last",
