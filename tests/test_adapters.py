@@ -478,6 +478,18 @@ def test_the_command_line(optimizer, stories260k, shared, upo_fit, tmp_path, cap
     assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "adapter.jsonl").read_text()
 
 
+def test_the_reference_reads_the_head_below_the_adapter(base):
+    policy = adapted(base, learned=True, target_modules=["v_proj", "lm_head"])
+    reference = AdapterReference()
+    reference.build(policy)
+    plain = Policy(path=base)
+    plain.build()
+    hidden = torch.randn(3, policy.hidden_size)
+    expected = plain.linear_head().logits(hidden)
+    assert torch.equal(reference.linear_head().logits(hidden), expected)
+    assert (policy.linear_head().logits(hidden) - expected).abs().max() > 0.1
+
+
 # ---- optimizers of few bits ----------------------------------------------------------------------------------------
 
 

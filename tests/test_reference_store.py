@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import test_every_method
@@ -195,6 +196,14 @@ def test_another_model_as_reference(folder, tmp_path, model_folder):
     assert len({file.parent for file in shards(folder)}) == 2
 
 
+def test_other_weights_have_a_store_of_their_own(folder, tmp_path, model_folder, computed):
+    options = {"max_length": 100, "overlong": ["truncate_prompt_left"], "steps": 1}
+    fit(stored(DPO, folder), tmp_path, **options)
+    fit(make(DPO, reference=StoredReference(model_folder, str(folder))), tmp_path, **options)
+    assert sum(computed) == 2 * ROWS[DPO], "of the first one's nothing was read or checked"
+    assert len({file.parent for file in shards(folder)}) == 2
+
+
 def test_everything_that_changes_a_log_prob_changes_the_hash():
     def hash_of(change=lambda model: None, **config):
         made = tiny.policy(**config)
@@ -267,12 +276,13 @@ def test_an_interrupted_run_is_continued(folder, tmp_path, monkeypatch, computed
     assert done.watch.losses == fresh.watch.losses
 
 
-def test_wrong_values_are_refused(folder, tmp_path):
+@pytest.mark.parametrize("error", [0.01, float("nan")])
+def test_wrong_values_are_refused(folder, tmp_path, error):
     fit(stored(DPO, folder), tmp_path, steps=1)
     store = store_of(folder)
     values = dict(store._shard(shards(folder)[0]))
     shards(folder)[0].unlink()
-    store.write({key: value + 0.01 for key, value in values.items()})
+    store.write({key: value + error for key, value in values.items()})
     with pytest.raises(UserError, match=r"should be -.*delete") as refusal:
         fit(stored(DPO, folder), tmp_path, steps=1)
     assert str(store.folder) in str(refusal.value)
@@ -319,6 +329,16 @@ def test_one_run_fills_and_the_others_wait(tmp_path):
 
 
 # ---- never silently wrong --------------------------------------------------------------------------------------------
+
+
+def test_every_rank_takes_what_rank_0_found(tmp_path):
+    """Another rank may see files that rank 0 does not see yet, and would then skip its share of the work."""
+    filling, store = store_filling.Filling.__new__(store_filling.Filling), LogpsStore(tmp_path, "x")
+    keys = [store.key([1], [i]) for i in range(2)]
+    store.write(dict.fromkeys(keys, -1.0))
+    filling.store, filling.wanted, filling.trainer = store, dict.fromkeys(keys), Mock(is_global_zero=False)
+    filling.trainer.strategy.broadcast = lambda found: {keys[0]: -1.0}
+    assert filling._stored() == {keys[0]: -1.0}
 
 
 def test_what_is_not_stored_is_an_error(folder, tmp_path):

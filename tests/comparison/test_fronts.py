@@ -267,3 +267,9 @@ def test_our_cells_stand_beside_published_ones(tmp_path: Path, capsys) -> None:
     out = capsys.readouterr().out
     assert "45.1 ±4 (44.4)" in out and "20 (23.8)" in out and "(41.4)" in out
     assert "45.1 ±4 (44.4)" in (tmp_path / "comparison.md").read_text()
+
+
+def test_a_draw_reaches_half_a_gap_beyond_its_neighbours_and_no_further() -> None:
+    kl, figure = np.array([[1.0, 1.001], [3.0, 1.0], [2.0, 2.0]]), np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    assert equal_kl.interpolate(kl, figure, 9.0).tolist() == [1.5, 1.5, 0.5]
+    assert equal_kl.interpolate(kl, figure, -9.0).tolist() == [-0.5, -0.5, 0.5]

@@ -1,10 +1,13 @@
 """Where a resumed run takes up its data."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from training import fit, make
 
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO
+from upo.data.module import PreferenceData
 from upo.methods import DPO
 
 
@@ -25,3 +28,10 @@ def test_a_folder_is_removed_under_another_name(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setattr(parent, "remove_checkpoint", lambda self, path: seen.append(path.name))
     AtomicCheckpointIO().remove_checkpoint(tmp_path / "step=1.ckpt")
     assert seen == [".step=1.ckpt.partial"] and not (tmp_path / "step=1.ckpt").exists()
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(1.0, 8), (0.5, 4), (3, 3), (100, 8)])
+def test_an_epoch_cut_short_by_limit_train_batches_ends_there(limit, steps) -> None:
+    data = PreferenceData(())
+    data.trainer = SimpleNamespace(global_step=7, limit_train_batches=limit)
+    assert data._start(8) == divmod(7, steps)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from upo.data.samplers import StepPlan, StepSampler
+from upo.data.samplers import StepPlan, StepSampler, one_pass
 
 rng = random.Random(0)
 COSTS = [min(900, int(rng.lognormvariate(4, 1)) + 2) for _ in range(203)]
@@ -141,3 +141,11 @@ def test_the_epoch_is_asked_for_when_an_iterator_starts():
 
 def test_nothing_to_sample():
     assert list(sampler(costs=[])) == [] and len(sampler(costs=[])) == 0
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_one_pass_takes_every_unit_once_and_none_of_none(alike: bool) -> None:
+    shares = [one_pass([5, 9, 2], 9, alike=alike, rank=rank, world_size=2) for rank in range(2)]
+    taken = [u for plan in shares for b in plan.micro_batches[: len(plan.micro_batches) - plan.fillers] for u in b]
+    assert sorted(taken) == [0, 1, 2] and len({len(plan.micro_batches) for plan in shares}) == 1
+    assert one_pass([], 9, alike=alike, world_size=2).micro_batches == []

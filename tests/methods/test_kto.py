@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from fake_ranks import on_ranks
 from tiny import plain_logps, unit, units
 
 from upo.data.batch import Step
@@ -235,3 +236,9 @@ def test_gradient_of_the_loss_does_not_run_through_z0(kto):
     kto.collect("val")
     for a, b in zip(ours, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_two_ranks_share_one_z0(kto, monkeypatch):
+    data = split(WORK)
+    got = on_ranks(lambda rank: kto.statistics(step(data, 1, rank, 2))["kl"].item(), 2, monkeypatch)
+    assert got == pytest.approx([z0_by_hand(kto, data)] * 2, rel=1e-6)

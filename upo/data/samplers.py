@@ -89,7 +89,7 @@ class StepSampler(Sampler[StepPlan]):
                 loads[rank] += sum(self.costs[u] for u in units_)
         mine = shares[self.rank]
         fillers = len(rounds) - len(mine)
-        return StepPlan(units, mine + [[units[0]]] * fillers, fillers)
+        return StepPlan(units, mine + [units[:1]] * fillers, fillers)
 
     def _balanced(self, units: list[int]) -> list[list[int]]:
         """As few micro-batches as the budget allows, equally heavy, as many for each rank: packed rows hold any mix."""
