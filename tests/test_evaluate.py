@@ -357,7 +357,7 @@ def test_a_run_evaluates_itself_and_again_from_its_folder(
 
 
 MISTAKES = {
-    "nowhere": "has no config.yaml",
+    "nowhere": "no such run folder",
     "nowhere --config none.yaml": "is no configuration",
     "nowhere --prompts 0": "prompts",
     "nowhere --judge Sentimentt": "Sentimentt",

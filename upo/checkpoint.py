@@ -160,7 +160,8 @@ def load_run(
     if config is None:
         config = (file.parent.parent if file else run) / "config.yaml"
         if not config.is_file():
-            raise UserError(f"{run} has no config.yaml; name the experiment's YAML with --config")
+            what = f"{run} has no config.yaml; name the experiment's YAML with --config"
+            raise UserError(what if run.exists() else f"no such run folder: {run}")
     quiet()
     method, data, settings = from_config(config, evaluation or {})
     method.configure_model()

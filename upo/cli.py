@@ -158,6 +158,7 @@ class CLI(LightningCLI):
                 values |= figures
             summarize(self.folder, values)
             loggers.close(self.trainer.loggers, self.folder)
+            print(f"results: {self.folder}")
 
 
 def main(args: Sequence[str] | None = None) -> None:

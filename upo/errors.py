@@ -57,6 +57,8 @@ class hub_errors:
                 raise UserError(
                     f"`{self.name}` is an adapter; set policy.path to the model below it, policy.adapter.path to it"
                 ) from None
+            if self.name.startswith(("/", ".", "~")) and not Path(self.name).expanduser().exists():
+                raise UserError(f"no {self.what} at `{self.name}`: no such folder") from None
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(
                 f"no {self.what} at `{self.name}`: neither a readable local folder nor a reachable hub name ({reason})"

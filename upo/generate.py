@@ -60,7 +60,7 @@ def generate(
         max_new_tokens: limit of a response, EOS included.
         temperature: 0 takes the likeliest token.
         top_p: nucleus of the responses, in (0, 1]; openings come from the whole distribution.
-        margin: in units of the judge.
+        margin: least difference of the scores of best and worst response, in units of the judge.
         batch_size: responses at a time; changes speed and memory only.
         backend: who samples; vllm where it is installed: the same distribution, other random numbers; untested on GPUs.
         seed: the same seed gives the same file.

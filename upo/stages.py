@@ -76,7 +76,9 @@ def _run(config: Path, folder: Path) -> None:
         command = [sys.executable, "-m", "upo.fit", "--config", str(config), *resume]
         done = subprocess.run(command, env={k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
         if done.returncode:
-            raise UserError(f"the earlier stage {config} failed (exit code {done.returncode})")
+            killed = "was killed; the same command goes on from its newest checkpoint"
+            how = f"failed (exit code {done.returncode})" if done.returncode > 0 else killed
+            raise UserError(f"the earlier stage {config} {how}")
     if not (folder / "export").exists():
         from upo.export import export
 

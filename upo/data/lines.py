@@ -144,7 +144,7 @@ def _json_lines(file: Path, stream: BufferedIOBase) -> Iterator[Row]:
     for i, line in enumerate(stream, start=1):  # a binary stream splits at b"\n" alone
         if line.strip():
             where = f"{file}:{i}"
-            yield Row(_object(_parse(line, where), where), where)
+            yield Row(_object(_parse(line.rstrip(b"\r\n"), where), where), where)
 
 
 def _json_file(file: Path, stream: BufferedIOBase) -> Iterator[Row]:

@@ -109,7 +109,7 @@ class Method(pl.LightningModule):
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         """The implicit reward of each response [N]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs `reward(logps)`: each response's implicit reward")
 
     # ---- one optimizer step ----------------------------------------------------------------------------------
 
