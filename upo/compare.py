@@ -100,14 +100,15 @@ def compare(
     write_json(out / "comparison.json", content)
     from upo.comparison.curves import draw_curves
     from upo.comparison.page import page
-    from upo.comparison.pictures import draw_fronts
+    from upo.comparison.pictures import colors_of, draw_fronts
     from upo.comparison.view import markdown, print_comparison
 
     print_comparison(content)
+    colors = colors_of(group.family for group in groups)
     pictures = [
         name
         for name, drawn in (
-            ("comparison.png", draw_fronts(content["fronts"], out / "comparison.png")),
+            ("comparison.png", draw_fronts(content["fronts"], colors, out / "comparison.png")),
             ("comparison.curves.png", draw_curves(groups, out / "comparison.curves.png")),
         )
         if drawn

@@ -8,6 +8,7 @@ import numpy as np
 
 from upo.callbacks.curves import PANELS, running_mean
 from upo.callbacks.metrics_csv import read_metrics
+from upo.comparison.pictures import colors_of, legend_below
 
 if TYPE_CHECKING:
     from upo.comparison.runs import Group
@@ -27,28 +28,24 @@ def draw_curves(groups: "Sequence[Group]", path: Path) -> bool:
     panels = [(f"train/{n}", title) for n, title in PANELS if len(curves[f"train/{n}"]) >= min(2, len(groups))]
     if not panels:
         return False
-    from matplotlib import colormaps
     from matplotlib.figure import Figure  # pyplot would change what a notebook shows
     from matplotlib.lines import Line2D
 
-    families = list(dict.fromkeys(group.family for group in groups))
+    colors = colors_of(group.family for group in groups)
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.2 * height))
     axes = figure.subplots(height, columns, squeeze=False)
-    colors = colormaps["tab10" if len(families) <= 10 else "tab20"]
     for axis, (name, title) in zip(axes.flat, panels, strict=False):
         for family, (steps, values) in curves[name]:
-            axis.plot(steps, values, color=colors(families.index(family) % 20), linewidth=1, alpha=0.8)
+            axis.plot(steps, values, color=colors[family], linewidth=1, alpha=0.8)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
-    handles = [Line2D([], [], color=colors(i % 20), label=family) for i, family in enumerate(families)]
-    figure.legend(handles=handles, fontsize=8, frameon=False, loc="lower center", ncol=min(6, len(families)))
-    figure.tight_layout(rect=(0, 0.05 * -(-len(families) // 6), 1, 1))
+    legend_below(figure, [Line2D([], [], color=color, label=family) for family, color in colors.items()])
     figure.savefig(path, dpi=130)
     return True
 

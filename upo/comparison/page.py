@@ -8,10 +8,6 @@ from upo.comparison.pictures import colors_of
 from upo.comparison.view import TITLES, cell
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 420, 64, 44
-COLORS = (
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
-    "#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#9c755f", "#76b7b2", "#edc948", "#af7aa1", "#ff9da7", "#bab0ac",
-)  # fmt: skip
 
 STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}
@@ -30,7 +26,7 @@ document.querySelectorAll('.legend button').forEach(b=>b.addEventListener('click
 
 def page(content: Mapping[str, Any]) -> str:
     """The whole file: legend, a drawing and a table of measures for each front, then all rows."""
-    colors = {family: COLORS[i % len(COLORS)] for family, i in colors_of(content["fronts"]).items()}
+    colors = colors_of(row["family"] for row in content["rows"] if "family" in row)
     legend = "".join(
         f'<button data-family="{_safe(family)}"><span style="color:{color}">&#9679;</span> {_safe(family)}</button>'
         for family, color in colors.items()

@@ -1,39 +1,42 @@
 """Fronts as one PNG: a panel for each pair of figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from upo.comparison.view import TITLES
 
-NAMED = 8
-"""So many points carry their KL; more would cover each other."""
+COLORS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
+    "#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#9c755f", "#76b7b2", "#edc948", "#af7aa1", "#ff9da7", "#bab0ac",
+)  # fmt: skip
 
 
-def colors_of(fronts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """A number for each family, the same in all panels and pictures."""
-    return {family: i for i, family in enumerate(dict.fromkeys(f for front in fronts for f in front["families"]))}
+def colors_of(families: Iterable[str]) -> dict[str, str]:
+    """A color for each family, by its place among all of a comparison: the same in every picture of it."""
+    return {family: COLORS[i % len(COLORS)] for i, family in enumerate(dict.fromkeys(families))}
 
 
-def draw_fronts(fronts: Sequence[Mapping[str, Any]], path: Path) -> bool:
+def draw_fronts(fronts: Sequence[Mapping[str, Any]], colors: Mapping[str, str], path: Path) -> bool:
     """A small dot each run, a large one each group's mean with its intervals, a line along each method's strengths.
 
     Points that another one of the method beats are hollow; the star is the reference. Returns False where there is
     nothing to draw.
+
+    Args:
+        colors: of all families, in the legend's order.
     """
     if not fronts:
         return False
-    from matplotlib import colormaps
     from matplotlib.figure import Figure  # pyplot would change what a notebook shows
+    from matplotlib.lines import Line2D
 
     columns = min(3, len(fronts))
     height = -(-len(fronts) // columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * height))
     axes = figure.subplots(height, columns, squeeze=False)
-    colors = colors_of(fronts)
     for axis, front in zip(axes.flat, fronts, strict=False):
-        for family, number in colors.items():
-            color = colormaps["tab10" if len(colors) <= 10 else "tab20"](number % 20)
+        for family, color in colors.items():
             points = [point for point in front["points"] if point["family"] == family]
             for point in points:
                 for x, y, _ in point["runs"]:
@@ -48,17 +51,27 @@ def draw_fronts(fronts: Sequence[Mapping[str, Any]], path: Path) -> bool:
                 )  # fmt: skip
             line = sorted((p["x"]["mean"], p["y"]["mean"]) for p in points if p["front"])
             if line:
-                axis.plot(*zip(*line, strict=True), "-", color=color, linewidth=1, label=family)
+                axis.plot(*zip(*line, strict=True), "-", color=color, linewidth=1)
         if front["start"] is not None:
-            axis.plot(*front["start"], "*", color="black", markersize=12, label="reference")
+            axis.plot(*front["start"], "*", color="black", markersize=12)
         axis.set_xlabel(TITLES.get(front["x"], front["x"]))
         axis.set_ylabel(TITLES.get(front["y"], front["y"]))
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(fronts) :]:
         axis.remove()
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    rows = -(-len(labels) // 6)
-    figure.legend(handles, labels, fontsize=8, frameon=False, loc="lower center", ncol=min(6, len(labels)))
-    figure.tight_layout(rect=(0, 0.05 * rows, 1, 1))
+    shown = [family for family in colors if any(family in front["families"] for front in fronts)]
+    handles = [Line2D([], [], color=colors[family], marker="o", label=family) for family in shown]
+    if any(front["start"] is not None for front in fronts):
+        handles.append(Line2D([], [], color="black", marker="*", linestyle="", label="reference"))
+    legend_below(figure, handles)
     figure.savefig(path, dpi=130)
     return True
+
+
+def legend_below(figure: Any, handles: Sequence[Any]) -> None:
+    """A legend of up to six columns; the figure grows by it, so that its panels keep their size."""
+    width, height = figure.get_size_inches()
+    room = 0.15 + 0.2 * -(-len(handles) // 6)  # inches
+    figure.set_size_inches(width, height + room)
+    figure.legend(handles=handles, fontsize=8, frameon=False, loc="lower center", ncol=min(6, len(handles)))
+    figure.tight_layout(rect=(0, room / (height + room), 1, 1))
