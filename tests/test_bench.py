@@ -58,10 +58,10 @@ def test_a_missed_target_is_named():
     assert verdict(row | {"ratio": 5.0, "memory_ratio": 0.3}) == "pass"
 
 
-def test_every_case_of_the_issue_is_there():
+def test_every_kind_of_case_is_there():
     names = [case.name for case in suite("cpu")]
     assert len(names) == len(set(names))
-    for part in ("live", "stored", "KTO", "UPO", "K=2", "K=16", "prompt-heavy", "long", "152k", "twice"):
+    for part in ("live", "stored", "KTO", "UPO", "K=2", "K=16", "prompt-heavy", "response-heavy", "long", "152k", "twice"):
         assert any(part in name for name in names), part
 
 
@@ -74,13 +74,15 @@ def test_an_unknown_case_is_refused():
         bench("cpu", only="nothing like this")
 
 
-def test_a_small_case_ends_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_small_case_ends_with_files(apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The packed forward against its padded twin, as a user would start it."""
     tiny = Work("forward", prompt=24, response=8, responses=4, pairs=2, steps=2, threads=1)
-    case = Case("tiny", tiny, evolve(tiny, layout="padded"), 0.1)
+    case = Case("tiny", tiny, evolve(tiny, layout="padded"), 0.1, apart=apart)
     monkeypatch.setattr("upo.bench.__main__.cases_of", lambda _: [case])
-    bench("short", alternations=1, threads=1, out=tmp_path)
+    bench("short", alternations=2 if apart else 1, threads=1, out=tmp_path)
     (row,) = json.loads((tmp_path / "bench.json").read_text())["cases"]
+    assert len(row["turns"]) == (2 if apart else 1)
     assert row["verdict"] == "pass" and row["pairs_per_second"] > 0 and row["memory"] > 0
     assert (tmp_path / "bench.png").stat().st_size > 5_000
 

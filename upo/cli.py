@@ -20,6 +20,7 @@ from upo import loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints, latest
 from upo.callbacks.graceful_stop import GracefulStop, restarted, stop_at_once
 from upo.callbacks.metrics_csv import MetricsCSV
+from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.rebirth import RebirthTargets
 from upo.callbacks.reference_sync import MovingReference
@@ -121,7 +122,7 @@ class CLI(LightningCLI):
         for logger in given:
             loggers.prepare(logger, self.folder)
         every = [MetricsCSV(str(self.folder)), *given]
-        callbacks = [*(trainer.callbacks or []), Throughput(), RandomState(), GracefulStop()]
+        callbacks = [*(trainer.callbacks or []), Throughput(), ProgressLines(), RandomState(), GracefulStop()]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
         if type(trainer.strategy) is ModelParallelStrategy:
             raise UserError(

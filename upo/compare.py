@@ -87,11 +87,13 @@ def compare(
     notes = [note] if note else []
     if different := unlike(read):
         notes.append(f"The runs were evaluated with different {', '.join(different)}: evaluate them alike.")
+    content = table_of(groups, base, figures(read)) | {"notes": notes}
+    if apart := [name for name, values in content["minus_baseline"].items() if not values]:
+        notes.append(f"No difference from {base.name} for {', '.join(apart)}: they share no evaluated prompt with it.")
     for text in notes:
         print(f"note: {text}", file=sys.stderr)
     out = out or folders[0].parent
     out.mkdir(parents=True, exist_ok=True)
-    content = table_of(groups, base, figures(read)) | {"notes": notes}
     content |= fronts_of(groups, base, figures(read), at_kl)
     if paper:
         from upo.comparison.paper import beside_published

@@ -67,13 +67,14 @@ TELLING = re.compile(
 def known_names(parser: Any) -> set[str]:
     """Every key and class name that a config may hold."""
     import upo.methods
+    import upo.rewards
     from upo.data.module import PreferenceData
     from upo.data.source import Source
     from upo.policy import LoRA, Policy
 
     names = {part for action in parser._actions for part in str(action.dest).split(".")}
-    classes = [getattr(upo.methods, name) for name in upo.methods.__all__]
-    for cls in [*classes, PreferenceData, Source, Policy, LoRA]:
+    classes = [getattr(package, name) for package in (upo.methods, upo.rewards) for name in package.__all__]
+    for cls in [*filter(inspect.isclass, classes), PreferenceData, Source, Policy, LoRA]:
         for base in cls.__mro__:
             names |= set(inspect.signature(base.__init__).parameters) if "__init__" in vars(base) else set()
-    return names | set(upo.methods.__all__) | {"class_path", "init_args"} - {"self", "args", "kwargs"}
+    return names | {*upo.methods.__all__, *upo.rewards.__all__} | {"class_path", "init_args"} - {"self", "args", "kwargs"}

@@ -154,7 +154,7 @@ def test_trl_formats(record, prompt, texts):
 @pytest.mark.parametrize(
     ("name", "record", "reason"),
     [
-        ("trl", {"prompt": "p", "completion": "c", "label": 1}, "`label` is a int, not a true or false"),
+        ("trl", {"prompt": "p", "completion": "c", "label": 1}, "`label` is int, not true or false"),
         ("trl", {"prompt": "p", "completion": "c"}, "missing `label`"),
         ("trl", {"completion": "c", "label": True}, "missing `prompt`"),
         ("trl", {"chosen": "x", "rejected": "y"}, "empty prompt"),
@@ -168,7 +168,7 @@ def test_trl_formats(record, prompt, texts):
         ("hh", {"chosen": "\n\nHuman: p\n\nAssistant: c"}, "missing `rejected`"),
         ("hh", {"chosen": "no turns", "rejected": "no turns"}, "prompt does not end with a user turn"),
         ("llmbar", {"input": "p", "output_1": "a", "output_2": "b", "label": 0}, "`label` is neither 1 nor 2"),
-        ("gsm8k_solutions", {"question": "q", "6b_finetuning": "text"}, "`6b_finetuning` is a str, not a object"),
+        ("gsm8k_solutions", {"question": "q", "6b_finetuning": "text"}, "`6b_finetuning` is str, not object"),
         ("odpo_tldr", {"post": {"responses": ["a"], "rewards": [1, 2]}}, "responses and rewards differ in number"),
         (
             "tot_game24",
@@ -258,4 +258,4 @@ def test_a_bad_record_costs_its_list_one_response():
     rows = [{"prompt": "p", "text": text, "reward": reward} for text, reward in (("a", 1), (True, 2), ("c", 3))]
     examples, report = read("odpo", *rows)
     assert [(r.text, r.score) for r in examples[0].responses] == [(" a", 1), (" c", 3)]
-    assert report.altered == {"`text` is a bool, not a text: response left out": 1}
+    assert report.altered == {"`text` is bool, not text: response left out": 1}

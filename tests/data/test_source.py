@@ -50,9 +50,9 @@ def test_reads_a_file_and_reports(tmp_path):
         "trl": {
             "origin": path,
             "kept": {"examples": 2},
-            "dropped": {"`chosen` is a bool, not a text": 1, "missing `rejected`": 1},
+            "dropped": {"`chosen` is bool, not text": 1, "missing `rejected`": 1},
             "altered": {},
-            "places": {"`chosen` is a bool, not a text": f"{path}:2", "missing `rejected`": f"{path}:3"},
+            "places": {"`chosen` is bool, not text": f"{path}:2", "missing `rejected`": f"{path}:3"},
         }
     }
 

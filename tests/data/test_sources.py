@@ -45,8 +45,8 @@ REAL = [
         {
             "tie": 91,
             "empty rejected": 43,
-            "`response1` is a bool, not a text": 4,
-            "`response2` is a bool, not a text": 2,
+            "`response1` is bool, not text": 4,
+            "`response2` is bool, not text": 2,
             "empty chosen": 1,
         },
         {},

@@ -5,7 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -54,18 +54,30 @@ class Contestant:
         self.process.wait()
 
 
+def blocks(case: Case, alternations: int) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Ours and the other one's answer, turn by turn."""
+    for _ in range(0 if case.apart else case.starts):
+        with Contestant(case.ours) as ours, Contestant(case.other) as other:
+            for number in range(alternations):
+                first, second = (ours, other) if number % 2 == 0 else (other, ours)
+                answers = {id(first): first.block(), id(second): second.block()}
+                yield answers[id(ours)], answers[id(other)]
+    for number in range(alternations if case.apart else 0):
+        order = 1 if number % 2 == 0 else -1
+        answers = []
+        for work in (case.ours, case.other)[::order]:
+            with Contestant(work) as alone:
+                answers.append(alone.block())
+        ours, other = answers[::order]
+        yield ours, other
+
+
 def measure(case: Case, alternations: int) -> dict[str, Any]:
     """Both in turn, the other one first every second time, and the matrix rate beside them.
 
     A ratio is the median of the turns' own, so that what slows the machine for a while slows both.
     """
-    turns = []
-    for _ in range(case.starts):
-        with Contestant(case.ours) as ours, Contestant(case.other) as other:
-            for number in range(alternations):
-                first, second = (ours, other) if number % 2 == 0 else (other, ours)
-                answers = {id(first): first.block(), id(second): second.block()}
-                turns.append((answers[id(ours)], answers[id(other)], rate(case.ours)))
+    turns = [(*answers, rate(case.ours)) for answers in blocks(case, alternations)]
 
     def median(of: Callable[[float, float, float], float]) -> float:
         return statistics.median(of(a["seconds"], b["seconds"], r) for a, b, r in turns)

@@ -62,6 +62,8 @@ class Case:
     starts: int = 1
     """How often both processes are started anew. One that got its memory in bad places stays 10 % slower to its end,
     which a target of a few percent cannot bear."""
+    apart: bool = False
+    """Each alone, started anew for every turn: two of them do not fit into the memory beside each other."""
 
 
 def many_responses(k: int, prompt: int, response: int) -> Case:
@@ -91,6 +93,15 @@ def twice_the_tokens() -> Case:
     return Case("twice the tokens", ours, evolve(ours, pairs=4), 1 / 2.1, starts=2)
 
 
+def on_gpu(model: str, vocabulary: int) -> Case:
+    """DPO at a real shape in bfloat16; what fills a card alone has its reference stored."""
+    large = model == "7b"
+    real = {"device": "cuda", "dtype": "bfloat16", "model": model, "vocabulary": vocabulary, "stored": large}
+    ours = Work("upo", pairs=8 if large else 16, **real)
+    name = f"DPO, {model} shape{', stored reference' if large else ''}"
+    return Case(name, ours, evolve(ours, engine="trl"), 2.5, None, 0.5, apart=large)
+
+
 def suite(name: str) -> list[Case]:
     """The cases of `cpu`, `short` or `gpu`."""
     dpo = Work("upo")
@@ -100,8 +111,7 @@ def suite(name: str) -> list[Case]:
     if name == "short":
         return [live, kto]
     if name == "gpu":
-        gpu = {"device": "cuda", "dtype": "bfloat16", "pairs": 16, "model": "llama-3.2-1b", "vocabulary": 128_256}
-        return [Case("DPO, 1B shape", evolve(dpo, **gpu), evolve(trl, **gpu), 2.5, None, 0.5)]
+        return [on_gpu("llama-3.2-1b", 128_256), on_gpu("qwen2.5-1.5b", 151_936), on_gpu("7b", 32_000)]
     stored = Case("DPO, stored reference", evolve(dpo, stored=True), evolve(trl, stored=True), 5.0)
     upo = Case("UPO against our KTO", evolve(dpo, method="UPO"), evolve(dpo, method="KTO"), 1 / 1.02, starts=4)
     shapes = [

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import rich
 from lightning.pytorch.cli import SaveConfigCallback
 
 from upo.callbacks.curves import draw_curves
 from upo.callbacks.metrics_csv import MetricsCSV
+from upo.tables import wide_console
 
 PACKAGES = ("upo", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics")
 
@@ -40,7 +40,7 @@ class RunFolder(SaveConfigCallback):
         write_json(folder / "environment.json", environment())
         report = trainer.datamodule.report  # type: ignore[attr-defined]
         write_json(folder / "data_report.json", report.to_dict())
-        rich.print(report.table())
+        wide_console().print(report.table())
         for logger in trainer.loggers:
             logger.log_hyperparams(self.plain_config)
 

@@ -45,7 +45,7 @@ def print_comparison(content: Mapping[str, Any]) -> None:
         ("policy minus its own reference", content["minus_reference"]),
         (f"minus {content['baseline']}", content["minus_baseline"]),
     ):
-        if part:
+        if any(part.values()):
             console.print(f"{title}, paired by prompt and seed; * the interval excludes 0")
             console.print(_lines(list(part.items()), figures, marked=True) if many else _columns(part, figures))
     for measured in content["at_kl"]:
@@ -148,7 +148,7 @@ def markdown(content: Mapping[str, Any], pictures: Sequence[str]) -> str:
         ("Minus its own reference", content["minus_reference"]),
         (f"Minus {content['baseline']}", content["minus_baseline"]),
     ):
-        if part:
+        if any(part.values()):
             parts += [f"## {title}", "Paired by prompt and seed; * the interval excludes 0."]
             parts.append(_table([""], [([k], v) for k, v in part.items()], content["figures"], marked=True))
     for measured in content["at_kl"]:

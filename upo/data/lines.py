@@ -47,7 +47,7 @@ class Row:
             raise Unusable(f"missing `{self.path}{field}`")
         # bool is a subclass of int
         if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-            raise Unusable(f"`{self.path}{field}` is a {type(value).__name__}, not a {kind}")
+            raise Unusable(f"`{self.path}{field}` is {type(value).__name__}, not {kind}")
         return value
 
     def text(self, field: str) -> str:
