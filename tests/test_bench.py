@@ -9,12 +9,27 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from upo.bench.__main__ import bench
-from upo.bench.cases import Case, Work, many_responses, rows, suite
-from upo.bench.floor import needed, rate
+from upo.bench.__main__ import bench, measure
+from upo.bench.cases import Case, Work, head_memory, many_responses, rows, suite
+from upo.bench.floor import head_gradient, needed, rate
 from upo.bench.model import text, tokenizer
 from upo.bench.report import verdict
 from upo.errors import UserError
+
+
+def test_the_head_is_left_out_of_memory(monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for both workers: 16 KiB above the head's gradient against 8 KiB above it."""
+    case = head_memory()
+
+    def turns(case: Case, alternations: int):
+        sizes = [head_gradient(w) for w in (case.ours, case.other)]
+        yield tuple({"seconds": 1.0, "memory": size + n * 8192} for size, n in zip(sizes, (2, 1), strict=True))
+
+    monkeypatch.setattr("upo.bench.__main__.blocks", turns)
+    monkeypatch.setattr("upo.bench.__main__.rate", lambda work: 1.0)
+    assert head_gradient(case.ours) == 152_064 * 256 * 4
+    assert measure(case, 1)["memory_ratio"] == 2
+    assert measure(evolve(case, leave_out_head=False), 1)["memory_ratio"] > 9
 
 
 def test_what_sharing_prompts_can_save_by_hand():
@@ -61,7 +76,19 @@ def test_a_missed_target_is_named():
 def test_every_kind_of_case_is_there():
     names = [case.name for case in suite("cpu")]
     assert len(names) == len(set(names))
-    for part in ("live", "stored", "KTO", "UPO", "K=2", "K=16", "prompt-heavy", "response-heavy", "long", "152k", "twice"):
+    for part in (
+        "live",
+        "stored",
+        "KTO",
+        "UPO",
+        "K=2",
+        "K=16",
+        "prompt-heavy",
+        "response-heavy",
+        "long",
+        "152k",
+        "twice",
+    ):
         assert any(part in name for name in names), part
 
 

@@ -60,6 +60,7 @@ def timeless(folder: Path) -> list[dict[str, float]]:
         (["--model.beta", "-3"], "model.beta"),
         (["--model.beta", "high"], "model.beta"),
         (["--model", "DPOO"], "did you mean `DPO`?"),
+        (["--data.rewards", '{"easy": {"class_path": "Readabilty"}}'], "did you mean `Readability`?"),
         (["--model.policy.pathh", "x"], "did you mean `path`?"),
         (["--model.policy.path", "${model.nowhere}"], "'model.nowhere' not found"),
         (["--model.reference", "null"], "set `model.reference: FrozenReference`"),

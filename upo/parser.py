@@ -77,4 +77,5 @@ def known_names(parser: Any) -> set[str]:
     for cls in [*filter(inspect.isclass, classes), PreferenceData, Source, Policy, LoRA]:
         for base in cls.__mro__:
             names |= set(inspect.signature(base.__init__).parameters) if "__init__" in vars(base) else set()
-    return names | {*upo.methods.__all__, *upo.rewards.__all__} | {"class_path", "init_args"} - {"self", "args", "kwargs"}
+    names |= {*upo.methods.__all__, *upo.rewards.__all__, "class_path", "init_args"}
+    return names - {"self", "args", "kwargs"}

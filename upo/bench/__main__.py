@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from upo.bench.cases import Case, Work, rows
 from upo.bench.cases import suite as cases_of
-from upo.bench.floor import needed, rate
+from upo.bench.floor import head_gradient, needed, rate
 from upo.bench.report import show, verdict, write
 from upo.command import command
 from upo.errors import UserError
@@ -82,7 +82,8 @@ def measure(case: Case, alternations: int) -> dict[str, Any]:
     def median(of: Callable[[float, float, float], float]) -> float:
         return statistics.median(of(a["seconds"], b["seconds"], r) for a, b, r in turns)
 
-    memory, other_memory = (max(t[i]["memory"] for t in turns) for i in (0, 1))
+    left_out = [head_gradient(work) if case.leave_out_head else 0 for work in (case.ours, case.other)]
+    memory, other_memory = (max(t[i]["memory"] for t in turns) - left_out[i] for i in (0, 1))
     work, floor = case.ours, None
     pairs, other_pairs = work.pairs * work.steps, case.other.pairs * case.other.steps
     tokens = sum(len(r) + 1 for _, responses in rows(work, pairs) for r in responses)

@@ -21,6 +21,11 @@ def matrices(work: Work) -> Iterator[tuple[int, int, int]]:
     yield from ((width, width, 2 * layers), (width, keys, 2 * layers), (width, inner, 3 * layers))
 
 
+def head_gradient(work: Work) -> int:
+    """Bytes of the gradient of the head's weights."""
+    return work.vocabulary * config(work.model, work.vocabulary)["hidden_size"] * (4 if work.dtype == "float32" else 2)
+
+
 def needed(work: Work, forwards: int) -> float:
     """Floating point operations a pair, on average over the rows.
 

@@ -4,10 +4,10 @@ import sys
 import time
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import Callback
 
 
-class ProgressLines(pl.Callback):
+class ProgressLines(Callback):
     """Prints a line a minute: step, what the bar would show, and the time that is left. Nothing on a terminal."""
 
     def __init__(self, every: float = 60.0):
@@ -17,11 +17,11 @@ class ProgressLines(pl.Callback):
         """
         self.every = every
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.begun = self.printed = time.monotonic()
         self.first = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         now = time.monotonic()
         quiet = sys.stdout.isatty() or not trainer.is_global_zero or trainer.progress_bar_callback is None
         if quiet or now - self.printed < self.every:

@@ -23,6 +23,7 @@ from upo.methods.term import Term
 from upo.metrics.means import Means
 from upo.optimizers import check_strategy, checked, clip
 from upo.policy import Policy
+from upo.quick_logs import quick_logs
 from upo.reference import Reference
 
 Stage = Literal["train", "val"]
@@ -224,6 +225,7 @@ class Method(pl.LightningModule):
                 self.log_dict({"train/grad_norm": whole, "train/lr": group["lr"]})
 
     def on_fit_start(self) -> None:
+        quick_logs()
         """Learns the run's seed; batches bring reference log-probs along where they are known beforehand."""
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
             self.data_seed = data.seed % 2**64
