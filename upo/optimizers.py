@@ -49,6 +49,24 @@ def check_strategy(method: Any) -> None:
                 raise UserError(f"FSDPStrategy does not train {name}; take trainer.strategy: upo.strategy.Sharded")
 
 
+def check_trainer(trainer: Any) -> None:
+    """Refuses what the Trainer would do to a step or a dtype behind the method's back.
+
+    Raises:
+        UserError: names the setting and what to set instead.
+    """
+    if trainer.accumulate_grad_batches != 1:
+        raise UserError(
+            "trainer.accumulate_grad_batches must be 1: a step is data.pairs_per_step pairs, "
+            "cut into micro-batches of data.tokens_per_microbatch tokens"
+        )
+    if trainer.precision in ("bf16-true", "16-true", "64-true"):
+        raise UserError(
+            f"trainer.precision={trainer.precision} would convert metrics and value head, not the reference; "
+            "set policy.dtype (bfloat16, float64), or trainer.precision: bf16-mixed"
+        )
+
+
 def clip(parameters: Sequence[Tensor], limit: float, strategy: Any) -> Tensor:
     """Scales gradients down to a norm, over all ranks; returns the norm before."""
     if not isinstance(strategy, FSDPStrategy):

@@ -127,8 +127,7 @@ class PreferenceData(pl.LightningDataModule):
 
             wanted = {name: self.rewards[name] for name in (*rewards, *self.relabel)}
             fit_all(wanted, train, validation, self.rewards_cache)
-            both = annotate([*train, *validation], wanted, self.rewards_cache)
-            train, validation = both[: len(train)], both[len(train) :]
+            train, validation = (annotate(x, wanted, self.rewards_cache) for x in (train, validation))
         if self.relabel:
             train, validation = relabel(train, validation, self.relabel, self.report)
         encoder = Encoder(tokenizer, self.tokens_cache)

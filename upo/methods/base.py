@@ -21,7 +21,7 @@ from upo.loading import BASE, check_base
 from upo.logps import ResponseLogps
 from upo.methods.term import Term
 from upo.metrics.means import Means
-from upo.optimizers import check_strategy, checked, clip
+from upo.optimizers import check_strategy, check_trainer, checked, clip
 from upo.policy import Policy
 from upo.quick_logs import quick_logs
 from upo.reference import Reference
@@ -225,23 +225,14 @@ class Method(pl.LightningModule):
                 self.log_dict({"train/grad_norm": whole, "train/lr": group["lr"]})
 
     def on_fit_start(self) -> None:
-        quick_logs()
         """Learns the run's seed; batches bring reference log-probs along where they are known beforehand."""
+        quick_logs()
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
             self.data_seed = data.seed % 2**64
             data.train.stored = data.val.stored = self.reference and self.reference.stored(self.trainer)
 
     def on_train_start(self) -> None:
-        if self.trainer.accumulate_grad_batches != 1:
-            raise UserError(
-                "trainer.accumulate_grad_batches must be 1: a step is data.pairs_per_step pairs, "
-                "cut into micro-batches of data.tokens_per_microbatch tokens"
-            )
-        if self.trainer.precision in ("bf16-true", "16-true", "64-true"):
-            raise UserError(
-                f"trainer.precision={self.trainer.precision} would convert metrics and value head, not the reference; "
-                "set policy.dtype (bfloat16, float64), or trainer.precision: bf16-mixed"
-            )
+        check_trainer(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_files"] = self.policy.files()
