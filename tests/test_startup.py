@@ -11,12 +11,16 @@ HEAVY = ("peft", "trl", "bitsandbytes", "datasets", "wandb", "accelerate", "skle
 
 
 def test_help_loads_nothing_heavy():
+    """And begins with what is ours."""
     code = f"""
 import contextlib, io, runpy, sys
 sys.argv = ["upo.fit", "--help"]
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
     runpy.run_module("upo.fit", run_name="__main__")
-assert "--config" in out.getvalue()
+text = out.getvalue()
+assert text.startswith("usage: python -m upo.fit --config FILE")
+places = [text.index(title) for title in ("--config", "\\nmethod (", "\\ndata:", "\\ncheckpoints:", "\\nLightning's Trainer:")]
+assert places == sorted(places), "what is ours comes first"
 print([name for name in {HEAVY} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)

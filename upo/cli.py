@@ -47,6 +47,14 @@ QUIET = (
 )
 """Warnings that tell a user nothing to do."""
 
+GROUPS = {
+    "model": "method (python -m upo.methods lists them, --model.help NAME shows one's arguments)",
+    "data": "data",
+    "checkpoint": "checkpoints",
+    "trainer": "Lightning's Trainer",
+}
+"""Titles of the help, in its order."""
+
 
 class CLI(LightningCLI):
     """Method and data from YAML files and dotted overrides."""
@@ -66,7 +74,12 @@ class CLI(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=RunFolder,
             parser_class=ShortErrors,
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m upo.fit", "description": main.__doc__},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "prog": "python -m upo.fit",
+                "usage": "%(prog)s --config FILE [--config FILE ...] [--KEY VALUE ...]",
+                "description": main.__doc__,
+            },
             trainer_defaults={
                 "default_root_dir": f"runs/{self.files[-1].stem if self.files else 'unnamed'}",
                 "max_epochs": 1,
@@ -108,6 +121,11 @@ class CLI(LightningCLI):
                 "checkpoint.auto_insert_metric_name": True,
             }
         )
+        for name, title in GROUPS.items():
+            group = parser.groups[name]
+            group.title = title
+            parser._action_groups.remove(group)
+            parser._action_groups.append(group)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=lambda x: f"{x}/checkpoints")
 
@@ -165,7 +183,8 @@ class CLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Aligns a language model with preferences and designers' objectives.
 
-    A run is one YAML (see experiments/) plus dotted overrides; --print_config shows everything it means.
+    A run is one YAML (see experiments/) plus dotted overrides; --print_config shows everything it means. [C] marks what
+    a paper leaves open.
     """
     keep_memory()
     with short_errors():
