@@ -19,7 +19,8 @@ with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) 
     runpy.run_module("upo.fit", run_name="__main__")
 text = out.getvalue()
 assert text.startswith("usage: python -m upo.fit --config FILE")
-places = [text.index(title) for title in ("--config", "\\nmethod (", "\\ndata:", "\\ncheckpoints:", "\\nLightning's Trainer:")]
+titles = ("--config", "\\nmethod (", "\\ndata:", "\\ncheckpoints:", "\\nLightning's Trainer:")
+places = [text.index(title) for title in titles]
 assert places == sorted(places), "what is ours comes first"
 print([name for name in {HEAVY} if name in sys.modules])
 """
