@@ -62,7 +62,7 @@ class Source:
         function = self._function()
         label = self.label or self.name.rpartition(".")[2]
         rows, origin = self._rows()
-        counts = SourceReport(origin=origin)
+        counts = SourceReport(origin=origin or "no file, made by code")
         # disable=None: no bar where the output is not a terminal
         bar = tqdm(rows, desc=f"reading {label}", unit=" records", delay=1, leave=False, disable=None)
         made = function(iter(bar), counts, **self.options)
@@ -75,7 +75,8 @@ class Source:
         counts.keep(len(examples))
         report.add(label, counts)
         if not examples:
-            raise UserError(f"{label}: no usable example in {origin}{_main_reason(counts)}")
+            where = origin or "no file (neither `path` nor `local` is set)"
+            raise UserError(f"{label}: no usable example in {where}{_main_reason(counts)}")
         return examples
 
     def _function(self) -> SourceFunction:
@@ -99,7 +100,7 @@ class Source:
         return function
 
     def _rows(self) -> tuple[Iterator[Row], str]:
-        """The records, and where they come from."""
+        """The records, and where they come from: nothing where neither `path` nor `local` is set."""
         for place in (self.local, self.path):
             if place and (path := Path(place).expanduser()).exists():
                 return local_rows(path, self.files), str(path)
@@ -110,7 +111,7 @@ class Source:
                 f"data source `{self.name}`: nothing at path={self.path}, local={self.local}\n"
                 "Set `path` to a hub name (owner/name) or `local` to an existing file or folder."
             )
-        return iter(()), "no file (neither `path` nor `local` is set)"
+        return iter(()), ""
 
 
 def usable_part(example: Example, report: SourceReport) -> Example | None:
