@@ -33,7 +33,7 @@ ALONE = Setting("single", 1, mixed=False, state_bytes=8.0, reference_bytes=4000.
 
 def test_one_device_by_hand() -> None:
     found = memory(SHAPE, WORK, ALONE)
-    head = 2 * 4 * 30 * 20 + 2 * 4 * 30 * 10 + 4 * 20 * 10  # logits, states, gradient of the head
+    head = 4 * 30 * 20 + 2 * 4 * 30 * 10 + 4 * 20 * 10  # probabilities, states, gradient of the head
     assert found.parts == {
         "weights": 4000, "gradients": 4000, "optimizer": 8000, "reference": 4000, "copies": 0,
         "activations": 9000, "head": head, "KV cache": 0,
@@ -50,7 +50,7 @@ def test_mixed_precision_keeps_fp32_masters_and_bf16_copies() -> None:
     parts = memory(SHAPE, WORK, evolve(ALONE, mixed=True)).parts
     assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4000, 4000, 8000)
     assert parts["copies"] == 2 * 600
-    assert parts["head"] == 2 * 4 * 30 * 20 + 2 * 2 * 30 * 10 + 2 * 20 * 10 + 4 * 20 * 10
+    assert parts["head"] == 4 * 30 * 20 + 2 * 2 * 30 * 10 + 2 * 20 * 10 + 4 * 20 * 10
 
 
 def test_ddp_adds_buckets_and_shares_nothing() -> None:

@@ -11,8 +11,8 @@ copies       single and DDP under bf16-mixed: c bytes for each of the layers' we
              parameter (4-bit ones as they are): all outside the blocks and two blocks; and their gradients, in fp32 on
              the way to their owners: all outside the blocks and one block. 4 bits: the largest matrix in c bytes
 activations  what autograd keeps of one micro-batch; with checkpointing only the input of each block, and one block's
-head         three chunks of logits in fp32, the states that they are made of, the weights in c bytes where the model
-             holds others, and their gradient in fp32
+head         the probabilities that wait for the backward pass and, beyond them, two chunks of logits, in fp32; the
+             states that they are made of, the weights in c bytes where the model holds others, their gradient in fp32
 KV cache     none: nothing is generated while training
 
 The peak is the largest of three moments. The backward pass begins: all of it, but gradients only where an earlier
@@ -121,7 +121,7 @@ def memory(shape: Shape, work: Work, setting: Setting) -> Memory:
         activations = shape.layers * boundary + work.activations / shape.layers
     table = shape.vocabulary * shape.width
     kept, at_a_time = kept_and_chunk(shape.vocabulary)
-    chunks = 3 if work.scored > kept else 1
+    chunks = 2 if work.scored > kept else 0  # the last one goes only when the next is there; kept ones take its place
     logits = 4 * shape.vocabulary * (min(work.scored, kept) + chunks * min(work.scored, at_a_time))
     head = logits + 2 * c * work.scored * shape.width + (c * table if setting.mixed else 0)
     head_gradient = 0 if setting.strategy == "fsdp" else 4 * table * bool(shape.trained > table)
