@@ -100,6 +100,19 @@ def test_without_a_common_seed_prompts_still_pair(tmp_path: Path) -> None:
     assert (found["mean"], found["n"]) == (0, 60)
 
 
+def test_runs_without_a_common_prompt_get_a_note_and_no_table(tmp_path: Path, capsys) -> None:
+    first, second = (run_folder(tmp_path / name, "DPO", 1, 0.5, beta=b) for name, b in (("a", 0.1), ("b", 0.2)))
+    evaluation = json.loads((second / "evaluation.json").read_text())
+    for row in (*evaluation["prompts"], *evaluation["pairs"]):
+        row["prompt"] += " of others"
+    (second / "evaluation.json").write_text(json.dumps(evaluation))
+    content = compare([first, second])
+    assert content["minus_baseline"] == {"b": {}}
+    printed = capsys.readouterr()
+    assert "No difference from a for b: they share no evaluated prompt" in printed.err
+    assert "minus a," not in printed.out and "## Minus a" not in (tmp_path / "comparison.md").read_text()
+
+
 def test_the_table_shows_the_trade_side_by_side(runs: list[Path], tmp_path: Path, capsys) -> None:
     main([*map(str, runs), "--baseline", str(runs[3]), "--out", str(tmp_path / "out")])
     lines = capsys.readouterr().out.splitlines()

@@ -1,5 +1,6 @@
 """Starting is cheap: what is not needed is not imported."""
 
+import importlib
 import resource
 import subprocess
 import sys
@@ -22,10 +23,21 @@ assert text.startswith("usage: python -m upo.fit --config FILE")
 titles = ("--config", "\\nmethod (", "\\ndata:", "\\ncheckpoints:", "\\nLightning's Trainer:")
 places = [text.index(title) for title in titles]
 assert places == sorted(places), "what is ours comes first"
-print([name for name in {HEAVY} if name in sys.modules])
+print([name for name in {(*HEAVY, "scipy.signal")} if name in sys.modules])
+import scipy.signal, torchmetrics.audio
+scipy.signal.windows.hamming(3)
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert done.stdout.strip() == "[]" and done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_module_that_is_there_stays():
+    import scipy.signal
+
+    import upo.fit
+
+    importlib.reload(upo.fit)
+    assert sys.modules["scipy.signal"] is scipy.signal and hasattr(scipy.signal, "windows")
 
 
 @pytest.mark.alone

@@ -5,11 +5,13 @@ import sys
 from types import ModuleType
 
 gc.disable()  # the 4,000 modules below leave next to no garbage, yet looking for it takes a sixth of the start
-sys.modules["scipy.signal"] = stand_in = ModuleType("scipy.signal")  # another sixth: torchmetrics loads it for
-stand_in.hamming = None  # pyright: ignore[reportAttributeAccessIssue]  # this name alone, absent from it since 1.13
+stand_in = ModuleType("scipy.signal")  # another sixth: torchmetrics loads it to add this name, which it lost in 1.13
+stand_in.hamming = None  # pyright: ignore[reportAttributeAccessIssue]
+spared = sys.modules.setdefault("scipy.signal", stand_in) is stand_in
 from upo.cli import main  # noqa: E402
 
-del sys.modules["scipy.signal"]
+if spared:
+    del sys.modules["scipy.signal"]
 gc.enable()
 gc.freeze()
 
