@@ -25,10 +25,10 @@ FIRST = (
     "test_bench",
 )
 """Files that parallel workers begin with: long, and never cut."""
-LAST = ("test_repo", "test_trajectories", "test_experiments", "test_reference_store", "test_every_method")
+LAST = ("test_repo", "test_trajectories", "test_experiments", "test_stored_reference", "test_every_method")
 """Files that they end with: cut into small pieces, so that none is left alone for long."""
 BY_CASE = re.compile(r"(.*/test_(?:experiments|repo)\.py::.*\[)(.*)\]")
-BY_METHOD = re.compile(r"(.*/test_(?:every_method|trajectories|reference_store)\.py)::.*\[(?:\d+-)?([A-Z]\w+)\]")
+BY_METHOD = re.compile(r"(.*/test_(?:every_method|trajectories|stored_reference)\.py)::.*\[(?:\d+-)?([A-Z]\w+)\]")
 """Tests whose dearest fixture is a run of one method."""
 
 
@@ -100,7 +100,7 @@ def _enter(args: Sequence[str], folder: str, log: str, env: dict[str, str]) -> N
     import torch
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
-    from upo.cli import main
+    from upo.cli.main import main
 
     rank_zero_only.rank = _get_rank() or 0  # it was read when Lightning was imported, before the fork
     torch.set_num_threads(1)

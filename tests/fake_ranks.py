@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import upo.ranks
+import upo.runtime.collectives
 
 
 def on_ranks(function: Callable[[int], Any], world_size: int, monkeypatch: Any) -> list[Any]:
-    """What `function(rank)` returns on each rank; they wait for one another in `upo.ranks` alone."""
+    """What `function(rank)` returns on each rank; they wait for one another in `upo.runtime.collectives` alone."""
     turn, barrier = threading.Lock(), threading.Barrier(world_size, timeout=60)
     here, sent, results = threading.local(), {}, {}
 
@@ -44,7 +44,7 @@ def on_ranks(function: Callable[[int], Any], world_size: int, monkeypatch: Any) 
         is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: world_size,
         get_rank=lambda: here.rank, all_reduce=all_reduce, all_gather=all_gather,
     )  # fmt: skip
-    monkeypatch.setattr(upo.ranks, "dist", fake)
+    monkeypatch.setattr(upo.runtime.collectives, "dist", fake)
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
     for thread in threads:
         thread.start()

@@ -9,10 +9,10 @@ from tiny import arrange, units
 from torch import Tensor
 
 from upo.data.batch import PairedBatch
-from upo.logps import ResponseLogps
-from upo.methods.base import Method
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.methods.common.base import Method
+from upo.models.logps import ResponseLogps
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 FIRST, SECOND = (-40.0, -42.0, -55.0, -50.0), (-45.0, -42.0, -60.0, -50.0)
 """Log-probs of chosen and rejected under policy, reference, policy, reference: 20 and 25 tokens; D = 7 in both."""

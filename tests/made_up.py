@@ -12,8 +12,8 @@ from torch import Tensor
 from upo.data.batch import Step
 from upo.data.layout import Responses
 from upo.data.steps import StepData
-from upo.methods.base import Method
-from upo.methods.stepwise import CoupledLoss
+from upo.methods.common.base import Method
+from upo.methods.common.stepwise import CoupledLoss
 
 PLAIN = (-7.0, -6.0)
 """Log-probs under policy and reference of responses that nobody asks about."""

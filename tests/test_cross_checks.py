@@ -21,10 +21,10 @@ from upo.data.module import PreferenceData
 from upo.data.source import Source
 from upo.functional.divergences import Alpha, JensenShannon
 from upo.methods import apo_anchored, cpo, discopop, dpo, exo, kto, nca, orpo, rdpo_robust, rso_hinge, simpo, sppo
-from upo.methods.base import Method
-from upo.methods.ranges import FlipRate, Smoothing
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.methods.common.base import Method
+from upo.methods.common.ranges import FlipRate, Smoothing
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 PAIRS, STEPS, PER_STEP = 80, 20, 4
 LR = 1e-4

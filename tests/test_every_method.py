@@ -22,20 +22,20 @@ import training
 from tiny import PAIRS, plain_logps
 
 import upo.methods
-from upo.checkpoint import model_from
 from upo.data.layout import Tokens, lay_out
 from upo.data.module import PreferenceData
 from upo.data.samplers import StepSampler
 from upo.data.source import Source
 from upo.errors import UserError
-from upo.measure import log_probs, rewards
-from upo.methods.base import Method
-from upo.methods.families import ListwiseMethod, PairwiseMethod, UnpairedMethod
-from upo.methods.likelihood import ChosenLikelihood
-from upo.methods.stepwise import CoupledLoss
+from upo.evaluation.measure import log_probs, rewards
+from upo.methods.common.base import Method
+from upo.methods.common.families import ListwiseMethod, PairwiseMethod, UnpairedMethod
+from upo.methods.common.likelihood import ChosenLikelihood
+from upo.methods.common.stepwise import CoupledLoss
 from upo.methods.upo import AuxiliaryRewards
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.checkpoint import model_from
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 from upo.rewards.length import Words
 
 CORE = ("SFT", "DPO", "KTO", "UPO", "UPODPO")
@@ -408,7 +408,7 @@ def test_validation_is_the_mean_over_everything_however_it_is_cut(kind, run):
 
 @pytest.mark.parametrize("kind", [x for x in METHODS if x.values[0].reward is not Method.reward])
 def test_evaluation_knows_the_reward(kind, run):
-    """By log-probs of its own, as `upo.evaluate` and `upo.implicit` take them."""
+    """By log-probs of its own, as `upo.evaluate` and `upo.evaluation.implicit` take them."""
     done = run(kind)
     method, data, units = done.method, done.data, done.data.train.units[:4]
     reference = getattr(method.reference, "model", None)

@@ -12,7 +12,7 @@ import yaml
 
 import upo.methods
 from upo.ablate import ablate
-from upo.cli import CLI, main
+from upo.cli.main import CLI, main
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "upo").rglob("*.py"))

@@ -13,7 +13,7 @@ from upo.data.layout import Responses, Tokens, lay_out
 from upo.data.lines import Row
 from upo.data.report import SourceReport
 from upo.data.sources import hh
-from upo.policy import Policy
+from upo.models.policy import Policy
 
 CORPUS = (
     "\n\nHuman: How do I bake bread?\n\nAssistant: Mix flour, water, salt and yeast, then wait for an hour.",

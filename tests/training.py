@@ -11,9 +11,9 @@ from tiny import PAIRS
 
 from upo.data.module import PreferenceData
 from upo.data.source import Source
-from upo.methods.base import Method
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.methods.common.base import Method
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 CONFIG = {
     "model_type": "llama",

@@ -33,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
     The study's `folder` gets configs/ (a complete YAML each run), one run folder each with its log.txt, manifest.json,
     and the comparison. Exit code 1: some runs failed; the others are compared, a further call tries them again.
     """
-    from upo.command import ShortErrors
+    from upo.cli.command import ShortErrors
 
     parser = ShortErrors(prog="python -m upo.ablate", description=main.__doc__)
     parser.add_argument("file", type=Path, help="YAML of the study")

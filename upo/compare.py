@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Runs that differ in their seed alone are averaged. YAMLs of experiments may stand for runs: what is not trained yet
     is trained first, one run folder a seed, called <run folder>_seed<k>.
     """
-    from upo.command import ShortErrors
+    from upo.cli.command import ShortErrors
 
     parser = ShortErrors(prog="python -m upo.compare", description=main.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or YAMLs of experiments")

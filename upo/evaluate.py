@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from upo.errors import UserError
-from upo.evaluation import Evaluation
+from upo.evaluation.evaluation import Evaluation
 
 __all__ = ["Evaluation", "evaluate", "main"]
 
@@ -26,7 +26,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Method, data and the evaluation's settings come from the run's config.yaml; options override the settings.
     """
-    from upo.command import ShortErrors
+    from upo.cli.command import ShortErrors
 
     parser = ShortErrors(prog="python -m upo.evaluate", description=main.__doc__)
     parser.add_argument("run", type=str, help="run folder (its newest checkpoint), .ckpt file, or a model's folder")
@@ -49,9 +49,9 @@ def evaluate(
     **settings: Any,
 ) -> dict[str, float]:
     """What `python -m upo.evaluate` does; `settings` override fields of the run's `evaluation:`."""
+    from upo.callbacks.loggers import log_evaluation, same_run
     from upo.callbacks.run_folder import summarize
-    from upo.checkpoint import load_run
-    from upo.loggers import log_evaluation, same_run
+    from upo.models.checkpoint import load_run
 
     method, data, evaluation = load_run(run, config, settings)
     folder = Path(run).parent.parent if run.endswith(".ckpt") else Path(run)

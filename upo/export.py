@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from upo.command import command
+from upo.cli.command import command
 from upo.errors import UserError
 
 
@@ -28,9 +28,9 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
     """
     source, folder = Path(source), Path(folder)
     check_free(folder, overwrite)
-    from upo.adapter_files import merged_from, write_adapter
-    from upo.adapters import CONFIG
-    from upo.checkpoint import find_checkpoint, model_from, quiet, read_checkpoint
+    from upo.models.adapter_files import merged_from, write_adapter
+    from upo.models.adapters import CONFIG
+    from upo.models.checkpoint import find_checkpoint, model_from, quiet, read_checkpoint
 
     file = find_checkpoint(source)
     if file is None:

@@ -8,7 +8,7 @@ gc.disable()  # the 4,000 modules below leave next to no garbage, yet looking fo
 stand_in = ModuleType("scipy.signal")  # another sixth: torchmetrics loads it to add this name, which it lost in 1.13
 stand_in.hamming = None  # pyright: ignore[reportAttributeAccessIssue]
 spared = sys.modules.setdefault("scipy.signal", stand_in) is stand_in
-from upo.cli import main  # noqa: E402
+from upo.cli.main import main  # noqa: E402
 
 if spared:
     del sys.modules["scipy.signal"]

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 import upo.rewards  # noqa: F401  makes short class names known
-from upo.command import command
+from upo.cli.command import command
 from upo.data.example import Prompt, prompt_key
+from upo.data.rewards import Reward, checked
 from upo.data.source import Source
 from upo.errors import UserError
-from upo.rewards.base import Reward, checked
-from upo.vllm_sampling import Backend, check_vllm
+from upo.rollout.vllm import Backend, check_vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,8 +71,8 @@ def generate(
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; name another file or add --overwrite")
     check_vllm(backend)
-    from upo.checkpoint import load_model
-    from upo.sampling import sample
+    from upo.models.checkpoint import load_model
+    from upo.rollout.sampling import sample
 
     lm, tokenizer = load_model(model)
     if prompts is None:
@@ -117,12 +117,12 @@ def openings(
     """Distinct beginnings of texts that the model writes behind BOS, each up to a whole word.
 
     Args:
-        options: further ones of `upo.sampling.sample`.
+        options: further ones of `upo.rollout.sampling.sample`.
 
     Raises:
         UserError: the model repeats itself too often.
     """
-    from upo.sampling import sample
+    from upo.rollout.sampling import sample
 
     found: dict[str, None] = {}
     for round in range(ROUNDS):

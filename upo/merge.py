@@ -33,8 +33,8 @@ def merge(parts: Sequence[Path], out: Path, weights: Sequence[float] | None = No
     """
     import torch
 
-    from upo.checkpoint import quiet
     from upo.export import check_free, written_at_once
+    from upo.models.checkpoint import quiet
 
     check_free(out, overwrite)
     weights = list(weights or [1 / max(1, len(parts))] * len(parts))
@@ -69,9 +69,9 @@ def check_weights(parts: Sequence[Path], weights: Sequence[float]) -> None:
 
 def full_model(part: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Model and tokenizer; an adapter is merged first, since the product of averages is not the average of products."""
-    from upo.adapter_files import merged, merged_from
-    from upo.adapters import CONFIG
-    from upo.checkpoint import find_checkpoint, load_model, read_checkpoint
+    from upo.models.adapter_files import merged, merged_from
+    from upo.models.adapters import CONFIG
+    from upo.models.checkpoint import find_checkpoint, load_model, read_checkpoint
 
     if (file := find_checkpoint(part)) is not None and CONFIG in (content := read_checkpoint(file))["policy_files"]:
         return merged_from(content, file)
@@ -91,8 +91,8 @@ def _reader(part: Path, model: Any, tokenizer: Any) -> "Callable[[str], Tensor]"
     from safetensors import safe_open
     from transformers import AutoConfig, AutoTokenizer
 
-    from upo.adapters import CONFIG
-    from upo.checkpoint import POLICY, find_checkpoint, policy_folder, read_checkpoint
+    from upo.models.adapters import CONFIG
+    from upo.models.checkpoint import POLICY, find_checkpoint, policy_folder, read_checkpoint
 
     files = {n: f for f in sorted(part.glob("*.safetensors")) for n in safe_open(f, "pt").keys()}  # noqa: SIM118
     file = find_checkpoint(part)
@@ -136,7 +136,7 @@ def model_card(folder: Path, parts: Sequence[Path], weights: Sequence[float]) ->
 
 def main(args: Sequence[str] | None = None) -> None:
     """Writes the weighted sum of models that started as one: run folders, .ckpt files, Hugging Face folders."""
-    from upo.command import ShortErrors
+    from upo.cli.command import ShortErrors
 
     parser = ShortErrors(prog="python -m upo.merge", description=main.__doc__)
     parser.add_argument("parts", type=Path, nargs="+", help="run folders, .ckpt files, model folders or hub names")

@@ -16,8 +16,8 @@ from upo.callbacks.acceleration import (
 from upo.callbacks.reference_sync import ReferenceSync
 from upo.errors import UserError
 from upo.methods import DPO, KTO
+from upo.methods.common.families import PairwiseMethod
 from upo.methods.dpo import dpo_loss
-from upo.methods.families import PairwiseMethod
 
 
 def test_by_hand():

@@ -12,7 +12,7 @@ from upo.callbacks.rebirth import FILE, RebirthTargets, target
 from upo.data.module import PreferenceData
 from upo.data.source import Source
 from upo.methods import DPO, KTO, SFT
-from upo.sampling import sample
+from upo.rollout.sampling import sample
 
 
 @pytest.mark.parametrize("kind", [DPO, KTO])

@@ -16,7 +16,7 @@ from upo.callbacks.throughput import Throughput, needed, unique_tokens
 from upo.data.batch import PairedBatch, Step
 from upo.data.layout import lay_out
 from upo.methods import DPO, KTO
-from upo.operations import Cost
+from upo.runtime.flops import Cost
 
 UNITS = [tiny.unit([3, 4, 5], [6, 7, 2], [8, 2]), tiny.unit([9, 9], [3, 2], [4, 5, 6, 2])]
 

@@ -19,7 +19,7 @@ def status(field: str) -> int:
 
 
 def main() -> None:
-    from upo.cli import CLI
+    from upo.cli.main import CLI
 
     torch.set_num_threads(1)
     warm, config = sys.argv[1:]

@@ -128,7 +128,7 @@ def test_an_adapter_is_tried_against_the_model_below_it(folder: Path, capsys) ->
 
 
 def test_a_reference_that_differs_from_the_policy(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upo.policy import Policy
+    from upo.models.policy import Policy
 
     def changed(policy: Policy) -> Policy:
         twin = copy(policy)

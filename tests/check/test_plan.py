@@ -20,8 +20,8 @@ from upo.check.find import find
 from upo.check.plan import Setting, Shape, Work, checkpoint_bytes, memory
 from upo.check.probe import activation_bytes, shape_of, skeleton
 from upo.data.layout import lay_out
-from upo.operations import Cost, prompt_lengths, rate_of
-from upo.policy import Policy
+from upo.models.policy import Policy
+from upo.runtime.flops import Cost, prompt_lengths, rate_of
 
 SHAPE = Shape(
     parameters=1000, trained=1000, matrices=600, outside=400, block=100, largest=200, vocabulary=20, width=10, layers=6,
@@ -225,8 +225,8 @@ def test_the_plan_is_within_15_percent_of_what_training_takes(
 def test_an_adapter_is_counted_as_it_is() -> None:
     from training import make
 
-    from upo.adapters import LoRA
     from upo.methods import DPO
+    from upo.models.adapters import LoRA
 
     config = tiny.policy("llama").config
     real = Policy(config=config, tokenizer="tiny.tokenizer", adapter=LoRA(r=4, modules_to_save=["lm_head"]))

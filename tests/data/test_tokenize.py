@@ -12,7 +12,7 @@ from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.data.tokenize import Encoder, fit, render
 from upo.errors import UserError
-from upo.sampling import _texts
+from upo.rollout.sampling import _texts
 
 PLAIN = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>\n{% endfor %}"

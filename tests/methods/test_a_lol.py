@@ -16,8 +16,8 @@ from upo.errors import UserError
 from upo.functional.value_fit import fit_value
 from upo.methods import ALOL, ALOLKL, DPO, ALOLRefFree, ALOLSequence
 from upo.methods.a_lol import a_lol_kl_loss, a_lol_loss, a_lol_ref_free_loss, a_lol_sequence_loss, clipped_ratio
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 ONE, TWO = torch.tensor([-6.0, -2.0]), torch.tensor([0.5, 2.0])
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from upo.logps import ResponseLogps
 from upo.methods.apo_anchored import apo_down_loss, apo_zero_loss
+from upo.models.logps import ResponseLogps
 
 BETA = 0.1
 BOTH = [apo_zero_loss, apo_down_loss]

@@ -14,8 +14,8 @@ from upo.data.steps import StepData
 from upo.errors import UserError
 from upo.methods.bco import BCO, bco_loss, fit_classifier, running_delta, udm_weights
 from upo.methods.dpo import dpo_loss
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 BETA = 0.1
 RATIOS = draws(30)

@@ -14,7 +14,7 @@ from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
 from upo.methods import DPO
 from upo.methods.beta_dpo import BetaDPO, draw_pairs, dynamic_beta
-from upo.methods.ranges import Share
+from upo.methods.common.ranges import Share
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -4,7 +4,7 @@ import pytest
 
 import upo.methods
 from upo.methods.__main__ import README, main
-from upo.methods.catalog import entries, losses, markdown
+from upo.methods.common.catalog import entries, losses, markdown
 
 
 def test_the_readme_is_fresh():

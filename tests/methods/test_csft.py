@@ -7,7 +7,6 @@ import torch
 from tiny import PAIRS, arrange, plain_logps, policy, tokenizer
 from training import fit, pairs_file
 
-from upo.checkpoint import load_model
 from upo.data.control import control_ids, never_written
 from upo.data.example import Example, Response
 from upo.data.layout import Tokens
@@ -16,13 +15,14 @@ from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.data.tokenize import Encoder
 from upo.evaluate import evaluate
+from upo.evaluation.measure import log_probs
 from upo.export import export
-from upo.head import grow
-from upo.measure import log_probs
 from upo.methods import CSFT, SFT
 from upo.methods.csft import BAD, GOOD, ControlledBatch
-from upo.policy import Policy
-from upo.sampling import sample
+from upo.models.checkpoint import load_model
+from upo.models.head import grow
+from upo.models.policy import Policy
+from upo.rollout.sampling import sample
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 256, "initializer_range": 0.2}

@@ -7,7 +7,7 @@ import pytest
 
 import upo.methods
 from upo.functional.divergences import JensenShannon
-from upo.methods.base import Method
+from upo.methods.common.base import Method
 
 PAPERS: dict[str, dict[str, Any]] = {
     "ALOL": {"clip": 0.9},

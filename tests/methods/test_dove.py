@@ -12,8 +12,8 @@ from upo.data.steps import StepData
 from upo.errors import UserError
 from upo.methods.dove import DOVE, JointBatch, judgement
 from upo.methods.dpo import DPO
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 128, "initializer_range": 0.2}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from upo.logps import ResponseLogps
 from upo.methods.dpo import dpo_loss
+from upo.models.logps import ResponseLogps
 
 BETA = 0.1
 

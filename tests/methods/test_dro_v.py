@@ -12,8 +12,8 @@ from upo.data.batch import UnpairedBatch
 from upo.data.example import Example, Response
 from upo.data.layout import Tokens
 from upo.errors import UserError
-from upo.logps import ResponseLogps
 from upo.methods.dro_v import DROV, dro_v_policy_loss, dro_v_value_loss
+from upo.models.logps import ResponseLogps
 from upo.rewards.length import Words
 
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)

@@ -6,7 +6,7 @@ from losses import logps_of, made
 from tiny import arrange, units
 
 from upo.data.batch import ListwiseBatch
-from upo.methods.families import ListwiseMethod
+from upo.methods.common.families import ListwiseMethod
 
 
 class Plain(ListwiseMethod):

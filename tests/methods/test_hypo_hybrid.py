@@ -7,7 +7,7 @@ import torch
 from losses import FIRST, SECOND, draws, gradients
 
 from upo.errors import UserError
-from upo.methods.hypo_hybrid import hypo_preference_loss, reverse_kl_surrogate
+from upo.methods.common.hypo_hybrid import hypo_preference_loss, reverse_kl_surrogate
 
 
 @pytest.mark.parametrize("fixture", [FIRST, SECOND])

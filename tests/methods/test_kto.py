@@ -14,8 +14,8 @@ from upo.data.example import prompt_key
 from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
 from upo.methods.kto import KTO, KTOBatch, kto_loss
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 BETA = 0.1
 

@@ -9,7 +9,7 @@ from tiny import arrange, policy, units
 
 from upo.data.batch import PairedBatch, Step
 from upo.methods.kto_pair import KTOPair, kto_pair_loss
-from upo.reference import FrozenReference
+from upo.models.reference import FrozenReference
 
 
 def loss(w, r, k_w=0.4, k_l=0.7):

@@ -10,8 +10,8 @@ from upo.data.batch import Step, UnpairedBatch
 from upo.methods.apo_anchored import apo_zero_loss
 from upo.methods.kto import kto_loss
 from upo.methods.kto_zero import KTOZero
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 BETA = 0.1
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}

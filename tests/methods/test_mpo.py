@@ -7,12 +7,12 @@ import torch
 from losses import FIRST, SECOND, golden_rows, made, total
 from tiny import arrange, policy, units
 
-from upo.cli import CLI
+from upo.cli.main import CLI
 from upo.data.batch import PairedBatch, Step
 from upo.errors import UserError
 from upo.methods import DPO, KTO, MODPO, MPO, NCA, ODPO, TDPO2, WPO, CalDPO, KTOPair, MaPO, SimPO, SparsePO
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 PAPER = {"losses": {"preference": partial(DPO, beta=0.1), "quality": partial(NCA, beta=0.1)}}
 WEIGHTS = {"preference": 0.8, "quality": 0.2}

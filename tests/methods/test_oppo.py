@@ -11,7 +11,7 @@ from tiny import arrange, policy, units
 from upo.data.batch import Step, UnpairedBatch
 from upo.errors import UserError
 from upo.methods.oppo import AOPPO, OPPO, discounted_sums, generalized_advantage, ppo_loss
-from upo.reference import FrozenReference
+from upo.models.reference import FrozenReference
 
 CLIP = {"low": 0.5, "high": 2.0}
 ROW = torch.tensor([0, 0, 0, 1, 2, 2])

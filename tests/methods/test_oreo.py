@@ -8,7 +8,7 @@ from tiny import arrange, policy, unit
 from upo.data.batch import Step, UnpairedBatch
 from upo.data.layout import Tokens
 from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO, later_sums, oreo_policy_loss, oreo_value_loss
-from upo.reference import FrozenReference
+from upo.models.reference import FrozenReference
 
 OWNER = torch.tensor([0, 0, 0, 1, 2, 2])
 REWARD = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)

@@ -7,8 +7,8 @@ import torch
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, golden_rows, gradients, made, total
 from losses import minus_log_sigmoid as ls
 
+from upo.methods.common.ranges import FlipRate
 from upo.methods.dpo import dpo_loss
-from upo.methods.ranges import FlipRate
 from upo.methods.rdpo_robust import RobustDPO, robust_dpo_loss
 
 

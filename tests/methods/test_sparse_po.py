@@ -12,8 +12,8 @@ from upo.errors import UserError
 from upo.methods.dpo import dpo_loss
 from upo.methods.sparse_po import LearnedMasks, MaPO, SparsePO, activation_masks, sparse_po_loss
 from upo.methods.tdpo import tdpo1_loss
-from upo.reference import FrozenReference
-from upo.reference_store import StoredReference
+from upo.models.reference import FrozenReference
+from upo.models.stored_reference import StoredReference
 
 WORK = units([(4, [6, 1]), (2, [3, 9]), (1, [1, 1])])
 

@@ -16,8 +16,8 @@ from upo.data.steps import StepData
 from upo.data.tokenize import Encoder
 from upo.methods.dpo import DPO
 from upo.methods.spo_degree import DegreeBatch, SPODegree, degree_loss
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 256, "initializer_range": 0.2}

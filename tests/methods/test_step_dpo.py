@@ -11,7 +11,7 @@ from upo.data.steps import StepData
 from upo.data.tokenize import Encoder
 from upo.methods.dpo import DPO
 from upo.methods.step_dpo import StepDPO, StepPairedBatch
-from upo.reference import FrozenReference
+from upo.models.reference import FrozenReference
 
 
 def pair(chosen: str, rejected: str, wrong: tuple[int, ...] = (), prompt="Q:\n") -> Example:

@@ -13,10 +13,10 @@ from upo.data.batch import PairedBatch, Step
 from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
 from upo.methods.aot import AOTPaired, AOTUnpaired
-from upo.methods.stepwise import step_logps
-from upo.policy import Policy
-from upo.ranks import gather_rows
-from upo.reference import FrozenReference
+from upo.methods.common.stepwise import step_logps
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
+from upo.runtime.collectives import gather_rows
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 128, "initializer_range": 0.2}

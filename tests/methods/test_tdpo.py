@@ -10,7 +10,7 @@ from tiny import arrange, plain_logps, policy, units
 from upo.data.batch import PairedBatch
 from upo.methods.dpo import dpo_loss
 from upo.methods.tdpo import TDPO1, TDPO2, tdpo1_loss, tdpo2_loss
-from upo.reference import FrozenReference
+from upo.models.reference import FrozenReference
 
 WORK = units([(4, [6, 1]), (2, [3, 9]), (1, [1, 1])])
 

@@ -9,11 +9,11 @@ from tiny import arrange, policy, units
 
 from upo.data.batch import PairedBatch, Step, UnpairedBatch
 from upo.functional.value_losses import Expectile, Linex
-from upo.logps import ResponseLogps
+from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import UPO, UPODPO, advantage_weights, auxiliary_loss
-from upo.methods.value_head import ValueHead
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.logps import ResponseLogps
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 128, "initializer_range": 0.2}

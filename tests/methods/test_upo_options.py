@@ -16,13 +16,13 @@ from upo.data.batch import PairedBatch, Step
 from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
 from upo.functional.value_losses import Expectile
+from upo.methods.common.value_head import ValueHead, ValueHeads
 from upo.methods.ipo import ipo_loss
 from upo.methods.kto import KTOBatch
 from upo.methods.upo import UPO, UPOIPO, AuxiliaryRewards, advantage_weights
 from upo.methods.upo_controls import AuxiliaryOnly, UPOShuffled
-from upo.methods.value_head import ValueHead, ValueHeads
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 from upo.rewards.length import Words
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -8,9 +8,9 @@ from attrs import evolve
 from losses import FIRST, SECOND, made
 from tiny import arrange, policy, units
 
-from upo.logps import ResponseLogps
 from upo.methods.dpo import dpo_loss
 from upo.methods.wpo import WPO, wpo_loss, wpo_weights
+from upo.models.logps import ResponseLogps
 
 
 def t(*values: float) -> torch.Tensor:

@@ -80,7 +80,7 @@ def test_cache_survives_a_truncated_file(tmp_path):
 
 
 def test_a_killed_run_keeps_the_chunks_it_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["upo.rewards.annotate"], "CHUNK", 2)
+    monkeypatch.setattr(sys.modules["upo.data.annotate"], "CHUNK", 2)
 
     class Dies(Spy):
         def __call__(self, prompts, responses):

@@ -15,7 +15,7 @@ from upo.data.module import PreferenceData
 from upo.data.source import Source
 from upo.errors import UserError
 from upo.evaluate import Evaluation
-from upo.measure import both_sides, fit_rewards
+from upo.evaluation.measure import both_sides, fit_rewards
 from upo.methods import UPO
 from upo.rewards import Mixture, Pattern, Similarity, Words, annotate
 

@@ -17,7 +17,7 @@ from upo.bench.cases import Case, Work, rows
 from upo.bench.cases import suite as cases_of
 from upo.bench.floor import head_gradient, needed, rate
 from upo.bench.report import show, verdict, write
-from upo.command import command
+from upo.cli.command import command
 from upo.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""The machine's own limit: needed operations (upo.operations) by the matrix rate of the model's own shapes.
+"""The machine's own limit: needed operations (upo.runtime.flops) by the matrix rate of the model's own shapes.
 
 In the padded twin a prompt is needed once for each response. A backward pass costs twice its forward pass; a live
 reference once more.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from upo.bench.cases import Work, rows
 from upo.bench.model import config
-from upo.operations import Cost
+from upo.runtime.flops import Cost
 
 
 def matrices(work: Work) -> Iterator[tuple[int, int, int]]:

@@ -68,7 +68,7 @@ def model_of(work: Work) -> Any:
 
 
 def policy_of(work: Work) -> Any:
-    from upo.policy import Policy
+    from upo.models.policy import Policy
 
     policy = Policy(config=config(work.model, work.vocabulary), tokenizer="upo.bench.model.tokenizer", dtype=work.dtype)
     policy.adopt(model_of(work))
@@ -110,7 +110,7 @@ def upo(work: Work, clock: Clock) -> None:
     import upo.methods as methods
     from upo.data.module import PreferenceData
     from upo.data.steps import StepData
-    from upo.reference import FrozenReference
+    from upo.models.reference import FrozenReference
 
     class Rows(PreferenceData):
         def prepare(self, tokenizer: Any, batch_type: Any, rewards: Iterable[str] = (), context: Any = None) -> None:
@@ -133,7 +133,7 @@ def upo(work: Work, clock: Clock) -> None:
 
     options: dict[str, Any] = {"reward_weights": {"r": 1.0}} if work.method.startswith("UPO") else {}
     if work.stored:
-        from upo.reference_store import StoredReference
+        from upo.models.stored_reference import StoredReference
 
         options["reference"] = StoredReference()
     method = getattr(methods, work.method)(

@@ -28,10 +28,10 @@ from torch import Tensor
 from upo.callbacks.reference_sync import MovingReference, follow
 from upo.data.layout import Responses
 from upo.errors import UserError
-from upo.logps import ResponseLogps
-from upo.methods.families import PairwiseMethod
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.methods.common.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
 
 
 def extrapolate(new: Float[Tensor, "N"], old: Float[Tensor, "N"], *, alpha: float) -> Float[Tensor, "N"]:

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from upo.ranks import max_over_ranks
+from upo.runtime.collectives import max_over_ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

@@ -23,7 +23,7 @@ from upo.errors import UserError
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
-    from upo.policy import Policy
+    from upo.models.policy import Policy
 
 FILE = "rebirth.jsonl"
 """In the run folder: the targets, in TRL's format of prompts with labelled completions."""
@@ -59,7 +59,7 @@ class RebirthTargets(pl.Callback):
     def write(self, policy: "Policy", data: "PreferenceData", folder: Path) -> None:
         """What `upo.fit` calls on rank 0, after training and before the run counts as finished: a stage that waits for
         it finds the file."""
-        from upo.sampling import sample
+        from upo.rollout.sampling import sample
 
         units = data.train.units
         asked: list[Prompt] = list({prompt_key(u.example.prompt): u.example.prompt for u in units}.values())

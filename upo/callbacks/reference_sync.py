@@ -19,7 +19,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor, nn
 
 from upo.errors import UserError
-from upo.reference import FrozenReference
+from upo.models.reference import FrozenReference
 
 
 @torch.no_grad()

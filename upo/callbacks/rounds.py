@@ -16,7 +16,7 @@ from torch import nn
 
 from upo.callbacks.reference_sync import MovingReference, follow
 from upo.errors import UserError
-from upo.reference import AdapterReference
+from upo.models.reference import AdapterReference
 
 
 @torch.no_grad()

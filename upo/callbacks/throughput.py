@@ -12,8 +12,8 @@ from attrs import fields
 
 from upo.data.batch import Batch, Step
 from upo.data.layout import Responses
-from upo.operations import Cost, prompt_lengths, rate_of
-from upo.ranks import max_over_ranks, sum_over_ranks
+from upo.runtime.collectives import max_over_ranks, sum_over_ranks
+from upo.runtime.flops import Cost, prompt_lengths, rate_of
 
 
 class Throughput(pl.Callback):
@@ -22,7 +22,7 @@ class Throughput(pl.Callback):
     pairs_per_s: pairs (for other data: prompts with their responses) a second, the wait for data included.
     response_tokens_per_s: scored tokens a second.
     unique_tokens_per_s: input tokens a second, a prompt counted once for all its responses.
-    mfu: needed operations a second as a share of the GPUs' bf16 rate; only for GPUs in `upo.operations`.
+    mfu: needed operations a second as a share of the GPUs' bf16 rate; only for GPUs in `upo.runtime.flops`.
     data_wait: share of the time in which the slowest rank waited for its batch. Steps that follow a validation or a
         checkpoint leave that out.
     peak_memory_gib: of the fullest GPU since the run began; on CPUs of the largest process.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from upo.errors import UserError, did_you_mean, short_errors
-from upo.operations import GPUS
+from upo.runtime.flops import GPUS
 
 USAGE = """%(prog)s CONFIG [CONFIG ...] [--devices N] [--gpu NAME] [options of upo.fit]
        %(prog)s STUDY [CONFIG ...] [--devices N] [--gpu NAME] [options of upo.fit]"""
@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _check(files: list[Path], overrides: list[str], devices: int | None, gpu: str | None) -> None:
     from upo.check.report import check_config, check_study
-    from upo.stages import content_of
+    from upo.cli.stages import content_of
 
     for file in files:
         if not file.is_file():

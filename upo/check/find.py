@@ -12,9 +12,9 @@ from upo.check.plan import Memory, Setting, Shape, Work
 from upo.check.probe import activation_bytes, shape_of, skeleton
 from upo.check.resolve import Resolved, check_monitors, devices_of, starting_policy, strategy_of
 from upo.check.trial import Trial, heaviest, prepare_sample, state_bytes, try_step, warm_up
-from upo.operations import Cost, Gpu
-from upo.policy import Policy
-from upo.reference import FrozenReference
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference
+from upo.runtime.flops import Cost, Gpu
 
 
 @frozen

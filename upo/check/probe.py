@@ -13,16 +13,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from upo.check.plan import Shape
 from upo.data.layout import Responses
-from upo.head import layers
-from upo.loading import new_model
-from upo.operations import Cost
+from upo.models.head import layers
+from upo.models.loading import new_model
+from upo.models.policy import Policy
 from upo.ops import prefix_attention
-from upo.policy import Policy
+from upo.runtime.flops import Cost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from upo.methods.base import Method
+    from upo.methods.common.base import Method
 
 
 class Flash:

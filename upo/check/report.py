@@ -13,7 +13,7 @@ from rich.table import Table
 from upo.check import plan, view
 from upo.check.find import Found, find
 from upo.errors import UserError
-from upo.operations import GPUS, Gpu
+from upo.runtime.flops import GPUS, Gpu
 
 
 def check_config(files: Sequence[Path], overrides: Sequence[str], devices: int | None, gpu: str | None) -> None:

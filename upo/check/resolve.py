@@ -6,12 +6,12 @@ from typing import Any
 import lightning.pytorch as pl
 
 from upo.check.plan import Strategy
-from upo.cli import CLI
+from upo.cli.main import CLI
+from upo.cli.stages import beside, run_folder
 from upo.data.module import PreferenceData
 from upo.errors import UserError, did_you_mean
-from upo.methods.base import Method
-from upo.policy import Policy
-from upo.stages import beside, run_folder
+from upo.methods.common.base import Method
+from upo.models.policy import Policy
 
 
 class Resolved(CLI):

@@ -11,10 +11,10 @@ from attrs import frozen
 from upo.data.module import PreferenceData
 from upo.data.samplers import StepPlan, StepSampler
 from upo.errors import UserError
-from upo.methods.base import Method
-from upo.policy import Policy
-from upo.reference import FrozenReference, Reference
-from upo.reference_store import StoredReference
+from upo.methods.common.base import Method
+from upo.models.policy import Policy
+from upo.models.reference import FrozenReference, Reference
+from upo.models.stored_reference import StoredReference
 
 EXAMPLES = 256
 """Training examples that are tokenised; a sixteenth as many held-out ones."""

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from upo.check.plan import FREE_GIB, Memory
 from upo.data.layout import Responses
-from upo.view import colour, places, scored, token_text
+from upo.data.view import colour, places, scored, token_text
 
 SHOWN = 60
 """Tokens of a prompt that are shown, the last ones; twice as many of a response, the first ones."""

@@ -17,13 +17,13 @@ from upo.data.example import Example, prompt_key
 from upo.data.layout import Layout, Tokens
 from upo.data.relabel import relabel
 from upo.data.report import DataReport
+from upo.data.rewards import Reward, fit_all
 from upo.data.samplers import StepSampler
 from upo.data.source import Source
 from upo.data.split import mix, split_by_prompt
 from upo.data.steps import StepData
 from upo.data.tokenize import Encoder, Overlong, fit
 from upo.errors import UserError
-from upo.rewards.base import Reward, fit_all
 
 
 class PreferenceData(pl.LightningDataModule):
@@ -123,7 +123,7 @@ class PreferenceData(pl.LightningDataModule):
         train, validation = self.examples()
         self.held_out = validation
         if rewards or self.relabel:
-            from upo.rewards.annotate import annotate
+            from upo.data.annotate import annotate
 
             wanted = {name: self.rewards[name] for name in (*rewards, *self.relabel)}
             fit_all(wanted, train, validation, self.rewards_cache)

@@ -24,7 +24,7 @@ def relabel(
     Ties are dropped and counted, as is every pair whose preference turned.
 
     Args:
-        weights: w_i by name of a reward that `upo.rewards.annotate` has measured.
+        weights: w_i by name of a reward that `upo.data.annotate` has measured.
     """
     alone = [score(e.responses[0], weights) for e in train if len(e.responses) == 1]
     middle = median(alone) if alone else None

@@ -12,11 +12,11 @@ class LocalChat:
     def __init__(self, model: str, *, max_tokens: int, batch_size: int):
         """
         Args:
-            model: whatever `upo.checkpoint.load_model` knows: run folder, checkpoint, model folder or hub name.
+            model: whatever `upo.models.checkpoint.load_model` knows: run folder, checkpoint, model folder or hub name.
         """
         import torch
 
-        from upo.checkpoint import load_model
+        from upo.models.checkpoint import load_model
 
         loaded, self.tokenizer = load_model(model)
         self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
@@ -24,7 +24,7 @@ class LocalChat:
 
     def __call__(self, questions: Sequence[str]) -> list[str]:
         from upo.data.tokenize import Encoder
-        from upo.sampling import sample
+        from upo.rollout.sampling import sample
 
         turns = [({"role": "user", "content": question},) for question in questions]
         context = getattr(self.model.config, "max_position_embeddings", None) or float("inf")

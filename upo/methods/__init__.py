@@ -1,6 +1,6 @@
 """One method, one file."""
 
-import upo.reference_store  # noqa: F401  makes its short name known
+import upo.models.stored_reference  # noqa: F401  makes its short name known
 from upo.methods.a_lol import ALOL, ALOLKL, ALOLRefFree, ALOLSequence
 from upo.methods.aot import AOTPaired, AOTUnpaired
 from upo.methods.apo_anchored import APODown, APOZero

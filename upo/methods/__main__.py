@@ -11,8 +11,8 @@ README = Path(__file__).with_name("README.md")
 
 def main(args: Sequence[str] | None = None) -> None:
     """Lists the methods; with a name shows one of them: paper, equation, data, arguments with their defaults."""
-    from upo.command import ShortErrors
-    from upo.methods.catalog import describe, entries, find, markdown
+    from upo.cli.command import ShortErrors
+    from upo.methods.common.catalog import describe, entries, find, markdown
 
     parser = ShortErrors(prog="python -m upo.methods", description=main.__doc__)
     parser.add_argument("name", nargs="?", type=str | None, help="e.g. SimPO")

@@ -1,8 +1,8 @@
 """A-LOL, Advantage-Leftover Lunch (Baheti et al., 2024), https://arxiv.org/abs/2305.14718.
 
 Offline policy gradient with the whole response as one action, on the responses that are better than expected:
-A = r - V(x), V fitted before training and frozen (`upo.methods.fitted_value`), r = label + designers' R as in UPO's
-baseline; responses with A <= 0 are dropped. With `data.sampler: upo.data.priority.PrioritySampler` the others are
+A = r - V(x), V fitted before training and frozen (`methods/common/fitted_value.py`), r = label + designers' R as in
+UPO's baseline; responses with A <= 0 are dropped. With `data.sampler: upo.data.priority.PrioritySampler` the others are
 drawn in proportion to A, on top of their weight in the loss, as the authors do; without it they come equally often.
 
     ALOL          - A clip(pi / ref, 1 - c, 1 + c) log pi           the ratio of whole responses
@@ -24,8 +24,8 @@ from jaxtyping import Float, Int
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
 from torch import Tensor
 
-from upo.logps import ResponseLogps
-from upo.methods.fitted_value import FittedValue
+from upo.methods.common.fitted_value import FittedValue
+from upo.models.logps import ResponseLogps
 
 
 def clipped_ratio(logratio: Float[Tensor, "_"], *, clip: float) -> Float[Tensor, "_"]:

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
-from upo.logps import ResponseLogps
+from upo.methods.common.families import PairwiseMethod, UnpairedMethod
+from upo.methods.common.ranges import FlipRate
+from upo.methods.common.stepwise import CoupledLoss
 from upo.methods.dpo import dpo_loss
-from upo.methods.families import PairwiseMethod, UnpairedMethod
-from upo.methods.ranges import FlipRate
-from upo.methods.stepwise import CoupledLoss
+from upo.models.logps import ResponseLogps
 
 
 def aot_paired_loss(

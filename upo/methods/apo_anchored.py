@@ -13,8 +13,8 @@ from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
-from upo.logps import ResponseLogps
-from upo.methods.families import PairwiseMethod
+from upo.methods.common.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 
 def apo_zero_loss(

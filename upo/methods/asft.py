@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.functional.log1mexp import log_odds
-from upo.logps import ResponseLogps
-from upo.methods.likelihood import ChosenLikelihood
+from upo.methods.common.likelihood import ChosenLikelihood
+from upo.models.logps import ResponseLogps
 
 
 def asft_loss(

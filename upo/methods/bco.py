@@ -25,10 +25,10 @@ from upo.data.batch import Step
 from upo.data.layout import Tokens, lay_out
 from upo.data.steps import StepData
 from upo.errors import UserError
-from upo.logps import ResponseLogps
-from upo.methods.families import UnpairedMethod
-from upo.methods.stepwise import step_logps
-from upo.ranks import sum_over_ranks
+from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.stepwise import step_logps
+from upo.models.logps import ResponseLogps
+from upo.runtime.collectives import sum_over_ranks
 
 
 def bco_loss(

@@ -23,13 +23,13 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import Batch, Step
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage, Term
+from upo.methods.common.base import Stage, Term
+from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.methods.common.ranges import Share
+from upo.methods.common.stepwise import step_logps
 from upo.methods.dpo import dpo_loss
-from upo.methods.families import PREFERENCE_METRICS, PairwiseMethod
-from upo.methods.ranges import Share
-from upo.methods.stepwise import step_logps
-from upo.ranks import gather_rows
+from upo.models.logps import ResponseLogps
+from upo.runtime.collectives import gather_rows
 
 
 def draw_pairs(

@@ -12,10 +12,10 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import PairedBatch
-from upo.logps import ResponseLogps
-from upo.methods.base import Term
+from upo.methods.common.base import Term
+from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
 from upo.methods.dpo import dpo_loss
-from upo.methods.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 
 def calibration_loss(

@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
-from upo.methods.likelihood import ChosenLikelihood
+from upo.methods.common.likelihood import ChosenLikelihood
 from upo.methods.simpo import SimPO
 
 

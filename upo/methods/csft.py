@@ -16,9 +16,9 @@ from attrs import evolve, frozen
 
 from upo.data.batch import SingleBatch
 from upo.data.example import Example
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage
+from upo.methods.common.base import Stage
 from upo.methods.sft import SFT
+from upo.models.logps import ResponseLogps
 
 GOOD, BAD = "<|good|>", "<|bad|>"
 

@@ -18,9 +18,9 @@ from upo.data.batch import LayOut, PairedBatch
 from upo.data.example import Example, Response
 from upo.data.layout import Tokens
 from upo.errors import UserError
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage
+from upo.methods.common.base import Stage
 from upo.methods.dpo import DPO
+from upo.models.logps import ResponseLogps
 
 
 def judgement(response: Response) -> float | None:

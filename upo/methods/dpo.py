@@ -11,9 +11,9 @@ from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from upo.logps import ResponseLogps
-from upo.methods.families import PairwiseMethod
-from upo.methods.ranges import FlipRate
+from upo.methods.common.families import PairwiseMethod
+from upo.methods.common.ranges import FlipRate
+from upo.models.logps import ResponseLogps
 
 
 def dpo_loss(

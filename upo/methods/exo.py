@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.functional.lists import masked_log_softmax, masked_softmax
-from upo.logps import ResponseLogps
-from upo.methods.families import ListwiseMethod, PairwiseMethod
-from upo.methods.ranges import Smoothing
+from upo.methods.common.families import ListwiseMethod, PairwiseMethod
+from upo.methods.common.ranges import Smoothing
+from upo.models.logps import ResponseLogps
 
 
 def exo_loss(

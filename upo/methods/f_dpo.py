@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.functional.divergences import Divergence, JensenShannon
-from upo.logps import ResponseLogps
-from upo.methods.families import PairwiseMethod
+from upo.methods.common.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 
 def f_dpo_loss(

@@ -17,8 +17,8 @@ from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from upo.logps import ResponseLogps
 from upo.methods.soft_labels import SoftLabelMethod
+from upo.models.logps import ResponseLogps
 
 
 def averaged_margin(

@@ -12,9 +12,9 @@ from typing import Any
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from upo.logps import ResponseLogps
 from upo.methods.dpo import dpo_loss
 from upo.methods.tpo_triple import TPO
+from upo.models.logps import ResponseLogps
 
 
 class GuidedDPO(TPO):

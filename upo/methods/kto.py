@@ -18,9 +18,9 @@ from torch import Tensor
 
 from upo.data.batch import LayOut, Step, UnpairedBatch
 from upo.data.layout import Responses, Tokens
-from upo.logps import ResponseLogps
-from upo.methods.families import UnpairedMethod
-from upo.ranks import sum_over_ranks
+from upo.methods.common.families import UnpairedMethod
+from upo.models.logps import ResponseLogps
+from upo.runtime.collectives import sum_over_ranks
 
 
 def kto_loss(

@@ -14,10 +14,10 @@ from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import PairedBatch, Step
-from upo.logps import ResponseLogps
-from upo.methods.base import Term
-from upo.methods.families import PairwiseMethod
-from upo.ranks import sum_over_ranks
+from upo.methods.common.base import Term
+from upo.methods.common.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
+from upo.runtime.collectives import sum_over_ranks
 
 
 def kto_pair_loss(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from upo.data.batch import Step, UnpairedBatch
-from upo.methods.families import UnpairedMethod
+from upo.methods.common.families import UnpairedMethod
 from upo.methods.kto import KTO
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from upo.data.batch import PairedBatch
 from upo.errors import UserError
-from upo.logps import ResponseLogps
-from upo.methods.base import Method, Term
-from upo.methods.families import PREFERENCE_METRICS, PairwiseMethod
-from upo.policy import Policy
-from upo.reference import Reference
+from upo.methods.common.base import Method, Term
+from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.models.logps import ResponseLogps
+from upo.models.policy import Policy
+from upo.models.reference import Reference
 
 
 @runtime_checkable

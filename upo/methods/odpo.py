@@ -19,9 +19,9 @@ from torch.nn.functional import logsigmoid
 from upo.data.batch import LayOut, PairedBatch
 from upo.data.example import Example
 from upo.data.layout import Tokens
-from upo.logps import ResponseLogps
-from upo.methods.base import Term
-from upo.methods.families import PairwiseMethod
+from upo.methods.common.base import Term
+from upo.methods.common.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 
 def odpo_loss(

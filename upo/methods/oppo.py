@@ -26,12 +26,12 @@ from torch.nn.functional import pad
 
 from upo.data.batch import Step, UnpairedBatch
 from upo.errors import UserError
-from upo.logps import ResponseLogps, objective
-from upo.methods.base import Stage, Term
-from upo.methods.families import UnpairedMethod
+from upo.methods.common.base import Stage, Term
+from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import REWARD_WEIGHTS
-from upo.methods.value_head import ValueHead
-from upo.ranks import sum_over_ranks
+from upo.models.logps import ResponseLogps, objective
+from upo.runtime.collectives import sum_over_ranks
 
 FAR = 20.0
 """Log-ratios of a token beyond this, in nats, are cut: exp would overflow in float32."""

@@ -22,10 +22,10 @@ from torch.nn.functional import pad
 
 from upo.data.batch import UnpairedBatch
 from upo.data.layout import Responses
-from upo.logps import ResponseLogps
-from upo.methods.base import Term
-from upo.methods.families import UnpairedMethod
-from upo.methods.value_head import ValueHead
+from upo.methods.common.base import Term
+from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.value_head import ValueHead
+from upo.models.logps import ResponseLogps
 
 
 def oreo_policy_loss(

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.functional.log1mexp import log_odds
-from upo.logps import ResponseLogps
-from upo.methods.likelihood import ChosenLikelihood
+from upo.methods.common.likelihood import ChosenLikelihood
+from upo.models.logps import ResponseLogps
 
 
 def orpo_loss(chosen_mean: Float[Tensor, "pairs"], rejected_mean: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:

@@ -19,10 +19,10 @@ from torch.nn.functional import logsigmoid
 from upo.data.batch import LayOut, PairedBatch
 from upo.data.example import Example, Response
 from upo.data.layout import Tokens
-from upo.logps import ResponseLogps
-from upo.methods.base import Method, Stage, Term
+from upo.methods.common.base import Method, Stage, Term
 from upo.methods.dpo import DPO
 from upo.methods.orpo import ORPO
+from upo.models.logps import ResponseLogps
 
 
 def rationale_loss(

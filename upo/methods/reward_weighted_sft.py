@@ -14,8 +14,8 @@ from torch import Tensor
 
 from upo.data.batch import UnpairedBatch
 from upo.errors import UserError
-from upo.logps import ResponseLogps
-from upo.methods.base import Method, Stage, Term
+from upo.methods.common.base import Method, Stage, Term
+from upo.models.logps import ResponseLogps
 
 
 def reward_weighted_loss(

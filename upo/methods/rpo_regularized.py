@@ -11,8 +11,8 @@ from typing import Any
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
+from upo.methods.common.likelihood import ChosenLikelihood
 from upo.methods.dpo import DPO
-from upo.methods.likelihood import ChosenLikelihood
 
 
 class RegularizedPO(ChosenLikelihood, DPO):

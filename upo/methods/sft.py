@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from upo.data.batch import Batch, DemonstrationBatch
-from upo.logps import ResponseLogps
-from upo.methods.base import Method, Stage, Term
+from upo.methods.common.base import Method, Stage, Term
+from upo.models.logps import ResponseLogps
 
 
 def sft_loss(logps: Float[Tensor, "N"]) -> Float[Tensor, "N"]:

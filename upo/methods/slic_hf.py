@@ -12,8 +12,8 @@ from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from upo.logps import ResponseLogps
-from upo.methods.likelihood import ChosenLikelihood
+from upo.methods.common.likelihood import ChosenLikelihood
+from upo.models.logps import ResponseLogps
 
 
 def slic_loss(

@@ -18,10 +18,10 @@ from torch import Tensor
 from upo.data.batch import LayOut, PairedBatch
 from upo.data.example import Example
 from upo.data.layout import Tokens
-from upo.logps import ResponseLogps
-from upo.methods.base import Term
+from upo.methods.common.base import Term
+from upo.methods.common.families import PairwiseMethod
 from upo.methods.dpo import dpo_loss
-from upo.methods.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 
 @frozen(eq=False)

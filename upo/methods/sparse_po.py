@@ -18,10 +18,10 @@ from torch.nn.functional import logsigmoid
 
 from upo.data.batch import PairedBatch
 from upo.errors import UserError
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage
-from upo.methods.families import PairwiseMethod
-from upo.reference import FrozenReference
+from upo.methods.common.base import Stage
+from upo.methods.common.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
+from upo.models.reference import FrozenReference
 
 
 def sparse_po_loss(

@@ -23,9 +23,9 @@ from upo.data.batch import LayOut, PairedBatch
 from upo.data.example import Example, Response
 from upo.data.keyphrases import without_key_phrases
 from upo.data.layout import Tokens
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage, Term
+from upo.methods.common.base import Stage, Term
 from upo.methods.dpo import DPO
+from upo.models.logps import ResponseLogps
 
 
 def degree_loss(logits: Float[Tensor, "N degrees"], degrees: Int[Tensor, "N"]) -> Float[Tensor, "N"]:

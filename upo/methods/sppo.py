@@ -22,9 +22,9 @@ from torch import Tensor
 from upo.data.batch import LayOut, PairedBatch, preference
 from upo.data.example import Example, Response
 from upo.data.layout import Tokens
-from upo.logps import ResponseLogps
-from upo.methods.base import Term
-from upo.methods.families import PairwiseMethod
+from upo.methods.common.base import Term
+from upo.methods.common.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 
 def sppo_loss(

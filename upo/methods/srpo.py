@@ -25,9 +25,9 @@ from torch import Tensor
 from upo.data.batch import LayOut, PairedBatch
 from upo.data.example import Example, Prompt
 from upo.data.layout import Tokens
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage, Term
-from upo.methods.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.methods.common.base import Stage, Term
+from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 IMPROVE = "Write a better answer to my last message."
 """What the improver is asked for behind the answer that it is shown."""

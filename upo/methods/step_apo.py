@@ -21,9 +21,9 @@ from torch.nn.functional import logsigmoid
 from upo.data.batch import LayOut
 from upo.data.example import Example
 from upo.data.layout import Tokens
-from upo.logps import ResponseLogps
-from upo.methods.base import Term
+from upo.methods.common.base import Term
 from upo.methods.step_dpo import StepDPO, StepPairedBatch
+from upo.models.logps import ResponseLogps
 
 
 def step_apo_loss(

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.data.batch import PairedBatch
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage
-from upo.methods.families import PairwiseMethod
+from upo.methods.common.base import Stage
+from upo.methods.common.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 
 def tdpo1_loss(

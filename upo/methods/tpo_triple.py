@@ -19,9 +19,9 @@ from torch.nn.functional import logsigmoid
 from upo.data.batch import Batch, preference
 from upo.data.example import Example
 from upo.data.layout import Tokens
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage, Term
-from upo.methods.families import PairwiseMethod, _preference_means
+from upo.methods.common.base import Stage, Term
+from upo.methods.common.families import PairwiseMethod, _preference_means
+from upo.models.logps import ResponseLogps
 
 
 def tpo_loss(

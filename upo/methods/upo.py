@@ -24,14 +24,14 @@ from torch import Tensor
 
 from upo.data.batch import Batch, Step
 from upo.functional.value_losses import Expectile, ValueLoss
-from upo.logps import ResponseLogps
-from upo.methods.base import Method, Stage, Term
+from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.value_head import Seed, ValueHead, ValueHeads
 from upo.methods.dpo import DPO
 from upo.methods.ipo import IPO
 from upo.methods.kto import KTO
-from upo.methods.value_head import Seed, ValueHead, ValueHeads
 from upo.metrics.weights import AdvantageWeights
-from upo.ranks import sum_over_ranks
+from upo.models.logps import ResponseLogps
+from upo.runtime.collectives import sum_over_ranks
 
 STATES = {"last": "prompt_hidden", "mean": "prompt_mean"}
 """What `value_at` asks the policy for."""

@@ -12,10 +12,10 @@ from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
 from upo.data.batch import Batch
-from upo.logps import ResponseLogps
-from upo.methods.base import Term
-from upo.methods.families import UnpairedMethod
+from upo.methods.common.base import Term
+from upo.methods.common.families import UnpairedMethod
 from upo.methods.upo import UPO, AuxiliaryRewards
+from upo.models.logps import ResponseLogps
 
 
 class UPOShuffled(UPO):

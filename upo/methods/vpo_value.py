@@ -13,9 +13,9 @@ from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from upo.logps import ResponseLogps
+from upo.methods.common.families import PairwiseMethod
 from upo.methods.dpo import dpo_loss
-from upo.methods.families import PairwiseMethod
+from upo.models.logps import ResponseLogps
 
 
 def vpo_loss(

@@ -14,9 +14,9 @@ from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import PairedBatch
-from upo.logps import ResponseLogps
-from upo.methods.base import Stage
+from upo.methods.common.base import Stage
 from upo.methods.dpo import DPO, dpo_loss
+from upo.models.logps import ResponseLogps
 
 
 def wpo_weights(

@@ -1,7 +1,7 @@
 """Auxiliary rewards: objectives that no preference label covers. `python -m upo.rewards` lists them."""
 
-from upo.rewards.annotate import annotate
-from upo.rewards.base import Reward, VectorReward
+from upo.data.annotate import annotate
+from upo.data.rewards import Reward, VectorReward
 from upo.rewards.diversity import LexicalDiversity, Repetition
 from upo.rewards.format import Script, ValidJSON
 from upo.rewards.function import Function

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse.typing import PositiveInt
 
 import upo.rewards
-from upo.command import ShortErrors
+from upo.cli.command import ShortErrors
 from upo.errors import UserError
 from upo.rewards import Reward, VectorReward
 
@@ -57,10 +57,10 @@ def show(config: Path, out: Path | None = None, limit: int | None = None) -> dic
     if not config.is_file():
         raise UserError(f"--config: no such file {config}")
     from upo.callbacks.run_folder import write_json
-    from upo.checkpoint import from_config
+    from upo.cli.stages import run_folder
+    from upo.models.checkpoint import from_config
     from upo.rewards.survey import survey
     from upo.rewards.survey_view import draw_survey, print_survey
-    from upo.stages import run_folder
 
     method, data, evaluation = from_config(config, {})
     rewards = data.rewards | ({} if evaluation.judge is None else {"judge": evaluation.judge})

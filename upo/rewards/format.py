@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
 from upo.data.example import Prompt
+from upo.data.rewards import Reward
 from upo.errors import UserError, did_you_mean
-from upo.rewards.base import Reward
 
 SCRIPTS = (
     "ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN", "GREEK", "GUJARATI",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from upo.data.example import Prompt
+from upo.data.rewards import Reward, checked
 from upo.errors import UserError, did_you_mean
-from upo.rewards.base import Reward, checked
 
 
 class Function(Reward):

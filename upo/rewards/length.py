@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from upo.data.example import Prompt
-from upo.rewards.base import Reward
+from upo.data.rewards import Reward
 
 
 class Words(Reward):

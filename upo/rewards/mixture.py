@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from upo.data.example import Example, Prompt
+from upo.data.rewards import Reward, VectorReward, checked, fit_all
 from upo.errors import UserError
-from upo.rewards.base import Reward, VectorReward, checked, fit_all
 
 
 class Mixture(VectorReward):
@@ -39,7 +39,7 @@ class Mixture(VectorReward):
         return (self.normalize and not self.scales) or any(r.unfitted for r in self.parts.values())
 
     def fit(self, train: Sequence[Example], held_out: Sequence[Example], cache_dir: str | Path | None = None) -> None:
-        from upo.rewards.annotate import annotate
+        from upo.data.annotate import annotate
 
         fit_all(self.parts, train, held_out, cache_dir)
         if not self.normalize or self.scales:

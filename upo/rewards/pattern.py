@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from upo.data.example import Prompt
+from upo.data.rewards import Reward
 from upo.errors import UserError
-from upo.rewards.base import Reward
 
 
 class Pattern(Reward):

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import ClassVar, Literal
 
 from upo.data.example import Prompt
-from upo.rewards.base import Reward
+from upo.data.rewards import Reward
 
 WORD = re.compile(r"[^\W\d_]")
 """A text has a word when it has a letter of any script."""

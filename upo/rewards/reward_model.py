@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from upo.data.example import Message, Prompt
+from upo.data.rewards import Reward
 from upo.errors import UserError
-from upo.rewards.base import Reward
 from upo.rewards.hub import content_of, load_scorer
 
 

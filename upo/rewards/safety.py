@@ -6,8 +6,8 @@ from importlib.metadata import version
 from typing import ClassVar
 
 from upo.data.example import Prompt
+from upo.data.rewards import Reward, VectorReward
 from upo.errors import UserError, did_you_mean
-from upo.rewards.base import Reward, VectorReward
 from upo.rewards.hub import content_of, load_scorer
 
 

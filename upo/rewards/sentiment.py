@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import ClassVar
 
 from upo.data.example import Prompt
-from upo.rewards.base import Reward
+from upo.data.rewards import Reward
 
 
 class Sentiment(Reward):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from upo.data.example import Example, Prompt, prompt_key
+from upo.data.rewards import Reward
 from upo.errors import UserError
-from upo.rewards.base import Reward
 
 
 class Similarity(Reward):

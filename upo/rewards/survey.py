@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from upo.data.annotate import annotate
 from upo.data.batch import PairedBatch
 from upo.data.example import Example, Response, prompt_key
+from upo.data.rewards import Reward, VectorReward, fit_all
 from upo.errors import UserError
 from upo.metrics.intervals import wilson
-from upo.rewards.annotate import annotate
-from upo.rewards.base import Reward, VectorReward, fit_all
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData

@@ -9,8 +9,8 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from upo.cli import CLI
-from upo.stages import beside, run_folder
+from upo.cli.main import CLI
+from upo.cli.stages import beside, run_folder
 
 
 class ParserOnly(CLI):

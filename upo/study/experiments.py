@@ -16,7 +16,7 @@ def folders_of(run: Path, seeds: int) -> list[Path]:
         return [run]
     if not run.is_file():
         raise UserError(f"no such experiment: {run}")
-    from upo.stages import run_folder
+    from upo.cli.stages import run_folder
 
     folder = run_folder(run)
     return [folder.with_name(f"{folder.name}_seed{seed}") for seed in range(seeds)]
@@ -49,7 +49,7 @@ def _options(seed: int, folder: Path) -> list[str]:
 
 def _missing_stages(experiments: Iterable[Path]) -> dict[Path, Path]:
     """YAMLs and run folders of earlier stages that are to be trained; those before them they train themselves."""
-    from upo.stages import beside, content_of, run_folder
+    from upo.cli.stages import beside, content_of, run_folder
 
     named = {run: content_of(run).get("after") or [] for run in experiments}
     files = {beside(path, [run]) for run, paths in named.items() for path in paths}

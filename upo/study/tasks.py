@@ -10,7 +10,7 @@ from typing import Any
 def fit(args: Sequence[str]) -> None:
     """`python -m upo.fit` with these arguments, also for the further ranks that Lightning starts by that command."""
     import __main__
-    from upo.cli import main
+    from upo.cli.main import main
 
     sys.argv, __main__.__spec__ = ["upo.fit", *args], find_spec("upo.fit")
     main(args)
@@ -38,7 +38,7 @@ def stage(config: Path, folder: Path) -> None:
 
 def generate(arguments: Path) -> None:
     """A preference set from a YAML with the arguments of `upo.generate`."""
-    from upo.command import command
+    from upo.cli.command import command
     from upo.generate import generate as function
 
     command(function, "generate", ["--config", str(arguments)], positional=False)

@@ -7,7 +7,8 @@ import gc
 from importlib import import_module
 
 MODULES = (
-    "upo.cli", "upo.measure", "upo.sampling", "upo.export", "upo.comparison", "omegaconf", "PIL.PngImagePlugin",
+    "upo.cli.main", "upo.evaluation.measure", "upo.rollout.sampling", "upo.export", "upo.comparison",
+    "omegaconf", "PIL.PngImagePlugin",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 """What runs, stages and comparisons import sooner or later, Lightning and transformers first among it."""

@@ -1,0 +1,180 @@
+"""Loggers by class path: what reaches them, and one W&B run for one run folder, offline."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from upo.callbacks import loggers
+from upo.cli.main import main
+
+CONFIG = """
+model:
+  class_path: DPO
+  init_args:
+    policy:
+      config: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+               num_key_value_heads: 2, max_position_embeddings: 128}
+      tokenizer: upo.data.sources.world.tokenizer
+    reference: FrozenReference
+data: {sources: [{name: world, options: {n: 64}}], validation: 16, max_length: 96, pairs_per_step: 16}
+trainer: {default_root_dir: runs/logged, max_steps: 2, accelerator: cpu, enable_progress_bar: false}
+evaluation:
+  prompts: 8
+  max_new_tokens: 8
+  judge: {class_path: Function, init_args: {path: "upo.data.sources.world:preference"}}
+"""
+WANDB = {
+    "class_path": "lightning.pytorch.loggers.WandbLogger",
+    "init_args": {"project": "test", "save_dir": ".", "log_model": True}
+    | {"group": "ablation-of-beta", "tags": ["tiny-tag"]},
+}
+
+
+@pytest.fixture
+def without_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without any key, and the working directory."""
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "")  # set, so that what Lightning writes there is undone afterwards
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def records(file: Path) -> bytes:
+    """What W&B has logged, without the LevelDB framing: blocks of 32 KiB, records behind 7 bytes (length at 4)."""
+    data, place, found = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        length = int.from_bytes(data[place + 4 : place + 6], "little")
+        if left < 7 or data[place + 6] == 0:  # a block's padding
+            place += left
+            continue
+        found += data[place + 7 : place + 7 + length]
+        place += 7 + length
+    return found
+
+
+def write(logger: dict | list) -> str:
+    raw = yaml.safe_load(CONFIG)
+    raw["trainer"]["logger"] = logger
+    Path("logged.yaml").write_text(yaml.safe_dump(raw))
+    return "logged.yaml"
+
+
+def test_wandb_offline_end_to_end_and_resumed(without_account: Path) -> None:
+    """Configuration, group, tags, curves, samples, checkpoint and report; then the same run after a resume."""
+    config, folder = write(WANDB), Path("runs/logged")
+    main(["--config", config])
+    run_id = (folder / "wandb_id.txt").read_text()
+    (first,) = Path("wandb").glob(f"offline-run-*-{run_id}")
+    written = records(next(first.glob("*.wandb")))
+    for word in ("ablation-of-beta", "tiny-tag", "train/rewards/accuracies", "policy/win_rate_vs_chosen_low",
+                 "train/grad_norm", f"report-{run_id}", f"model-{run_id}", "logged", "init_args"):  # fmt: skip
+        assert word.encode() in written, word
+    table = json.loads(next(first.glob("files/media/table/evaluation/samples*.json")).read_text())
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert table["columns"] == ["prompt", "policy", "reference", "chosen"]
+    assert [row[1:] for row in table["data"]] == [[s["policy"], s["reference"], s["chosen"]] for s in samples]
+    assert table["data"][0][0].startswith("user: ")
+
+    (folder / "summary.json").unlink()
+    main(["--config", config, "--ckpt_path", "last", "--trainer.max_steps", "3"])
+    assert (folder / "wandb_id.txt").read_text() == run_id
+    assert len(list(Path("wandb").glob("offline-run-*"))) == len(list(Path("wandb").glob(f"*-{run_id}"))) == 2
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "0", "1", "2"], "the CSV is always there"
+    saved = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]
+    assert saved["init_args"]["group"] == "ablation-of-beta", "config.yaml is the run, its group too"
+
+
+def test_tensorboard(without_account: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    main(["--config", write({"class_path": "TensorBoardLogger", "init_args": {"save_dir": "tb", "name": "runs"}})])
+    events = EventAccumulator("tb/runs/version_0")
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/rewards/margins", "val/loss", "policy/kl"} <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1]
+    assert events.Scalars("policy/kl")[0].step == 2, "the evaluated policy has taken two steps"
+    first = json.loads(Path("runs/logged/samples.jsonl").read_text().splitlines()[0])
+    text = events.Tensors("evaluation/samples/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text.startswith("| prompt | policy | reference | chosen |") and first["chosen"] in text
+    hparams = yaml.safe_load(Path("tb/runs/version_0/hparams.yaml").read_text())
+    assert hparams["model"]["init_args"]["beta"] == 0.1
+
+
+def test_any_logger_gets_configuration_metrics_and_evaluation(without_account: Path) -> None:
+    main(["--config", write([{"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}}])])
+    (folder,) = Path("csv").glob("*/version_0")
+    assert yaml.safe_load((folder / "hparams.yaml").read_text())["model"]["class_path"].endswith("DPO")
+    columns = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "val/loss", "policy/kl_low"} <= set(columns)
+    ours = Path("runs/logged/metrics.csv").read_text().splitlines()[0]
+    assert "policy/kl" not in ours, "one row a step; the evaluation has a file of its own"
+
+
+def test_the_run_id(without_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One from the YAML is kept, the folder's wins, and other ranks write none; the folder lends its name."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    folder, file = Path("runs/mine"), Path("runs/mine/wandb_id.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(rank_zero_only, "rank", 1, raising=False)
+        loggers.prepare(WandbLogger(project="x"), folder)
+        assert not file.exists()
+    logger = WandbLogger(project="x", id="given")
+    loggers.prepare(logger, folder)
+    assert file.read_text() == "given" and logger._wandb_init["name"] == "mine"
+    again = WandbLogger(project="x", id="other", name="my run")
+    loggers.prepare(again, folder)
+    assert again._wandb_init["id"] == "given" and again._wandb_init["name"] == "my run"
+    assert again._wandb_init["mode"] == "offline"
+    loggers.prepare(CSVLogger("csv"), Path("runs/untouched"))
+    assert not Path("runs/untouched").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "netrc", "offline"),
+    [
+        ({}, "", True),
+        ({"WANDB_API_KEY": "0" * 40}, "", False),
+        ({"WANDB_MODE": "online"}, "", False),
+        ({}, "machine api.wandb.ai login user password secret", False),
+        ({"WANDB_BASE_URL": "https://own.server:8080"}, "machine api.wandb.ai login user password secret", True),
+        ({"WANDB_BASE_URL": "https://own.server:8080"}, "machine own.server login user password secret", False),
+        ({}, "no netrc at all", True),
+    ],
+)
+def test_offline_unless_there_is_a_key(
+    variable: dict[str, str], netrc: str, offline: bool, without_account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    (without_account / ".netrc").write_text(netrc)
+    (without_account / ".netrc").chmod(0o600)
+    logger = WandbLogger(project="x")
+    loggers.prepare(logger, Path("runs/x"))
+    assert (logger._wandb_init.get("mode") == "offline") is offline
+    assert offline or logger._wandb_init["resume"] == "allow", "or W&B would start the run anew"
+
+
+def test_a_markdown_table_survives_bars_and_line_breaks() -> None:
+    text = loggers.markdown(["prompt", "policy"], [{"prompt": "a\nb", "policy": "x|y"}])
+    assert text.splitlines() == ["| prompt | policy |", "| --- | --- |", "| a<br>b | x\\|y |"]
+
+
+def test_samples_are_read_up_to_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    assert loggers.read_samples(file, 3) == []
+    rows = [{"prompt": f"user\x1fhi {i}\x1eassistant\x1fyes", "policy": "é"} for i in range(5)]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    read = loggers.read_samples(file, 3)
+    assert len(read) == 3 and read[2] == {"prompt": "user: hi 2\nassistant: yes", "policy": "é"}

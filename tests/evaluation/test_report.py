@@ -1,0 +1,98 @@
+"""The report: whole, self-contained, and unharmed by what texts contain."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from upo.data.example import Example, Response
+from upo.evaluation.report import write_report
+
+ASKED = [
+    Example("What is 1 | 2?\nSay it.", (Response("x"),), source="made"),
+    Example(({"role": "user", "content": "<script>alert(1)</script>"},), (Response("x"),), source="made"),
+]
+TEXTS = {"policy": ["a | b\nc", "<b>bold</b> & more"], "chosen": ["fine", "`code`"]}
+VALUES = {
+    "policy": [{"rewards/mood": 0.1, "words": 3.0, "kl": 0.2}, {"rewards/mood": 0.4, "words": 3.0, "kl": -0.1}],
+    "chosen": [{"rewards/mood": 0.5, "words": 1.0}, {"rewards/mood": 0.5, "words": 1.0}],
+}
+FIGURES = {
+    "policy/win_rate_vs_chosen": 0.5,
+    "policy/win_rate_vs_chosen_low": 0.1,
+    "policy/win_rate_vs_chosen_high": 0.9,
+    "policy/win_rate_vs_chosen_n": 2.0,
+    "policy/kl": 0.05,
+    "policy/kl_se": 0.15,
+    "chosen/rewards/mood": 0.5,
+    "val/rewards/accuracies": 0.75,
+    "val/rewards/accuracies_n": 4.0,
+    "tasks/arc/acc": 0.25,
+    "tasks/arc/acc_se": 0.01,
+}
+
+
+class Cells(HTMLParser):
+    """Text of the table cells, and all tags with their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a report was written."""
+    folder = tmp_path_factory.mktemp("run")
+    write(folder)
+    return folder
+
+
+def write(folder: Path) -> None:
+    write_report(folder, FIGURES, ASKED, TEXTS, VALUES, {"rewards/margins": [1.0, -0.5, 2.0, 0.3]}, {"seed": 0})
+
+
+def test_html_is_one_file_and_shows_texts_as_they_are(folder: Path) -> None:
+    page = Cells()
+    page.feed((folder / "report.html").read_text())
+    assert {"script", "b", "link"}.isdisjoint(tag for tag, _ in page.tags)
+    links = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href")]
+    assert len(links) == 1 and str(links[0]).startswith("data:image/png;base64,")
+    for text in (*TEXTS["policy"], *TEXTS["chosen"], ASKED[0].prompt, "0.500 (0.100 to 0.900)", "0.750", "seed"):
+        assert any(text in cell for cell in page.cells), text
+    assert (folder / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_markdown_tables_keep_their_columns(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    assert "![figures](evaluation.png)" in text and "0.250 (standard error 0.010)" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    assert "a \\| b<br>c" in text and "<script>" not in text
+
+
+def test_alpaca_evals_format(folder: Path) -> None:
+    outputs = json.loads((folder / "alpaca_eval.json").read_text())
+    assert outputs[0] == {
+        "instruction": ASKED[0].prompt, "output": "a | b\nc", "generator": folder.name, "dataset": "made"
+    }  # fmt: skip
+    assert outputs[1]["instruction"] == "<script>alert(1)</script>"
+
+
+def test_the_same_figures_give_the_same_files(folder: Path) -> None:
+    first = {p.name: p.read_bytes() for p in folder.iterdir()}
+    write(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == first

@@ -1,0 +1,237 @@
+"""The command line of `upo.fit`: LightningCLI with short errors, one folder a run, stages and a final evaluation."""
+
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import upo.methods
+import upo.rewards  # noqa: F401  both make short class names known
+from upo.callbacks import loggers
+from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints, latest
+from upo.callbacks.graceful_stop import GracefulStop, restarted, stop_at_once
+from upo.callbacks.metrics_csv import MetricsCSV
+from upo.callbacks.progress_lines import ProgressLines
+from upo.callbacks.random_state import RandomState
+from upo.callbacks.rebirth import RebirthTargets
+from upo.callbacks.reference_sync import MovingReference
+from upo.callbacks.run_folder import RunFolder, summarize
+from upo.callbacks.throughput import Throughput
+from upo.cli.parser import ShortErrors
+from upo.cli.stages import beside, content_of, run_earlier_stages
+from upo.data.module import PreferenceData
+from upo.errors import UserError, short_errors
+from upo.evaluate import Evaluation
+from upo.methods.common.base import Method
+from upo.models.checkpoint import load_run
+from upo.ops.memory import keep_memory
+
+QUIET = (
+    ".*does not have many workers.*",
+    ".*litlogger.*",
+    ".*args parameter is intended to run from within Python.*",
+    ".*in eval mode at the start.*",
+    ".*LeafSpec.*",
+    ".*Checkpoint directory.*",
+    ".*your dataloader is not resumable.*",
+    ".*sync_dist=True.*",
+)
+"""Warnings that tell a user nothing to do."""
+
+GROUPS = {
+    "model": "method (python -m upo.methods lists them, --model.help NAME shows one's arguments)",
+    "data": "data",
+    "checkpoint": "checkpoints",
+    "trainer": "Lightning's Trainer",
+}
+"""Titles of the help, in its order."""
+
+
+class CLI(LightningCLI):
+    """Method and data from YAML files and dotted overrides."""
+
+    def __init__(self, args: Sequence[str] | None = None):
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        for noise in QUIET:
+            warnings.filterwarnings("ignore", noise)
+        self.files = _config_files(sys.argv[1:] if args is None else args)
+        for file in self.files:
+            if file.is_file():
+                content_of(file)
+        super().__init__(
+            model_class=Method,
+            datamodule_class=PreferenceData,
+            subclass_mode_model=True,
+            save_config_callback=RunFolder,
+            parser_class=ShortErrors,
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "prog": "python -m upo.fit",
+                "usage": "%(prog)s --config FILE [--config FILE ...] [--KEY VALUE ...]",
+                "description": main.__doc__,
+            },
+            trainer_defaults={
+                "default_root_dir": f"runs/{self.files[-1].stem if self.files else 'unnamed'}",
+                "max_epochs": 1,
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "log_every_n_steps": 1,
+            },
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            run=False,
+            args=None if args is None else list(args),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="resume from this checkpoint; `last` is the newest one of the run folder",
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="delete what the run folder holds, then start"
+        )
+        parser.add_argument(
+            "--after",
+            type=list[str],
+            default=[],
+            help="YAMLs of earlier stages, relative to this one; those without a finished run are trained first, and "
+            "each leaves its model in <its run folder>/export",
+        )
+        parser.add_argument("--evaluation", type=Evaluation | None, default=None, help="evaluate at the end")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "{step}",
+                "checkpoint.every_n_train_steps": 500,
+                "checkpoint.save_last": "link",
+                "checkpoint.auto_insert_metric_name": True,
+            }
+        )
+        for name, title in GROUPS.items():
+            group = parser.groups[name]
+            group.title = title
+            parser._action_groups.remove(group)
+            parser._action_groups.append(group)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=lambda x: f"{x}/checkpoints")
+
+    def before_instantiate_classes(self) -> None:
+        self.folder = Path(self.config.trainer.default_root_dir)
+        self.checkpoint = _prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
+        run_earlier_stages([beside(path, self.files) for path in self.config.after])
+
+    def instantiate_trainer(self, **kwargs: Any):
+        trainer, given = self.config_init.trainer, self.config_init.trainer.logger
+        given = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+        for logger in given:
+            loggers.prepare(logger, self.folder)
+        every = [MetricsCSV(str(self.folder)), *given]
+        callbacks = [*(trainer.callbacks or []), Throughput(), ProgressLines(), RandomState(), GracefulStop()]
+        plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
+        if type(trainer.strategy) is ModelParallelStrategy:
+            raise UserError(
+                "ModelParallelStrategy would shard nothing; take trainer.strategy.class_path: "
+                "upo.parallel.strategy.Sharded"
+            )
+        try:
+            return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
+        except (MisconfigurationException, ValueError) as error:  # no such accelerator, contradicting options
+            raise UserError(f"trainer: {error}") from error
+
+    def fit(self) -> None:
+        """Trains, evaluates, and closes the run folder with summary.json."""
+        if self.config_init.evaluation is not None:
+            self.config_init.evaluation.check()
+        stop_at_once(self.trainer)
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
+        if self.trainer.interrupted:
+            sys.exit(130)
+        if len(self.datamodule.val) and "val/loss" not in self.trainer.callback_metrics:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+        values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        if self.trainer.is_global_zero:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, MovingReference):
+                    callback.rewind()
+                if isinstance(callback, RebirthTargets):
+                    callback.write(self.model.policy, self.datamodule, self.folder)
+            if self.config.evaluation is not None:
+                run = self.model, self.datamodule
+                if isinstance(self.trainer.strategy, ModelParallelStrategy | FSDPStrategy):
+                    run = load_run(self.folder)[:2]  # rank 0 alone goes on, with whole models
+                figures = self.config_init.evaluation.run(*run, self.folder)
+                loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
+                values |= figures
+            summarize(self.folder, values)
+            loggers.close(self.trainer.loggers, self.folder)
+            print(f"results: {self.folder}")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Aligns a language model with preferences and designers' objectives.
+
+    A run is one YAML (see experiments/) plus dotted overrides; --print_config shows everything it means. [C] marks what
+    a paper leaves open.
+    """
+    keep_memory()
+    with short_errors():
+        CLI(args).fit()
+
+
+# ---- run folders and stages ----------------------------------------------------------------------------------------
+
+
+def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
+    """Refuses to mix runs; returns the checkpoint to resume from."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
+    if restarted() and latest(folder) is not None:
+        ckpt_path, overwrite = "last", False
+    if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
+        return str(latest(folder)) if ckpt_path == "last" else ckpt_path
+    if overwrite:
+        if ckpt_path is not None:
+            raise UserError("--overwrite deletes the checkpoint that --ckpt_path asks for; give one of them")
+        if folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
+            raise UserError(
+                f"--overwrite: {folder} does not look like a run folder (no config.yaml); delete it yourself"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    if (folder / "summary.json").exists():
+        raise UserError(
+            f"{folder} holds a finished run; add --overwrite to replace it or give another --trainer.default_root_dir"
+        )
+    newest = latest(folder)
+    if ckpt_path == "last":
+        if newest is None:
+            raise UserError(f"--ckpt_path last: no checkpoint in {folder}/checkpoints; leave it out to start the run")
+        return str(newest)
+    if ckpt_path is not None:
+        if not Path(ckpt_path).exists():
+            raise UserError(f"--ckpt_path: no such file {ckpt_path}")
+        return ckpt_path
+    if newest is not None:
+        raise UserError(f"{folder} holds an unfinished run; continue it with --ckpt_path last or add --overwrite")
+    return None
+
+
+def _config_files(args: Sequence[str]) -> list[Path]:
+    """The --config files of a command line, in order."""
+    given = [b for a, b in pairwise(args) if a == "--config"]
+    return [Path(x) for x in given + [a.partition("=")[2] for a in args if a.startswith("--config=")]]

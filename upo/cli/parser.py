@@ -1,0 +1,81 @@
+"""Argument parser whose errors fit into three lines and name the nearest known key."""
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+from omegaconf.errors import OmegaConfBaseException
+
+from upo.errors import nearest
+
+
+class ShortErrors(LightningArgumentParser):
+    """Stock LightningCLI answers a mistyped key with 50 lines of usage; this one with the sentence and a hint."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # a run has no such fields; looking for them in the source of every class takes a second at each start
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """`--overwrite` needs no value."""
+        given = list(sys.argv[1:] if args is None else args)
+        for i, (arg, following) in enumerate(pairwise([*given, "--"])):
+            if arg == "--overwrite" and following.startswith("--"):
+                given[i] = "--overwrite=true"
+        try:
+            return super().parse_args(given, *rest, **options)
+        except OmegaConfBaseException as error:  # ${...} of nothing
+            self.error(str(error), error)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # nested parsers: the outermost one prints
+            super().error(message, ex)
+        print("\n".join(shorten(str(message), self)), file=sys.stderr)
+        sys.exit(2)
+
+
+def shorten(message: str, parser: Any) -> list[str]:
+    """The key and the sentence that say what is wrong, without type unions and tracebacks, and a hint: three lines."""
+    lines = [line for line in message.splitlines() if line.strip() and "NoneType" not in line]
+    telling = [i for i, line in enumerate(lines) if TELLING.search(line)]
+    chosen = max(telling, key=lambda i: len(lines[i]) - len(lines[i].lstrip(" -")), default=0)
+    keys = [key for line in lines[: chosen + 1] for key in re.findall(r'Parser key "([\w.]+)"', line)]
+    sentence = re.sub(r'^[ -]*(Parser key "[\w.]+":)?\s*', "", lines[chosen])
+    sentence = sentence.replace("Expected a dot import path string:", "unknown class")
+    where = f"{'.'.join(keys)}: " if keys else ""
+    result = [f"error: {where}{sentence[:300]}"]
+    known = known_names(parser)
+    named = re.findall(r"(?:Option|option|unknown class|arguments:) [\"'`-]*([\w.+-]+)", sentence)
+    for word in (w.partition("=")[0].split(".")[-1].strip("-") for w in named):
+        if word not in known and (near := nearest(word, known)):
+            result.append(f"did you mean `{near}`?")
+    return [*result, "see --help, or --model.help CLASS for a method's arguments"]
+
+
+TELLING = re.compile(
+    r"not accepted|does not accept|Expected|Not of type|does not exist|unrecognized|required|import path|cannot|"
+    r"Unable|Problem|not found|interpolation|mapping|expected",
+)
+
+
+def known_names(parser: Any) -> set[str]:
+    """Every key and class name that a config may hold."""
+    import upo.methods
+    import upo.rewards
+    from upo.data.module import PreferenceData
+    from upo.data.source import Source
+    from upo.models.policy import LoRA, Policy
+
+    names = {part for action in parser._actions for part in str(action.dest).split(".")}
+    classes = [getattr(package, name) for package in (upo.methods, upo.rewards) for name in package.__all__]
+    for cls in [*filter(inspect.isclass, classes), PreferenceData, Source, Policy, LoRA]:
+        for base in cls.__mro__:
+            names |= set(inspect.signature(base.__init__).parameters) if "__init__" in vars(base) else set()
+    names |= {*upo.methods.__all__, *upo.rewards.__all__, "class_path", "init_args"}
+    return names - {"self", "args", "kwargs"}

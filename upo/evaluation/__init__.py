@@ -1,0 +1,1 @@
+"""What is measured after training, and how it is reported."""

@@ -1,0 +1,233 @@
+"""What an evaluation measures: log-probs of responses, texts by rewards and by their health; and on which prompts."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import stdev
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import evolve
+from tqdm import tqdm
+
+from upo.data.annotate import annotate
+from upo.data.batch import PairedBatch
+from upo.data.control import control_ids
+from upo.data.example import Example, Response, prompt_key
+from upo.data.layout import Tokens, lay_out
+from upo.data.report import DataReport
+from upo.data.rewards import Reward, fit_all
+from upo.data.samplers import one_pass
+from upo.data.tokenize import Encoder, fit
+from upo.evaluation.systems import Texts
+from upo.metrics.intervals import bootstrap, wilson
+from upo.metrics.text import distinct_n, repetition
+from upo.models.logps import ResponseLogps
+from upo.models.policy import Policy
+
+if TYPE_CHECKING:
+    from upo.data.module import PreferenceData
+    from upo.methods.common.base import Method
+
+
+INTERVALS = ("win_rate", "objective", "rewards/", "kl")
+"""Beginnings of the per-prompt values whose means get an interval."""
+
+
+def held_out_examples(data: "PreferenceData") -> list[Example]:
+    """The validation side of the data."""
+    return data.held_out if hasattr(data, "held_out") else both_sides(data)[1]
+
+
+def both_sides(data: "PreferenceData") -> tuple[list[Example], list[Example]]:
+    """Training and validation examples, read again and not counted in the data report."""
+    report, data.report = data.report, DataReport()
+    try:
+        return data.examples()
+    finally:
+        data.report = report
+
+
+def pairs_of(examples: Sequence[Example], data: "PreferenceData", encoder: Encoder) -> list[Tokens]:
+    """Held-out pairs, cut and dropped as in a pairwise method's validation, whatever the method eats."""
+    views = [pair for example in examples for pair in PairedBatch.views(example, data.max_pairs_per_prompt)]
+    report = DataReport()
+    units = [
+        fit(
+            tokens,
+            max_length=data.max_length,
+            max_response=data.max_response,
+            overlong=data.overlong,
+            bos=encoder.bos,
+            report=report,
+        )
+        for tokens in encoder.encode(views, report)
+    ]
+    return [unit for unit in units if unit is not None and not PairedBatch.contradicts(unit)]
+
+
+@torch.no_grad()
+def log_probs(
+    policy: Policy,
+    reference: Policy | None,
+    units: Sequence[Tokens],
+    data: "PreferenceData",
+    title: str,
+    by_token: bool = False,
+) -> ResponseLogps:
+    """Log-probs of all responses under policy and reference, on the CPU; prompt_index counts the units.
+
+    Args:
+        units: their prompts end with the policy's control token, where it has one; the reference reads its own there.
+        by_token: adds to `extras` [responses] what the distributions at a response's tokens say, over the whole
+            vocabulary: `entropy` of the policy in nats a token, a mean over the tokens; beside a reference also `kl`,
+            the sum of KL(policy || reference) over the tokens, in nats a response. Where the policy wrote the responses
+            by plain sampling, the mean of `kl` is an unbiased estimate of the KL between the two models' responses (up
+            to their limit), never negative and of less variance than log-ratios; where a nucleus or a temperature
+            decided, it is the same sum along the texts that were written so.
+    """
+    first = [0]
+    for unit in units:
+        first.append(first[-1] + len(unit.responses))
+    logps, reference_logps, entropies, divergences = torch.zeros(4, first[-1])
+    device = next(policy.parameters()).device
+    known = [control_ids(model.tokenizer) for model in (policy, reference) if model is not None]
+    for indices in _micro_batches(units, data, title):
+        row_tokens = data.tokens_per_microbatch
+        batch = lay_out([units[i] for i in indices], data.layout, row_tokens=row_tokens, pad_id=0).to(device)
+        places = torch.tensor([k for i in indices for k in range(first[i], first[i + 1])])
+        wanted, against = ("entropy",) if by_token else (), None
+        if reference is not None:
+            theirs = batch
+            if known[0] != known[1]:
+                own = [_behind(units[i], *known) for i in indices]
+                theirs = lay_out(own, data.layout, row_tokens=row_tokens, pad_id=0).to(device)
+            other = reference(theirs, ("hidden",) if by_token else ())
+            reference_logps[places] = other["logps"].float().cpu()
+            if by_token:
+                wanted, against = ("entropy", "reverse_kl"), (other["hidden"], reference.linear_head())
+        out = policy(batch, wanted, against)
+        logps[places] = out["logps"].float().cpu()
+        sums = {
+            name: torch.zeros(len(places)).index_add(0, batch.row.cpu(), out[name].float().cpu()) for name in wanted
+        }
+        if by_token:
+            entropies[places] = sums["entropy"] / batch.lengths.cpu()
+        if against is not None:
+            divergences[places] = sums["reverse_kl"].clamp(min=0)  # rounding
+    return ResponseLogps(
+        logps,
+        torch.tensor([len(r) for unit in units for r in unit.responses]),
+        torch.tensor([i for i, unit in enumerate(units) for _ in unit.responses]),
+        None if reference is None else reference_logps,
+        extras={"entropy": entropies, "kl": divergences} if by_token else {},
+    )
+
+
+@torch.no_grad()
+def rewards(
+    method: "Method", logps: ResponseLogps, units: Sequence[Tokens], data: "PreferenceData"
+) -> torch.Tensor | None:
+    """The method's implicit reward of all responses [N], on the CPU; None where it defines none.
+
+    Args:
+        logps: those of `log_probs`, which are enough for most methods.
+    """
+    if not method.reward_reads_extras:
+        try:
+            return method.reward(logps)
+        except NotImplementedError:
+            return None
+    found: dict[int, torch.Tensor] = {}
+    device = next(method.policy.parameters()).device
+    for indices in _micro_batches(units, data, "implicit rewards"):
+        chosen = [units[i] for i in indices]
+        batch = lay_out(chosen, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0).to(device)
+        known = method.response_logps(batch, method.extras, method.reference_extras)
+        found |= zip(indices, method.reward(known).float().cpu().split([len(u.responses) for u in chosen]), strict=True)
+    return torch.cat([found[i] for i in range(len(units))])
+
+
+def _micro_batches(units: Sequence[Tokens], data: "PreferenceData", title: str) -> Iterable[list[int]]:
+    """Places of the units that make a forward pass each, behind a progress bar."""
+    costs, padded = [unit.cost for unit in units], data.layout == "padded"
+    plan = one_pass(costs, data.tokens_per_microbatch, alike=padded)
+    return tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None)
+
+
+def _behind(unit: Tokens, control: list[int], other: list[int]) -> Tokens:
+    """A unit behind another control token than the one its prompt ends with; both may be empty."""
+    return evolve(unit, prompt=[*unit.prompt[: len(unit.prompt) - len(control)], *other])
+
+
+def measured(
+    examples: Sequence[Example], writers: Mapping[str, Texts], rewards: Mapping[str, Reward]
+) -> dict[str, list[dict[str, float]]]:
+    """By writer, for each prompt: every reward of the text, its words, tokens, repetition, and whether it ended."""
+    written = [
+        example.with_responses(tuple(Response(w.texts[i]) for w in writers.values()))
+        for i, example in enumerate(examples)
+    ]
+    annotated = annotate(written, rewards)
+    return {
+        name: [
+            {f"rewards/{reward}": value for reward, value in annotated[i].responses[k].rewards.items()}
+            | {
+                "tokens": float(w.tokens[i]),
+                "words": float(len(w.texts[i].split())),
+                "repetition": repetition(w.texts[i]),
+                "ended": float(w.ended[i]),
+            }
+            for i in range(len(examples))
+        ]
+        for k, (name, w) in enumerate(writers.items())
+    }
+
+
+def fit_rewards(rewards: Mapping[str, Reward], data: "PreferenceData") -> None:
+    """Lets those rewards see the data that need it and were neither trained with nor read from a checkpoint."""
+    if any(reward.unfitted for reward in rewards.values()):
+        fit_all(rewards, *both_sides(data), data.rewards_cache)
+
+
+def distinct_prompts(examples: Sequence[Example], number: int, seed: int) -> list[Example]:
+    """At most `number` examples of different prompts, in an order that depends on the seed and on the prompts alone.
+
+    Where a prompt has several examples, the first with a preference stands for it.
+    """
+    by_prompt: dict[str, Example] = {}
+    for example in examples:
+        key = prompt_key(example.prompt)
+        if key not in by_prompt or (not PairedBatch.views(by_prompt[key], 1) and PairedBatch.views(example, 1)):
+            by_prompt[key] = example
+
+    def place(key: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
+
+    return [by_prompt[key] for key in sorted(by_prompt, key=place)[:number]]
+
+
+def objective(values: Mapping[str, list[dict[str, float]]], weights: Mapping[str, float]) -> None:
+    """Adds the objective R = sum_i w_i r_i, prompt by prompt."""
+    for own in (x for side in values.values() for x in side):
+        if weights:
+            own["objective"] = sum(w * own[f"rewards/{name}"] for name, w in weights.items())
+
+
+def text_figures(values: Mapping[str, list[dict[str, float]]], texts: Mapping[str, list[str]]) -> dict[str, float]:
+    """Means over prompts by writer, with intervals for what is compared; `policy/kl` with its standard error too.
+
+    A figure that some prompts lack (no verdict could be read) is a mean over the others.
+    """
+    figures: dict[str, float] = {}
+    for writer, rows in values.items():
+        for name in dict.fromkeys(name for row in rows for name in row):
+            column = [row[name] for row in rows if name in row]
+            if name.startswith(INTERVALS):
+                interval = wilson(column) if name.startswith("win_rate") else bootstrap(column)
+                figures |= interval.named(f"{writer}/{name}")
+            else:
+                figures[f"{writer}/{name}"] = sum(column) / len(column)
+            if name == "kl" and len(column) > 1:
+                figures[f"{writer}/kl_se"] = stdev(column) / len(column) ** 0.5
+        figures |= {f"{writer}/distinct_{n}": distinct_n(texts[writer], n) for n in (1, 2)}
+    return figures

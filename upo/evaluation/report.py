@@ -1,0 +1,143 @@
+"""An evaluation to read: report.md and report.html with pictures and samples, and AlpacaEval's file of outputs."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from upo.callbacks.run_folder import write_json
+from upo.data.example import Example, Prompt, as_text
+from upo.evaluation.report_pictures import draw_evaluation
+from upo.evaluation.tables import WRITERS, cell, first_preference, is_bound
+
+PROMPTS = 20
+"""Prompts whose responses are shown."""
+STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } th, td { border: 1px solid #ccc; padding: .3em .6em;
+text-align: left; vertical-align: top; white-space: pre-wrap } th { background: #f3f3f3 } img { max-width: 100% }
+"""
+
+
+@frozen
+class Table:
+    """A heading and the rows below it; the first row names the columns."""
+
+    title: str
+    rows: list[list[str]]
+
+
+def write_report(
+    folder: Path,
+    figures: Mapping[str, float],
+    asked: Sequence[Example],
+    texts: Mapping[str, Sequence[str]],
+    values: Mapping[str, list[dict[str, float]]],
+    of_pairs: Mapping[str, list[float]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes report.md, report.html (one file, picture included), evaluation.png and alpaca_eval.json.
+
+    Args:
+        texts: by writer, one response a prompt.
+        values: by writer and prompt, what was measured.
+        of_pairs: by name, what was measured on held-out pairs.
+        settings: of the evaluation.
+    """
+    title = f"Evaluation of {folder.resolve().name}"
+    write_json(folder / "alpaca_eval.json", alpaca_eval(asked, texts["policy"], folder.resolve().name))
+    draw_evaluation(folder / "evaluation.png", figures, values, of_pairs)
+    tables = tables_of(figures, asked, texts, settings)
+    (folder / "report.md").write_text(markdown(title, tables))
+    picture = base64.b64encode((folder / "evaluation.png").read_bytes()).decode()
+    (folder / "report.html").write_text(as_html(title, tables, picture))
+
+
+def tables_of(
+    figures: Mapping[str, float],
+    asked: Sequence[Example],
+    texts: Mapping[str, Sequence[str]],
+    settings: Mapping[str, Any],
+) -> list[Table]:
+    """What the report holds besides its picture."""
+    writers = [w for w in WRITERS if w in texts]
+    starts = {name: name.partition("/") for name in figures if not is_bound(name)}
+    names = dict.fromkeys(rest for start, _, rest in starts.values() if start in writers)
+    shown = sorted(names, key=first_preference)
+    held_out = [name for name in starts if name.startswith("val/")]
+    tasks = [name for name in starts if name.startswith("tasks/")]
+    samples = [[as_text(example.prompt), *(texts[w][i] for w in writers)] for i, example in enumerate(asked[:PROMPTS])]
+    found = [
+        Table(
+            f"Responses to {len(asked)} held-out prompts (95 % intervals over prompts)",
+            [["", *writers], *([name, *(cell(figures, f"{w}/{name}") for w in writers)] for name in shown)],
+        ),
+        Table(
+            "Held-out pairs", [["", "value", "pairs"], *([n, cell(figures, n), _count(figures, n)] for n in held_out)]
+        ),
+        Table("Benchmarks", [["", "value"], *([n, _with_error(figures, n)] for n in tasks)]),
+        Table("Samples", [["prompt", *writers], *samples]),
+        Table("Settings", [["", "value"], *([name, str(value)] for name, value in settings.items())]),
+    ]
+    return [table for table in found if len(table.rows) > 1]
+
+
+def _count(figures: Mapping[str, float], name: str) -> str:
+    return f"{figures[f'{name}_n']:.0f}" if f"{name}_n" in figures else ""
+
+
+def _with_error(figures: Mapping[str, float], name: str) -> str:
+    error = f" (standard error {figures[f'{name}_se']:.3f})" if f"{name}_se" in figures else ""
+    return cell(figures, name) + error
+
+
+def markdown(title: str, tables: Sequence[Table]) -> str:
+    """The report with its picture beside it."""
+    parts = [f"# {title}", "![figures](evaluation.png)"]
+    for table in tables:
+        lines = ["| " + " | ".join(map(_in_markdown, row)) + " |" for row in table.rows]
+        rule = "|" + "---|" * len(table.rows[0])
+        parts.append(f"## {table.title}\n\n" + "\n".join([lines[0], rule, *lines[1:]]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_markdown(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
+
+
+def as_html(title: str, tables: Sequence[Table], picture: str) -> str:
+    """The report as one file.
+
+    Args:
+        picture: a PNG in base64.
+    """
+    name = html.escape(title)
+    parts = [
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>',
+        f"<style>\n{STYLE}</style></head><body>\n<h1>{name}</h1>",
+        f'<img alt="figures" src="data:image/png;base64,{picture}">',
+    ]
+    for table in tables:
+        head, *rows = ([html.escape(x) for x in row] for row in table.rows)
+        parts.append(f"<h2>{html.escape(table.title)}</h2>\n<table>\n<tr><th>{'</th><th>'.join(head)}</th></tr>")
+        parts += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows]
+        parts.append("</table>")
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def alpaca_eval(asked: Sequence[Example], outputs: Sequence[str], generator: str) -> list[dict[str, str]]:
+    """What `alpaca_eval --model_outputs` reads: instruction, output, generator, and the data's source as dataset."""
+    return [
+        {"instruction": instruction(e.prompt), "output": output, "generator": generator, "dataset": e.source}
+        for e, output in zip(asked, outputs, strict=True)
+    ]
+
+
+def instruction(prompt: Prompt) -> str:
+    """What was asked: a single turn as it is, a longer conversation with its roles."""
+    if not isinstance(prompt, str) and len(prompt) == 1:
+        return prompt[0]["content"]
+    return as_text(prompt)

@@ -1,0 +1,119 @@
+"""Who answers an evaluation's prompts: models by sampling, the data's chosen responses, another run's samples."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from upo.data.batch import PairedBatch
+from upo.data.example import Example, prompt_key
+from upo.data.templates import with_template
+from upo.data.tokenize import Encoder
+from upo.errors import UserError
+
+if TYPE_CHECKING:
+    from upo.models.policy import Policy
+    from upo.rollout.sampling import Sampled
+
+PARTIAL = ".evaluation.partial.jsonl"
+"""Responses and verdicts of an evaluation that is not finished, in the folder where its files will go."""
+
+
+@frozen
+class Texts:
+    """One response to each of the evaluation's prompts, from one writer."""
+
+    texts: list[str]
+    tokens: list[int]
+    """Length of each, EOS included."""
+    ended: list[bool]
+    """Whether EOS closed it."""
+
+
+def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path, **settings: Any) -> "list[Sampled]":
+    """One response a prompt; those that an interrupted evaluation in `folder` left are not sampled again.
+
+    Args:
+        name: of the writer, for the progress bar.
+        settings: of `upo.rollout.sampling.sample`.
+    """
+    from upo.evaluation.kept import Kept
+    from upo.models.stored_reference import weights_hash
+    from upo.rollout.sampling import sample
+
+    prompts = [example.prompt for example in asked]
+    seen = Encoder(policy.tokenizer).prompts(prompts)
+    what = json.dumps([weights_hash(policy), settings, seen], sort_keys=True)
+    kept = Kept(folder / PARTIAL, hashlib.sha256(what.encode()).hexdigest())
+    title = f"{name}'s responses"
+    with policy.in_force():
+        written = sample(policy.model, policy.tokenizer, prompts, **settings, progress=title, kept=kept)
+    return [group[0] for group in written]
+
+
+def twin(policy: "Policy", path: str) -> "Policy":
+    """Another model in the policy's place.
+
+    Raises:
+        UserError: its vocabulary differs by more than added tokens.
+    """
+    from upo.models.checkpoint import load_model
+
+    other = policy.frozen_copy()
+    model, tokenizer = load_model(path)
+    other.tokenizer = with_template(tokenizer, policy.chat_template)
+    known, others = (p.tokenizer.get_vocab().items() for p in (policy, other))
+    if not (known <= others or others <= known):
+        raise UserError(f"{path} has another vocabulary than the policy; name a reference that shares it")
+    other.adopt(model)
+    return other
+
+
+def of_samples(drawn: "Sequence[Sampled]") -> Texts:
+    """Texts as a model wrote them."""
+    return Texts([s.text for s in drawn], [len(s.ids) for s in drawn], [s.ended for s in drawn])
+
+
+def chosen_texts(examples: Sequence[Example], encoder: Encoder) -> Texts | None:
+    """The data's preferred response to each prompt; None where some prompt has none (unpaired data)."""
+    pairs = [PairedBatch.views(example, 1) for example in examples]
+    if not all(pairs):
+        return None
+    texts = [pair[0].responses[0].text for pair in pairs]
+    return Texts(texts, [len(ids) for ids in encoder.responses(texts)], [True] * len(texts))
+
+
+def rival_texts(run: Path, examples: Sequence[Example], settings: Mapping[str, Any]) -> Texts:
+    """What another run's policy answered to the same prompts when it was evaluated.
+
+    Args:
+        run: its run folder, or the folder that an evaluation wrote to.
+        settings: of this evaluation's sampling; the rival's must be equal.
+
+    Raises:
+        UserError: not evaluated, not for all of these prompts, or sampled in another way.
+    """
+    try:
+        lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+        content = json.loads((run / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{run} holds no finished evaluation; run first: python -m upo.evaluate {run}") from None
+    if unlike := [k for k, v in settings.items() if content["settings"].get(k) != v]:
+        theirs = ", ".join(f"{k}={content['settings'].get(k)}" for k in unlike)
+        raise UserError(f"{run} was evaluated with {theirs}; evaluate both runs with the same settings")
+    texts = {line["prompt"]: line["policy"] for line in lines}
+    measured = {row["prompt"]: row["policy"] for row in content["prompts"]}
+    keys = [prompt_key(example.prompt) for example in examples]
+    if missing := [key for key in keys if key not in texts or key not in measured]:
+        raise UserError(
+            f"{run} was evaluated on other prompts: {len(missing)} of {len(keys)} are missing; evaluate both on the "
+            "same held-out data, with the same number of prompts and seed"
+        )
+    return Texts(
+        [texts[key] for key in keys],
+        [int(measured[key]["tokens"]) for key in keys],
+        [bool(measured[key]["ended"]) for key in keys],
+    )

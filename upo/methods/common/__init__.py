@@ -1,0 +1,1 @@
+"""What methods share: the step, families, terms, value heads, the catalog."""

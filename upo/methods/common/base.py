@@ -1,0 +1,243 @@
+"""What all methods share: one Lightning batch is one optimizer step, losses are means over the GLOBAL step.
+
+A method says which batch it eats, whether it needs a reference, and what its loss is. Everything else
+(micro-batches, ranks, log-probs, metrics, clipping, checkpoints) happens here.
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from upo.data.batch import Batch, Step
+from upo.data.layout import Responses
+from upo.data.module import PreferenceData
+from upo.errors import UserError
+from upo.methods.common.term import Term
+from upo.metrics.means import Means
+from upo.models.adapters import is_whole
+from upo.models.loading import BASE, check_base
+from upo.models.logps import ResponseLogps
+from upo.models.policy import Policy
+from upo.models.reference import Reference
+from upo.runtime.lightning_patches import quick_logs
+from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
+
+Stage = Literal["train", "val"]
+
+
+class Method(pl.LightningModule):
+    """Base of all methods: owns the policy, the reference, the optimizer and the logging."""
+
+    batch_type: ClassVar[type[Batch]]
+    needs_reference: ClassVar[bool] = True
+    length_normalized: ClassVar[bool] = False
+    """Whether the loss reads log-probs a token (`.mean`) instead of their sums."""
+    extras: ClassVar[tuple[str, ...]] = ()
+    """What the loss needs from the policy besides log-probs: see `Policy.forward`."""
+    reference_extras: ClassVar[tuple[str, ...]] = ()
+    """The same from the reference, which is then asked in every step, whatever is stored."""
+    reward_reads_extras: ClassVar[bool] = False  # whether `reward` needs them too
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    reference: Reference | None
+    reward_is_log_odds: ClassVar[bool] = False
+    """Whether sigmoid(reward difference) is the probability of being preferred that the method fits (Bradley-Terry)."""
+    initial_loss: ClassVar[float | None] = None
+    """The preference loss while policy and reference are the same, where that is a constant, in nats."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Reference | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.RMSprop(p, lr=5e-7),
+        scheduler: LRSchedulerCallable = lambda o: torch.optim.lr_scheduler.LinearLR(
+            o, start_factor=0.00667, total_iters=150
+        ),
+    ):
+        """
+        Args:
+            policy: the model to train.
+            reference: where reference log-probs come from; null for methods that need none.
+            optimizer: class path and arguments; the default is the UPO and DPO papers' RMSprop at 5e-7.
+            scheduler: class path and arguments, advanced once a step; the default warms up linearly over
+                150 steps and stays constant.
+        """
+        super().__init__()
+        name = type(self).__name__
+        if self.needs_reference and reference is None:
+            raise UserError(f"{name} needs a reference; set `model.reference: FrozenReference` (a copy of the policy)")
+        if not self.needs_reference and reference is not None:
+            raise UserError(f"{name} uses no reference; remove `model.reference` (it would only cost memory)")
+        self.policy = policy
+        object.__setattr__(self, "reference", reference)  # kept out of the module tree: never sharded, never saved
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.rewards: tuple[str, ...] = ()
+        self.data_seed, self._configured = 0, False
+        self.train_means, self.val_means = Means(self.names), Means(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Metrics that are plain means, without the stage before them."""
+        return ["loss", *self.metric_names]
+
+    def means(self, stage: Stage) -> Means:
+        return self.train_means if stage == "train" else self.val_means
+
+    # ---- what a method defines -------------------------------------------------------------------------------
+
+    def terms(self, batch: Any, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        """The addends of the loss by name, unreduced."""
+        raise NotImplementedError
+
+    def statistics(self, step: Step) -> dict[str, Tensor]:
+        """What the loss needs to know of the whole GLOBAL step before its first backward pass.
+
+        Scalars that `metric_names` names are logged.
+        """
+        return {}
+
+    def track(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
+        """Adds a micro-batch to the metrics of a stage."""
+
+    def collect(self, stage: Stage) -> dict[str, Tensor]:
+        """Metrics of a stage by name since the last call, over all ranks."""
+        values = self.means(stage).compute()
+        self.means(stage).reset()
+        return values
+
+    def reward(self, logps: ResponseLogps) -> Tensor:
+        """The implicit reward of each response [N]."""
+        raise NotImplementedError(f"{type(self).__name__} needs `reward(logps)`: each response's implicit reward")
+
+    # ---- one optimizer step ----------------------------------------------------------------------------------
+
+    def response_logps(
+        self, responses: Responses, extras: tuple[str, ...] = (), reference_extras: tuple[str, ...] = ()
+    ) -> ResponseLogps:
+        """Log-probs of responses under policy and reference."""
+        reference_logps, known, against = responses.reference_logps, {}, None
+        divergence = {"kl", "reverse_kl"} & set(extras)
+        if self.reference is not None and (reference_extras or divergence):
+            known = self.reference.extras(responses, {*reference_extras, *(("hidden",) if divergence else ())})
+            reference_logps = known.pop("logps")
+            against = (x := known["hidden"], self.reference.linear_head().to(x.dtype)) if divergence else None
+        elif self.reference is not None and reference_logps is None:
+            reference_logps = self.reference.logps(responses)
+        out = self.policy(responses, extras, against)
+        logps, r = out.pop("logps"), responses
+        return ResponseLogps(logps, r.lengths, r.prompt_index, reference_logps, r.rewards, out, known, r.row)
+
+    def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
+        """A micro-batch's addend to the loss of the global step; metrics are updated on the way."""
+        logps = self.response_logps(batch.responses, self.extras, self.reference_extras)
+        terms = self.terms(batch, logps, statistics)
+        loss = torch.stack([t.scale * t.values.sum() / step.counts[t.per] for t in terms.values()]).sum()
+        if batch.filler:
+            return 0.0 * loss
+        means, per = self.means(stage), next(iter(terms.values())).per
+        mine = batch.counts[per]  # weights that make the mean over several steps that of all their pairs or tokens
+        means.update(loss=(loss[None] * step.counts[per] / mine, mine))
+        means.update(**{f"loss/{n}": t.values for n, t in terms.items() if f"loss/{n}" in means.names})
+        with torch.no_grad():
+            self.track(stage, batch, logps)
+        return loss
+
+    def measure(self, step: Step, stage: Stage) -> dict[str, Tensor]:
+        """The step's statistics, logged."""
+        found = self.statistics(step)
+        self.means(stage).update(**{n: x[None] for n, x in found.items() if n in self.metric_names})
+        return found
+
+    def training_step(self, step: Step, batch_idx: int) -> Tensor:
+        """All micro-batches of a step; Lightning gets the last one's loss and does the rest."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        if self.global_step == 0 and self.reference is not None and self.reference.starts_as_policy:
+            self._check_start(step)
+        statistics = self.measure(step, "train")
+        world_size = self.trainer.world_size  # strategies average gradients over ranks; losses are shares of a sum
+        for batch in step.micro_batches[:-1]:
+            (self.loss_of(batch, step, statistics, "train") * world_size).backward()
+        loss = self.loss_of(step.micro_batches[-1], step, statistics, "train") * world_size
+        self._log("train")
+        return loss
+
+    def _check_start(self, step: Step) -> None:
+        """A copied reference must agree with the policy."""
+        with torch.no_grad():
+            logratio = self.response_logps(step.micro_batches[0].responses).logratio
+        if (gap := logratio.abs().max().item()) > 1e-2:
+            raise UserError(
+                f"policy and reference differ by {gap:.3g} nats before the first step, though both come from one "
+                "checkpoint: is dropout on, or was the policy changed after `build`?"
+            )
+
+    def validation_step(self, step: Step, batch_idx: int) -> None:
+        statistics = self.measure(step, "val")
+        for batch in step.micro_batches:
+            self.loss_of(batch, step, statistics, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("val")
+
+    def _log(self, stage: Stage) -> None:
+        for name, x in self.collect(stage).items():
+            shown = stage == "train" and name in ("loss", "rewards/accuracies")
+            self.log(f"{stage}/{name}", x, prog_bar=shown, batch_size=1)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing: `training_step` has done it before its first micro-batch."""
+
+    # ---- set-up ----------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self._configured:
+            return
+        self._configured = True
+        if not hasattr(self.policy, "model"):
+            self.policy.build()
+        if self.reference is not None:
+            self.reference.build(self.policy)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups; a group's `grad_clip` replaces the Trainer's norm clipping for it."""
+        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        check_strategy(self)
+        optimizer = checked(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
+        schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        if gradient_clip_algorithm == "value":
+            raise UserError("gradients are clipped by norm; remove trainer.gradient_clip_algorithm")
+        for i, group in enumerate(optimizer.param_groups):
+            limit = group.get("grad_clip", gradient_clip_val)
+            norm = clip(group["params"], limit or math.inf, self.trainer.strategy)
+            if i == 0:
+                whole = getattr(norm, "full_tensor", norm.clone)()
+                self.log_dict({"train/grad_norm": whole, "train/lr": group["lr"]})
+
+    def on_fit_start(self) -> None:
+        """Learns the run's seed; batches bring reference log-probs along where they are known beforehand."""
+        quick_logs()
+        if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
+            self.data_seed = data.seed % 2**64
+            data.train.stored = data.val.stored = self.reference and self.reference.stored(self.trainer)
+
+    def on_train_start(self) -> None:
+        check_trainer(self.trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["policy_files"] = self.policy.files()
+        if self.policy.base is not None and not is_whole(self.policy):
+            checkpoint[BASE] = self.policy.base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_base(checkpoint, self.policy.base, self.policy.path)

@@ -1,0 +1,95 @@
+"""Families of methods: they turn a batch into the arguments of a method's `loss`, and track the metrics they share."""
+
+import torch
+from torch import Tensor
+
+from upo.data.batch import ListwiseBatch, PairedBatch, UnpairedBatch
+from upo.functional.lists import rectangle
+from upo.methods.common.base import Method, Stage, Term
+from upo.metrics.means import wins
+from upo.models.logps import ResponseLogps
+
+PREFERENCE_METRICS = (
+    *(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins", "ties")),
+    *(f"logps/{name}" for name in ("chosen", "rejected")),
+)
+
+
+class PairwiseMethod(Method):
+    """Methods that learn from pairs: subclasses define `loss(chosen, rejected)`."""
+
+    batch_type = PairedBatch
+    metric_names = PREFERENCE_METRICS
+
+    def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
+        """One value a pair [B], unreduced."""
+        raise NotImplementedError
+
+    def terms(self, batch: PairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        return {"preference": Term(self.loss(logps[0::2], logps[1::2]), "prompts")}
+
+    def track(self, stage: Stage, batch: PairedBatch, logps: ResponseLogps) -> None:
+        self.means(stage).update(**_preference_means(self.reward(logps), logps, batch.preferred, ~batch.preferred))
+
+
+class UnpairedMethod(Method):
+    """Methods that learn from single labelled responses: subclasses define `loss(responses, desirable, statistics)`."""
+
+    batch_type = UnpairedBatch
+    metric_names = PREFERENCE_METRICS
+
+    def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
+        """One value a response [N], unreduced."""
+        raise NotImplementedError
+
+    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        return {"preference": Term(self.loss(logps, batch.desirable, statistics), "responses")}
+
+    def track(self, stage: Stage, batch: UnpairedBatch, logps: ResponseLogps) -> None:
+        self.means(stage).update(**_preference_means(self.reward(logps), logps, batch.preferred, ~batch.preferred))
+
+
+class ListwiseMethod(Method):
+    """Methods that learn from K scored responses a prompt: subclasses define `loss(responses, scores, mask)`."""
+
+    batch_type = ListwiseBatch
+    metric_names = PREFERENCE_METRICS
+
+    def loss(self, responses: ResponseLogps, scores: Tensor, mask: Tensor) -> Tensor:
+        """One value a prompt [B], unreduced, from lists [B, K]; outside `mask` stands a copy to ignore."""
+        raise NotImplementedError
+
+    def terms(self, batch: ListwiseBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        rows, mask = rectangle(logps.prompt_index)
+        return {"preference": Term(self.loss(logps[rows], batch.scores[rows], mask), "prompts")}
+
+    def track(self, stage: Stage, batch: ListwiseBatch, logps: ResponseLogps) -> None:
+        """`chosen` and `rejected` are a list's best and worst; margins are over all couples of unequal score."""
+        rows, mask = rectangle(logps.prompt_index)
+        scores = batch.scores[rows]
+        best = (scores == scores.masked_fill(~mask, -torch.inf).amax(1, keepdim=True))[mask]
+        worst = (scores == scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True))[mask]
+        better = batch.scores[:, None] > batch.scores
+        self.means(stage).update(**_preference_means(self.reward(logps), logps, best & ~worst, worst & ~best, better))
+
+
+def _preference_means(
+    reward: Tensor, logps: ResponseLogps, chosen: Tensor, rejected: Tensor, better: Tensor | None = None
+) -> dict[str, Tensor]:
+    """`PREFERENCE_METRICS`; margins over all couples (i, j) of the same prompt with `better[i, j]`, ties count half.
+
+    By default each chosen response is better than each rejected one.
+    """
+    prompt = logps.prompt_index
+    better = chosen[:, None] & rejected if better is None else better
+    i, j = (better & (prompt[:, None] == prompt)).nonzero(as_tuple=True)
+    margin = reward[i] - reward[j]
+    return {
+        "rewards/chosen": reward[chosen],
+        "rewards/rejected": reward[rejected],
+        "rewards/accuracies": wins(margin),
+        "rewards/margins": margin,
+        "rewards/ties": (margin == 0).float(),
+        "logps/chosen": logps.logps[chosen],
+        "logps/rejected": logps.logps[rejected],
+    }

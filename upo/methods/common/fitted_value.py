@@ -1,0 +1,171 @@
+"""Advantages that are known before the first step: V is fitted on prompts, frozen, and used once.
+
+`A = r - V(x)` for every response of the data set, r = its label (desirable 1) + designers' R. Before training starts,
+each distinct prompt goes through the policy as it starts, all ranks sharing the work; a value head is fitted to the
+training responses' rewards on these states. Then V has done its work: responses without a positive advantage leave the
+data, the others carry theirs as a reward column, which samplers may read too. Checkpoints hold the advantages, so that
+a resumed run trains on the same data in the same order; the head itself is not kept. Ranks agree by taking rank 0's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+from jaxtyping import Float
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from torch import Tensor
+from tqdm import tqdm
+
+from upo.data.batch import SingleBatch
+from upo.data.layout import Tokens, lay_out
+from upo.data.module import PreferenceData
+from upo.data.priority import ADVANTAGE
+from upo.data.samplers import one_pass
+from upo.data.steps import StepData
+from upo.errors import UserError
+from upo.functional.value_fit import fit_value
+from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.value_head import ValueHead
+from upo.methods.upo import REWARD_WEIGHTS
+from upo.models.logps import ResponseLogps
+from upo.runtime.collectives import sum_over_ranks
+
+
+class FittedValue(Method):
+    """Methods that learn from responses of positive advantage: subclasses define `loss(responses, advantage)`."""
+
+    batch_type = SingleBatch
+    metric_names = ("logps", "advantages", "desirable")
+
+    def __init__(
+        self,
+        *args: Any,
+        reward_weights: dict[str, float] | None = None,
+        undesirable_reward: float = 0.0,
+        value_warmup_steps: PositiveInt = 100,
+        value_lr: PositiveFloat = 1e-3,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            reward_weights: w_i by name of a reward in `data.rewards`, added to the label; the UPO paper's and default:
+                {readability: 0.05, safety: 0.95}; {} takes the label alone.
+            undesirable_reward: of an undesirable response, a desirable one has 1 [C]; -1 is oPPO's.
+            value_warmup_steps: steps of `data.pairs_per_step` responses that fit V before training.
+            value_lr: their learning rate.
+        """
+        super().__init__(*args, **kwargs)
+        self.reward_weights = dict(REWARD_WEIGHTS if reward_weights is None else reward_weights)
+        self.rewards = tuple(self.reward_weights)
+        self.undesirable_reward = undesirable_reward
+        self.value_warmup_steps, self.value_lr = value_warmup_steps, float(value_lr)
+        self.advantages: dict[str, Tensor] = {}
+        """Of every response as it was read, by split."""
+
+    def loss(self, logps: ResponseLogps, advantage: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+        """One value a response [N], unreduced; all advantages are positive."""
+        raise NotImplementedError
+
+    def terms(self, batch: SingleBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        assert logps.rewards is not None, "on_fit_start brings the advantages"
+        return {"preference": Term(self.loss(logps, logps.rewards[:, -1]), "responses")}
+
+    def track(self, stage: Stage, batch: SingleBatch, logps: ResponseLogps) -> None:
+        assert logps.rewards is not None
+        good = batch.desirable.float()
+        self.means(stage).update(logps=logps.logps, advantages=logps.rewards[:, -1], desirable=good)
+
+    # ---- before training -------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        data: PreferenceData = self.trainer.datamodule  # type: ignore[attr-defined]
+        splits = {"train": data.train, "val": data.val}
+        if not self.advantages:
+            self.advantages = self._fitted(data, splits)
+        for name, split in splits.items():
+            _keep_positive(split, self.advantages[name])
+        if not len(data.train):
+            raise UserError("V is above the reward of every response; fit it longer (model.value_warmup_steps)")
+        super().on_fit_start()
+
+    @torch.no_grad()
+    def _fitted(self, data: PreferenceData, splits: dict[str, StepData]) -> dict[str, Tensor]:
+        """r - V(x) of every response, from a value head that saw the training split."""
+        units = [u for split in splits.values() for u in split.units]
+        prompts: dict[tuple[int, ...], int] = {}
+        index = torch.tensor([prompts.setdefault(tuple(u.prompt), len(prompts)) for u in units])
+        targets = torch.tensor([self.target(u) for u in units])
+        first = {tuple(u.prompt): u for u in reversed(units)}
+        states = self._prompt_states([first[p] for p in prompts], data)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(data.seed)
+            head = ValueHead(states.shape[1], dropout=0.0)
+        n, rank = len(splits["train"]), self.trainer.global_rank
+        fit_value(
+            head,
+            states,
+            index[:n],
+            targets[:n],
+            steps=self.value_warmup_steps,
+            batch_size=data.pairs_per_step,
+            lr=self.value_lr,
+            seed=data.seed,
+        )
+        value = head(states)[index].to(self.device)
+        advantage = targets - sum_over_ranks(value if rank == 0 else torch.zeros_like(value)).cpu()
+        if rank == 0:
+            explained = 1 - advantage[:n].var(correction=0) / targets[:n].var(correction=0).clamp(min=1e-12)
+            kept = int((advantage[:n] > 0).sum())
+            print(f"V explains {explained:.1%} of the reward; {kept} of {n} responses have a positive advantage")
+        return {"train": advantage[:n], "val": advantage[n:]}
+
+    def target(self, unit: Tokens) -> float:
+        """r = label + R of a unit's response."""
+        (response,) = unit.example.responses
+        label = 1.0 if response.desirable else self.undesirable_reward
+        return label + sum(w * response.rewards[name] for name, w in self.reward_weights.items())
+
+    def _prompt_states(self, units: Sequence[Tokens], data: PreferenceData) -> Float[Tensor, "B D"]:
+        """The policy's last hidden state at the end of each prompt, on every rank; ranks share the work."""
+        short = [evolve(u, responses=(u.responses[0][:1],)) for u in units]  # nothing is read behind the prompt
+        plan = one_pass(
+            [u.cost for u in short],
+            data.tokens_per_microbatch,
+            alike=data.layout == "padded",
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        states = torch.zeros(len(short), self.policy.hidden_size, device=self.device)
+        bar = tqdm(plan.micro_batches, desc="states of prompts", unit="batch", leave=False, disable=None)
+        for i, rows in enumerate(bar):
+            row_tokens = data.tokens_per_microbatch
+            batch = lay_out([short[r] for r in rows], data.layout, row_tokens=row_tokens, pad_id=0)
+            hidden = self.policy(batch.to(self.device), ("prompt_hidden",))["prompt_hidden"]
+            if i < len(plan.micro_batches) - plan.fillers:
+                states[rows] = hidden.to(states.dtype)
+        return sum_over_ranks(states).cpu()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["advantages"] = self.advantages
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.advantages = checkpoint["advantages"]
+
+
+def _keep_positive(split: StepData, advantage: Float[Tensor, "units"]) -> None:
+    """Drops units without a positive advantage; the others carry theirs as the last reward column."""
+    if len(advantage) != len(split):
+        raise UserError(
+            f"the checkpoint knows the advantages of {len(advantage)} responses, the data has {len(split)}; "
+            "resume with the data that the run began with"
+        )
+    kept = []
+    for unit, a in zip(split.units, advantage.tolist(), strict=True):
+        if a > 0:
+            (response,) = unit.example.responses
+            known = evolve(response, rewards=response.rewards | {ADVANTAGE: a})
+            kept.append(evolve(unit, example=unit.example.with_responses((known,))))
+    split.units, split.rewards = kept, (*split.rewards, ADVANTAGE)

@@ -1,0 +1,36 @@
+"""What CPO, ORPO, ASFT, SLiC-HF and regularised DPO share: the likelihood of the chosen response as a term of its own.
+
+Its mean is over the pairs of the GLOBAL step, each pair's value being the response's sum or its mean over tokens.
+Most public code takes the token mean of a MICRO-batch instead: long responses weigh more, and the loss depends on how a
+step is cut.
+"""
+
+from attrs import evolve
+from torch import Tensor
+
+from upo.data.batch import PairedBatch
+from upo.methods.common.base import Term
+from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.models.logps import ResponseLogps
+
+
+class ChosenLikelihood(PairwiseMethod):
+    """Adds the negative log-likelihood of the chosen response to a pairwise loss: `class RPO(ChosenLikelihood, DPO)`.
+
+    L = preference_weight * preference + nll_weight * nll; both are logged without their weights.
+    """
+
+    metric_names = (*PREFERENCE_METRICS, "loss/preference", "loss/nll")
+    preference_weight: float = 1.0
+    nll_weight: float = 1.0
+    nll_per_token: bool = True
+    """Whether the likelihood is that of a mean token or that of the whole response."""
+
+    def terms(self, batch: PairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        terms = super().terms(batch, logps, statistics)
+        chosen = logps[0::2]
+        nll = -(chosen.mean if self.nll_per_token else chosen.logps)
+        return terms | {
+            "preference": evolve(terms["preference"], scale=self.preference_weight),
+            "nll": Term(nll, "prompts", scale=self.nll_weight),
+        }

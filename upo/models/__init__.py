@@ -1,0 +1,1 @@
+"""Policies and references: reading, heads, adapters, checkpoints, stored log-probs."""

@@ -1,0 +1,250 @@
+"""Policy: a causal language model whose forward returns response log-probs, never logits."""
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from upo.data.control import add_controls
+from upo.data.layout import Responses
+from upo.data.repad import padded
+from upo.data.templates import with_template
+from upo.data.tokenize import load_tokenizer
+from upo.errors import UserError, hub_errors
+from upo.models import quantization
+from upo.models.adapters import TRAINED, LoRA, keep_apart
+from upo.models.head import Head, grow
+from upo.models.loading import base_hash, new_model, read_model
+from upo.ops import linear_logps, prefix_attention
+from upo.ops.linear_head import LinearHead
+from upo.ops.linear_kl import linear_kl
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Policy(nn.Module):
+    """A causal LM with its tokenizer. Weights are loaded by `build`, so that a config can be checked without them."""
+
+    model: "PreTrainedModel"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+        adapter: LoRA | None = None,
+        quantization: Literal["nf4"] | None = None,
+        activation_checkpointing: bool = False,
+        chat_template: str | None = None,
+    ):
+        """
+        Args:
+            path: hub name or local folder of a causal LM; null builds a model with random weights from `config`.
+            config: a transformers config as a dictionary with `model_type`, for a model from scratch.
+            tokenizer: hub name, folder, or import path of a function that returns one; by default the one at `path`.
+            dtype: of the parameters. Log-probs are computed in float32 at least, whatever this says.
+            adapter: trains this adapter alone; checkpoints then hold nothing but it. Null trains all weights.
+            quantization: nf4 keeps the weights below an adapter in 4 bits (QLoRA) and computes in `dtype`.
+            activation_checkpointing: compute layers again in the backward pass: much less memory, a third more time.
+            chat_template: how conversations are written: `halos` (as ContextualAI/archangel_* expect it) or a .jinja
+                file; null: the tokenizer's own or, where it has none, Anthropic HH's format.
+        """
+        super().__init__()
+        if (path is None) == (config is None):
+            raise UserError("give either policy.path (a trained model) or policy.config (a model from scratch)")
+        if path is None and tokenizer is None:
+            raise UserError("a model from scratch needs policy.tokenizer: a hub name, a folder or an import path")
+        if quantization and (adapter is None or path is None):
+            raise UserError("policy.quantization needs policy.path and policy.adapter: 4-bit weights cannot be trained")
+        self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
+        self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
+        self.activation_checkpointing, self.chat_template = activation_checkpointing, chat_template
+        self.base: str | None = None  # hash of the model below an adapter, as it was read
+        if adapter is not None:
+            keep_apart(self)
+        self.controls: tuple[str, ...] = ()
+        """Tokens that a method puts between prompt and response, set before `tokenizer` is read; generation stands
+        behind the first one."""
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, with the method's control tokens."""
+        tokenizer = with_template(load_tokenizer(str(self.tokenizer_path)), self.chat_template)
+        if self.controls:
+            add_controls(tokenizer, self.controls)
+        return tokenizer
+
+    @cached_property
+    def model_config(self) -> "PretrainedConfig":
+        """The transformers config, with dropout switched off: otherwise log-ratios would be noise."""
+        from transformers import AutoConfig
+
+        if self.path is not None:
+            with hub_errors(self.path, "model"):
+                config = AutoConfig.from_pretrained(self.path)
+        else:
+            fields = {"vocab_size": len(self.tokenizer)} | (self.config or {})
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                fields.setdefault(name, getattr(self.tokenizer, name))
+            try:
+                config = AutoConfig.for_model(**fields)
+            except (ValueError, TypeError) as error:
+                raise UserError(f"policy.config: {error}") from None
+        for name, value in config.to_dict().items():
+            if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+                setattr(config, name, 0.0)
+        return config
+
+    @property
+    def context(self) -> int | None:
+        """Positions that the model has, in tokens."""
+        return getattr(self.model_config, "max_position_embeddings", None)
+
+    def build(self) -> None:
+        """Loads or initialises the weights at `path`, or from `config`."""
+        config, options = self.model_config, {"dtype": self.dtype} | quantization.reading(self.quantization, self.dtype)
+        if self.path is None or torch.get_default_device().type == "meta":  # the weights come from another rank
+            model = new_model(config, **options)
+        else:
+            model = read_model(self.path, config, **options)
+            if self.adapter is not None:
+                self.base = base_hash(model)
+        if self.controls:
+            grow(model, len(self.tokenizer))
+        if self.adapter is not None:
+            self.adapter.attach(model, self.path, grown=bool(self.controls))
+        self.adopt(model)
+
+    def adopt(self, model: "PreTrainedModel") -> None:
+        """Takes loaded weights: dropout off, packed attention on where it fits, and the checks that log-probs rely on.
+
+        Raises:
+            UserError: more tokens than embeddings, or logits that `Head` cannot reproduce.
+        """
+        if model._supports_attention_backend:
+            prefix_attention.register()
+            model.set_attn_implementation(prefix_attention.NAME)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        if self.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model = model
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(self.tokenizer) > rows:
+            raise UserError(
+                f"the tokenizer {self.tokenizer_path} has {len(self.tokenizer)} tokens, the model "
+                f"{self.path or 'config'} only {rows} embeddings; give policy.tokenizer and path that belong together"
+            )
+        if model.device.type != "meta":
+            self.head = Head.of(model, self.path or "policy.config")
+
+    @property
+    def packable(self) -> int | None:
+        """How long a prompt and its response may be in the packed layout, in tokens; null for any length."""
+        return prefix_attention.longest(self.model)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    def like(self, path: str, dtype: str | None = None) -> "Policy":
+        """Another model, not built yet, that reads and writes text as this one does; by default in its dtype."""
+        own = {"tokenizer": self.tokenizer_path, "chat_template": self.chat_template}
+        return Policy(path, dtype=dtype or str(self.dtype).removeprefix("torch."), **own)  # type: ignore[arg-type]
+
+    def frozen_copy(self) -> "Policy":
+        """A copy that never learns: the usual reference."""
+        return copy.deepcopy(self).requires_grad_(False).eval()
+
+    def in_force(self) -> AbstractContextManager:
+        """Inside, `model` computes what this policy does: several may share one, with different adapters."""
+        return nullcontext()
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that this policy's log-probs depend on besides its configuration."""
+        return self.model.state_dict()
+
+    def forward(
+        self,
+        responses: Responses,
+        extras: Collection[str] = (),
+        reference: tuple[Tensor, LinearHead] | None = None,
+    ) -> dict[str, Tensor]:
+        """Log-probs of responses.
+
+        Args:
+            extras: what else to return. By response token [tokens], in the order of `responses.targets`:
+                `token_logps`, `entropy`, `top_logp`, `sum_p2` (see `linear_values`), `kl` (KL(reference || policy) over
+                the whole vocabulary) and `reverse_kl` (KL(policy || reference)), all with gradients; `hidden`
+                [tokens, D] and `layers` [tokens, L, D], the predicting states of the last and of every layer.
+                By prompt [B, D]: `prompt_hidden`, the last layer's state at each prompt's last token, and
+                `prompt_mean`, the mean of its states over all tokens of the prompt.
+            reference: for `kl` and `reverse_kl` the reference's `hidden` and `linear_head()`.
+
+        Returns:
+            `logps` [N], in nats, summed over each response; and the extras by name.
+        """
+        longest = self.packable
+        if responses.layout == "packed" and longest is not None and responses.position_ids.max() >= longest:
+            warnings.warn(
+                f"the packed layout is right for this {self.model.config.model_type} up to {longest} tokens; "
+                "what is longer is padded"
+            )
+            responses = padded(responses)
+        layers = self._layers(responses, "layers" in extras)
+        hidden = layers[-1]
+        head = self.linear_head()
+        states = hidden[responses.predict].to(head.weight.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            names = {"token_logps"} | (set(linear_logps.NAMES) & set(extras))
+            out = linear_logps.linear_values(states, head, responses.targets, sorted(names))
+            for name in {"kl", "reverse_kl"} & set(extras):
+                assert reference is not None, "the divergence from what?"
+                out[name] = linear_kl(states, head, *reference, reverse=name == "reverse_kl")
+        logps = out["token_logps"].new_zeros(len(responses.lengths)).index_add(0, responses.row, out["token_logps"])
+        known = {
+            "hidden": lambda: states,
+            "layers": lambda: torch.stack([x[responses.predict] for x in layers[:-1]], 1),
+            "prompt_hidden": lambda: hidden[responses.prompt_end],
+            "prompt_mean": lambda: responses.prompt_means(hidden),
+        }
+        return {"logps": logps} | {name: out[name] if name in out else known[name]() for name in extras}
+
+    def linear_head(self) -> LinearHead:
+        """The output head as it is now, in the dtype to compute in."""
+        device = self.model.device.type
+        autocast = torch.is_autocast_enabled(device)
+        return self.head.read(self.model, torch.get_autocast_dtype(device) if autocast else self.model.dtype)
+
+    def _layers(self, responses: Responses, every: bool = False) -> list[Tensor]:
+        """What the head reads [R T, D]; before it each layer's output, where `every` asks for them."""
+        options = {"input_ids": responses.input_ids, "use_cache": False, "output_hidden_states": every}
+        plan = None
+        if responses.layout == "packed":
+            plan = prefix_attention.plan(responses)
+            unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device)
+            options |= {"position_ids": responses.position_ids, "attention_mask": unread, "segments": plan}
+        body = self.model.base_model(**options)
+        assert plan is None or plan.calls, f"{self.model.config.model_type} did not ask for the packed attention"
+        return [x.flatten(0, 1) for x in (*(body.hidden_states[1:] if every else ()), body.last_hidden_state)]
+
+    def files(self) -> dict[str, bytes]:
+        """Everything of a Hugging Face folder but the weights, by file name: makes a checkpoint self-contained."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.config.save_pretrained(folder)
+            if self.model.generation_config is not None:
+                self.model.generation_config.save_pretrained(folder)
+            if self.adapter is not None:
+                self.model.peft_config[TRAINED].save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}

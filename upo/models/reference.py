@@ -1,0 +1,164 @@
+"""Where reference log-probs come from. None of these is part of the method's module tree or of its checkpoints."""
+
+import copy
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from upo.data.layout import Responses, Tokens
+from upo.errors import UserError
+from upo.models.adapters import START, below, only
+from upo.models.policy import Policy
+from upo.ops.linear_head import LinearHead
+
+
+class Reference(ABC):
+    """Log-probs that a policy is measured against."""
+
+    starts_as_policy: bool = False
+    """Whether all log-ratios are 0 before the first step: checked there."""
+
+    @abstractmethod
+    def build(self, policy: Policy) -> None:
+        """Makes the reference ready; called once, with the policy as it starts."""
+
+    @abstractmethod
+    def logps(self, responses: Responses) -> Tensor:
+        """Summed log-probs [N] in nats, without gradient, on the responses' device."""
+
+    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+        """`logps` and what else a loss needs of the reference by name, as `Policy.forward` returns it; no gradient.
+
+        Raises:
+            UserError: this reference knows sums only.
+        """
+        raise UserError(
+            f"{type(self).__name__} knows only the log-probs of whole responses, this method needs {', '.join(names)} "
+            "of each token; set model.reference: FrozenReference"
+        )
+
+    def stored(self, trainer: pl.Trainer) -> Callable[[Sequence[Tokens]], Tensor] | None:
+        """What finds the log-probs of the data's units, where they are known before training; called at its start."""
+        return None
+
+    def linear_head(self) -> LinearHead:
+        """The output head, for divergences over the whole vocabulary; those who give `hidden` have one."""
+        raise NotImplementedError
+
+
+class FrozenReference(Reference):
+    """A frozen model: a copy of the policy as it starts, or another one."""
+
+    def __init__(self, path: str | None = None):
+        """
+        Args:
+            path: hub name or local folder of another model with the same tokenizer; null copies the policy.
+        """
+        self.path = path
+        self.starts_as_policy = path is None
+        self.model: Policy | None = None
+
+    def build(self, policy: Policy) -> None:
+        if self.path is None:
+            if policy.adapter is not None:
+                warnings.warn(
+                    "FrozenReference copies the whole model, though the one below policy.adapter stays as it is; "
+                    "model.reference: AdapterReference needs no copy, and is enough unless a callback moves it"
+                )
+            self.model = policy.frozen_copy()
+            return
+        self.model = policy.like(self.path)
+        self.model.build()
+        self.model.requires_grad_(False).eval()
+
+    def logps(self, responses: Responses) -> Tensor:
+        return self.extras(responses, ())["logps"]
+
+    @torch.no_grad()
+    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+        assert self.model is not None, "build() comes first"
+        return placed(self.model, responses.input_ids.device)(responses, names)
+
+    def linear_head(self) -> LinearHead:
+        assert self.model is not None, "build() comes first"
+        return self.model.linear_head()
+
+
+class AdapterReference(Reference):
+    """The policy as it starts, from the policy's own weights: the model below `policy.adapter`, or, where that starts
+    from an adapter, the model with this one as it was. Costs no memory."""
+
+    starts_as_policy = True
+
+    def __init__(self) -> None:
+        self.model: Policy | None = None
+
+    def build(self, policy: Policy) -> None:
+        self.model = as_started(policy)
+        start = policy.adapter and policy.adapter.path
+        say = rank_zero_only(print)
+        say(f"reference: {policy.path or 'the model'} with " + (f"the adapter {start}" if start else "its adapter off"))
+
+    def logps(self, responses: Responses) -> Tensor:
+        return self.extras(responses, ())["logps"]
+
+    @torch.no_grad()
+    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+        assert self.model is not None, "build() comes first"
+        return self.model(responses, names)
+
+    def linear_head(self) -> LinearHead:
+        assert self.model is not None, "build() comes first"
+        with torch.no_grad():
+            return self.model.linear_head()
+
+
+def placed(model: Policy, device: torch.device) -> Policy:
+    """The model, on a device; shards lie where they belong."""
+    sharded = hasattr(getattr(model, "policy", model), "unshard")
+    if not sharded and next(model.parameters()).device != device:
+        model.to(device)
+    return model
+
+
+class _AsStarted(Policy):
+    """A policy as it was before training, on the same weights."""
+
+    policy: Policy
+    """The one that trains; its forward pass is used, with whatever a strategy has wrapped around it."""
+    start: str | None
+    """The adapter that it started from, if any."""
+
+    def in_force(self) -> AbstractContextManager:
+        return only(self.model, self.start)
+
+    def weights(self) -> dict[str, Tensor]:
+        return below(self.model, self.start)
+
+    def __call__(self, *args, **kwargs) -> dict[str, Tensor]:
+        with self.in_force():
+            return self.policy(*args, **kwargs)
+
+    def linear_head(self) -> LinearHead:
+        with self.in_force():
+            return self.policy.linear_head()
+
+
+def as_started(policy: Policy) -> Policy:
+    """A policy with an adapter as it was before training; both share their weights.
+
+    Raises:
+        UserError: a policy without an adapter.
+    """
+    if policy.adapter is None:
+        raise UserError("AdapterReference needs policy.adapter; set model.reference: FrozenReference")
+    twin = copy.copy(policy)
+    twin.__class__ = _AsStarted
+    twin.__dict__ |= {"policy": policy, "start": START if policy.adapter.path else None}  # not as its submodule
+    return twin

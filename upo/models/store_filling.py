@@ -1,0 +1,133 @@
+"""Fills a store with the log-probs of a data set, and checks what is already there."""
+
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from upo.data.batch import Batch
+from upo.data.layout import Tokens
+from upo.data.samplers import StepPlan, one_pass
+from upo.data.steps import StepData
+from upo.errors import UserError
+from upo.models.policy import Policy
+from upo.models.store import LogpsStore
+from upo.runtime.collectives import max_over_ranks
+
+if TYPE_CHECKING:
+    from upo.data.module import PreferenceData
+
+SECONDS = 30.0
+"""Between two writes: what a killed run has to compute again at most."""
+
+SAMPLE = 8
+"""Stored responses that are computed again when a run starts."""
+
+
+class Filling:
+    """One run's way to all the values that it needs: read, check a sample, compute the rest."""
+
+    def __init__(self, model: Policy, store: LogpsStore, trainer: pl.Trainer):
+        self.model, self.store, self.trainer = model, store, trainer
+        self.device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
+        self.data: PreferenceData = data
+        self.wanted: dict[bytes, tuple[Tokens, int]] = {}
+        for split in (data.train, data.val):
+            for row in split.rows():
+                for k, response in enumerate(row.responses):
+                    self.wanted.setdefault(store.key(row.prompt, response), (row, k))
+
+    def values(self, tolerance: tuple[float, float]) -> dict[bytes, float]:
+        """Every log-prob that this run needs; those that were there may be off by `tolerance`, relative + in nats."""
+        known = self._stored()
+        self.check(known, *tolerance)
+        missing: set[bytes] = set()
+        if len(known) < len(self.wanted):
+            with self.store.locked(self._any_rank, self.trainer.is_global_zero):
+                missing = self.wanted.keys() - self._stored().keys()
+                self.fill(missing)
+                self._any_rank(True)  # all ranks have written
+            known = self.store.read(self.wanted)
+            if lost := len(self.wanted) - len(known):
+                raise UserError(
+                    f"{lost} reference log-probs that other ranks computed are not in {self.store.folder}; "
+                    "set model.reference.init_args.folder to one that all machines share"
+                )
+        if self.trainer.is_global_zero:
+            print(
+                f"reference log-probs: {len(known) - len(missing)} read, {len(missing)} computed ({self.store.folder})"
+            )
+        return known
+
+    def _stored(self) -> dict[bytes, float]:
+        """What rank 0 finds on the disk: ranks that saw different things would wait for each other for ever."""
+        found = self.store.read(self.wanted) if self.trainer.is_global_zero else None
+        return self.trainer.strategy.broadcast(found)  # type: ignore[return-value]
+
+    def check(self, known: Mapping[bytes, float], relative: float, absolute: float) -> None:
+        """Computes a sample of what is there once more; all ranks the same one, so that all refuse."""
+        candidates = [key for key in self.wanted if key in known]
+        sample = random.Random(self.data.seed).sample(candidates, min(SAMPLE, len(candidates)))
+        for keys, logps in self.batches(sample, rank=0, world_size=1):
+            for key, live in zip(keys, logps, strict=True):
+                if not abs(live - known[key]) <= absolute + relative * abs(live):
+                    raise self.store.unfit(f"a log-prob of {known[key]:.6g} should be {live:.6g}")
+
+    def fill(self, missing: set[bytes]) -> None:
+        """Computes and writes this rank's share."""
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        new: dict[bytes, float] = {}
+        written = time.monotonic()
+        quiet = None if self.trainer.is_global_zero else True  # None: no bar where the output is not a terminal
+        with tqdm(total=len(missing), desc="reference log-probs", unit="response", disable=quiet) as bar:
+            try:
+                for keys, logps in self.batches([k for k in self.wanted if k in missing], rank, world_size):
+                    new |= zip(keys, logps, strict=True)
+                    bar.update(len(keys) * world_size)
+                    if time.monotonic() - written >= SECONDS:
+                        self.store.write(new)
+                        new, written = {}, time.monotonic()
+            finally:
+                self.store.write(new)
+
+    def batches(self, keys: Sequence[bytes], rank: int, world_size: int) -> Iterator[tuple[list[bytes], list[float]]]:
+        """Keys with their log-probs, by forward passes of responses of like length; all ranks make as many."""
+        groups = [list(g) for _, g in groupby(keys, lambda key: id(self.wanted[key][0].prompt))]
+        split = StepData(
+            [self._unit(group) for group in groups],
+            Batch,
+            layout=self.data.layout,
+            tokens_per_microbatch=self.data.tokens_per_microbatch,
+            max_length=self.data.max_length,
+            pad_id=self.data.train.pad_id,
+            rewards=(),
+            seed=0,
+        )
+        costs = [split.cost(i) for i in range(len(split))]
+        plan = one_pass(costs, split.row_tokens, alike=True, rank=rank, world_size=world_size)
+        shares = [StepPlan(b, [b], 0) for b in plan.micro_batches]
+        generator = torch.Generator()  # none of the run's own random numbers is drawn
+        loader: Any = DataLoader(
+            split, sampler=shares, batch_size=None, num_workers=self.data.workers, generator=generator
+        )
+        wanted = len(shares) - plan.fillers  # what follows keeps models in shards in step, and is another rank's
+        for i, (share, step) in enumerate(zip(shares, loader, strict=True)):
+            logps = self.model(step.micro_batches[0].responses.to(self.device))["logps"]
+            if not logps.isfinite().all():
+                raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
+            if i < wanted:
+                yield [key for unit in share.units for key in groups[unit]], logps.double().tolist()
+
+    def _unit(self, keys: Sequence[bytes]) -> Tokens:
+        """The responses that these keys stand for, behind their prompt."""
+        found = [self.wanted[key] for key in keys]
+        return Tokens(found[0][0].prompt, tuple(row.responses[k] for row, k in found), found[0][0].example)
+
+    def _any_rank(self, mine: bool) -> bool:
+        return bool(max_over_ranks(torch.tensor(float(mine), device=self.device)))

@@ -1,0 +1,203 @@
+"""FSDP2 for methods: weights, gradients and optimizer states are spread over the ranks, a decoder layer at a time."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from upo.errors import UserError
+from upo.models.head import layers
+from upo.models.policy import Policy
+from upo.models.reference import Reference
+from upo.models.stored_reference import StoredReference, weights_hash
+from upo.parallel.sharding import check, named, receive, sync
+
+
+class Sharded(ModelParallelStrategy):
+    """Shards policy, reference and value heads over all ranks; a step stays what it is on one device.
+
+    Only rank 0 loads or draws weights: the other ranks make shapes and get each layer from it, to keep their shard.
+    Checkpoints are folders with a file a rank; one that was killed while it was written is not there.
+    """
+
+    def __init__(
+        self,
+        shard_size: PositiveInt | None = None,
+        param_dtype: Literal["bfloat16"] | None = "bfloat16",
+        reshard_after_forward: bool = True,
+        reduce_each_microbatch: bool = False,
+        cpu_offload: bool = False,
+    ):
+        """
+        Args:
+            shard_size: ranks that hold one copy of the weights together; null: all. On several nodes the devices of one
+                make a copy each node: less traffic between nodes, more memory.
+            param_dtype: what layers compute in. Masters, optimizer states and sums of gradients keep `policy.dtype`
+                (float32 at least for the sums); null: everything in `policy.dtype`.
+            reshard_after_forward: free a layer's weights after its forward pass and gather them again for the backward
+                one; false is faster and holds the whole policy in `param_dtype` on each device.
+            reduce_each_microbatch: sum gradients over ranks after every micro-batch instead of once a step: more
+                traffic, but no device holds a whole float32 gradient (4 bytes a parameter) in steps of several.
+            cpu_offload: weights and optimizer states live, and are updated, in CPU memory. Slow.
+        """
+        super().__init__()
+        self.shard_size, self.reduce_each_microbatch, self.cpu_offload = shard_size, reduce_each_microbatch, cpu_offload
+        self.param_dtype = None if param_dtype is None else getattr(torch, param_dtype)
+        self.reshard_after_forward = reshard_after_forward
+        self.trained: list[FSDPModule] = []
+        """The policy, then the heads beside it."""
+
+    # ---- set-up ------------------------------------------------------------------------------------------------
+
+    def setup_environment(self) -> None:
+        ranks = self.num_nodes * self.num_processes
+        shards = self.shard_size or ranks
+        if ranks == 1 or shards == 1:
+            raise UserError(
+                "Sharded spreads a model over several devices, this run has one for each copy; raise trainer.devices "
+                "(and shard_size), or remove trainer.strategy"
+            )
+        if ranks % shards:
+            raise UserError(f"Sharded.shard_size={shards} must divide the number of devices, {ranks}")
+        self._data_parallel_size, self._tensor_parallel_size = ranks, 1
+        if self.cpu_offload and self.root_device.type == "cuda":
+            self._process_group_backend = "cpu:gloo,cuda:nccl"  # norms of gradients are summed where they live
+        super().setup_environment()
+        shape, names = ((ranks,), ("shard",)) if shards == ranks else ((ranks // shards, shards), ("copy", "shard"))
+        self.mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Weights on rank 0, shapes on the others."""
+        with super().tensor_init_context(empty_init=self.global_rank > 0):
+            yield
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        if not self.trained:
+            self._shard(trainer, trainer.lightning_module)
+        super().setup(trainer)
+
+    def _shard(self, trainer: pl.Trainer, method: Any) -> None:
+        reference: Reference | None = method.reference
+        check(method, trainer.callbacks)  # type: ignore[attr-defined]
+        reduce_dtype = torch.promote_types(method.policy.dtype, torch.float32)
+        mixed = MixedPrecisionPolicy(self.param_dtype, reduce_dtype, cast_forward_inputs=False)
+        if isinstance(reference, StoredReference):
+            reference.weights = self.broadcast(self.global_rank == 0 and weights_hash(reference.model))
+        self.trained = [self._shard_policy(method.policy, self.reshard_after_forward, mp_policy=mixed)]
+        model = getattr(reference, "model", None)
+        model = getattr(model, "policy", model)  # an adapter's own policy
+        if model is not None and model is not method.policy:
+            # Without a backward pass nothing but the end of a forward pass frees it.
+            self._shard_policy(model, True, None if getattr(reference, "dtype", None) else self.param_dtype)
+        for head in method.children():
+            if head is not method.policy and any(True for _ in head.parameters()):
+                receive(head, self.root_device)
+                self.trained.append(fully_shard(head, mesh=self.mesh, reshard_after_forward=False))
+        torch.set_rng_state(self.broadcast(torch.get_rng_state()))  # ranks that made shapes have drawn nothing
+
+    def _shard_policy(
+        self, policy: Policy, reshard: bool, dtype: torch.dtype | None = None, **options: Any
+    ) -> FSDPModule:
+        """Each decoder layer is a group; embeddings, head and what else there is make the last one.
+
+        Args:
+            dtype: of the stored weights; null leaves them.
+        """
+        found = layers(policy.model)
+        if not found:
+            kind = policy.model.config.model_type
+            raise UserError(f"{kind} does not say what its layers are; take trainer.strategy: ddp")
+        policy.head, policy.base = self.broadcast((getattr(policy, "head", None), policy.base))
+        offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
+        for module in (*found, policy):
+            receive(module, self.root_device, dtype)
+            if len({p.dtype for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)}) > 1:
+                raise UserError(
+                    "Sharded trains a layer in one dtype, and an adapter's matrices are float32; set policy.dtype: "
+                    "float32, or drop policy.adapter.modules_to_save"
+                )
+            fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard, offload_policy=offload, **options)
+        assert isinstance(policy, FSDPModule)
+        return policy
+
+    def model_to_device(self) -> None:
+        """What is sharded lies where it belongs."""
+        assert self.model is not None
+        self.model._device = self.root_device  # type: ignore[assignment]
+        for child in self.model.children():
+            if not isinstance(child, FSDPModule):
+                child.to(self.root_device)
+        for name, x in self.model.named_buffers(recurse=False):
+            setattr(self.model, name, x.to(self.root_device))
+
+    # ---- a step ------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._gather_heads()
+        self._reduce_gradients(self.reduce_each_microbatch)
+        return super().training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._gather_heads()
+        return super().validation_step(*args, **kwargs)
+
+    def backward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Of the last micro-batch: those before it are not Lightning's."""
+        self._reduce_gradients(True)
+        return super().backward(*args, **kwargs)
+
+    def _gather_heads(self) -> None:
+        """Some ranks ask them more often than others, e.g. not for fillers; that must not be a collective."""
+        for head in self.trained[1:]:
+            head.unshard()
+
+    def _reduce_gradients(self, now: bool) -> None:
+        for module in self.trained:
+            module.set_requires_gradient_sync(now)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A folder, or the file of a run that was not sharded; what an adapter run left out stays as it is."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        assert self.model is not None
+        content = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self.model, content.pop("state_dict"), options=whole)
+        names = {p: name for name, p in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, content.pop("optimizer_states"), strict=True):
+            order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+            set_optimizer_state_dict(self.model, optimizer, named(state, order), options=whole)
+        return content
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        partial = path.with_name(f".{path.name}.partial")
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            sync(partial)
+            if path.is_symlink() or path.is_file():  # the link to another one, or a run's that was not sharded
+                path.unlink()
+            elif path.exists():
+                shutil.rmtree(path)
+            partial.rename(path)
+            sync(path.parent)
+        self.barrier()

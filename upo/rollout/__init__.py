@@ -1,0 +1,1 @@
+"""Texts that a model writes: sampling with transformers or vLLM."""
