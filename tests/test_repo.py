@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import upo.methods
-from upo.ablate import ablate
 from upo.cli.main import CLI, main
+from upo.study.ablation import ablate
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "upo").rglob("*.py"))
@@ -42,23 +42,6 @@ def name_of(path: Path) -> str:
 def test_every_module_imports(path: Path) -> None:
     if path.name != "__main__.py":
         importlib.import_module(name_of(path))
-
-
-def test_the_pure_parts_know_neither_lightning_nor_methods() -> None:
-    pure = ["functional", "ops", "metrics", "logps.py", "data/batch.py", "data/layout.py", "data/example.py"]
-    for part in pure:
-        path = ROOT / "upo" / part
-        for file in path.rglob("*.py") if path.is_dir() else [path]:
-            bad = [i for i in imports(file) if i.startswith(("lightning", "upo.methods"))]
-            assert not bad, f"{file}: {bad}"
-
-
-def test_nobody_outside_methods_imports_a_method() -> None:
-    concrete = {getattr(upo.methods, name).__module__ for name in upo.methods.__all__}
-    for file in MODULES:
-        if "methods" not in file.parts:
-            bad = [i for i in imports(file) if any(i == c or i.startswith(c + ".") for c in concrete)]
-            assert not bad, f"{file}: {bad}"
 
 
 def test_files_stay_readable() -> None:

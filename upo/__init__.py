@@ -1,1 +1,5 @@
-"""Unified preference optimization of language models with PyTorch Lightning."""
+"""Unified preference optimization of language models."""
+
+from upo.runtime.moved import install
+
+install()

@@ -51,7 +51,7 @@ def evaluate(
     """What `python -m upo.evaluate` does; `settings` override fields of the run's `evaluation:`."""
     from upo.callbacks.loggers import log_evaluation, same_run
     from upo.callbacks.run_folder import summarize
-    from upo.models.checkpoint import load_run
+    from upo.evaluation.runs import load_run
 
     method, data, evaluation = load_run(run, config, settings)
     folder = Path(run).parent.parent if run.endswith(".ckpt") else Path(run)

@@ -1,143 +1,15 @@
-"""Weighted sums of policies: `python -m upo.merge runs/safe runs/kind --weights 0.7 0.3 --out soup`.
+"""Weighted sums of policies: `python -m upo.merge runs/safe runs/kind --weights 0.7 0.3 --out soup`."""
 
-Rewarded soups (Rame et al., 2023, https://arxiv.org/abs/2306.04488) and LeVo's merge of preferences (Lei et al., 2025,
-https://arxiv.org/abs/2506.07520): each policy is trained for one preference from the same start, and the weights
-choose the trade-off afterwards.
-"""
-
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from upo.errors import UserError, short_errors
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-COSMETIC = re.compile(
-    r"_.*|architectures|(torch_)?dtype|transformers_version|use_cache|.*_token_id|.*(dropout|pdrop).*"
-)
-"""Fields of a configuration that do not change what a model computes (dropout is off everywhere)."""
-
-
-def merge(parts: Sequence[Path], out: Path, weights: Sequence[float] | None = None, overwrite: bool = False) -> None:
-    """Writes sum_i weights[i] * parts[i] as a Hugging Face folder with a model card that names the parts.
-
-    Sums are taken in float64 and rounded once, to the first part's type; of the other parts one tensor at a time is
-    in memory. Only policies that started from one model lie close enough together for this to mean anything.
-
-    Raises:
-        UserError: unusable parts or weights, parts that do not belong together, or a folder that is not empty.
-    """
-    import torch
-
-    from upo.export import check_free, written_at_once
-    from upo.models.checkpoint import quiet
-
-    check_free(out, overwrite)
-    weights = list(weights or [1 / max(1, len(parts))] * len(parts))
-    check_weights(parts, weights)
-    model, tokenizer = full_model(parts[0])
-    readers = [_reader(part, model, tokenizer) for part in parts[1:]]
-    with torch.no_grad():
-        for name, tensor in _floats(model).items():
-            total = weights[0] * tensor.double()
-            for weight, part, read in zip(weights[1:], parts[1:], readers, strict=True):
-                other = read(name)
-                if other.shape != tensor.shape:
-                    raise UserError(f"{part}: `{name}` is {list(other.shape)}, in {parts[0]} {list(tensor.shape)}")
-                total += weight * other.double()
-            tensor.copy_(total)
-    quiet()
-    with written_at_once(out) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        (partial / "README.md").write_text(model_card(out, parts, weights))
-    print(f"merged {len(parts)} models into {out}")
-
-
-def check_weights(parts: Sequence[Path], weights: Sequence[float]) -> None:
-    if len(parts) < 2:
-        raise UserError("name two models or more to merge")
-    if len(weights) != len(parts):
-        raise UserError(f"{len(parts)} models need as many --weights, not {len(weights)}")
-    if not abs(sum(weights) - 1) < 1e-6:  # also NaN and infinity
-        raise UserError(f"--weights must sum to 1, {' + '.join(f'{w:g}' for w in weights)} is {sum(weights):g}")
-
-
-def full_model(part: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer; an adapter is merged first, since the product of averages is not the average of products."""
-    from upo.models.adapter_files import merged, merged_from
-    from upo.models.adapters import CONFIG
-    from upo.models.checkpoint import find_checkpoint, load_model, read_checkpoint
-
-    if (file := find_checkpoint(part)) is not None and CONFIG in (content := read_checkpoint(file))["policy_files"]:
-        return merged_from(content, file)
-    model, tokenizer = load_model(part)
-    return (merged(model) if hasattr(model, "peft_config") else model), tokenizer
-
-
-def _floats(model: Any) -> "dict[str, Tensor]":
-    """Everything that can be weighed, tied weights once."""
-    saved = model.state_dict().keys()
-    named = {n: x for part in (model.named_parameters(), model.named_buffers()) for n, x in part if n in saved}
-    return {name: x for name, x in named.items() if x.is_floating_point()}
-
-
-def _reader(part: Path, model: Any, tokenizer: Any) -> "Callable[[str], Tensor]":
-    """Looks up a part's tensors by the names of `model`, from the disk where they go by these names there."""
-    from safetensors import safe_open
-    from transformers import AutoConfig, AutoTokenizer
-
-    from upo.models.adapters import CONFIG
-    from upo.models.checkpoint import POLICY, find_checkpoint, policy_folder, read_checkpoint
-
-    files = {n: f for f in sorted(part.glob("*.safetensors")) for n in safe_open(f, "pt").keys()}  # noqa: SIM118
-    file = find_checkpoint(part)
-    content = {"policy_files": {}} if file is None else read_checkpoint(file, mmap=True)
-    if file is not None and CONFIG not in content["policy_files"]:
-        with policy_folder(content) as folder:
-            config, its_tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        weights = content["state_dict"]
-        read = lambda name: weights[POLICY + name]  # noqa: E731
-    elif _floats(model).keys() <= files.keys():
-        config, its_tokenizer = AutoConfig.from_pretrained(part), AutoTokenizer.from_pretrained(part)
-        read = lambda name: safe_open(files[name], "pt").get_tensor(name)  # noqa: E731
-    else:
-        other, its_tokenizer = full_model(part)
-        config, read = other.config, other.state_dict().__getitem__
-    alike(part, config, model.config)
-    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"{part} has another tokenizer than the first model; merge policies that share one")
-    return read
-
-
-def alike(part: Path, config: Any, first: Any) -> None:
-    """Raises a `UserError` where two configurations describe different computations."""
-    ours, theirs = first.to_dict(), config.to_dict()
-    names = [n for n in sorted(ours.keys() | theirs.keys()) if not COSMETIC.fullmatch(n)]
-    if other := [n for n in names if ours.get(n) != theirs.get(n)]:
-        what = ", ".join(f"{n} ({theirs.get(n)}, not {ours.get(n)})" for n in other[:3])
-        raise UserError(f"{part} has another architecture than the first model: {what}; merge policies of one start")
-
-
-def model_card(folder: Path, parts: Sequence[Path], weights: Sequence[float]) -> str:
-    """README.md of a merged model."""
-    rows = "\n".join(f"| {part} | {weight:.6g} |" for part, weight in zip(parts, weights, strict=True))
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [upo, merge]\n---\n\n"
-        f"# {folder.resolve().name}\n\n"
-        "A causal language model whose weights are the weighted sum of those of the models below, by "
-        f"[upo](https://arxiv.org/abs/2405.17956).\n\n| model | weight |\n|---|---|\n{rows}\n"
-    )
+from upo.cli.command import ShortErrors
+from upo.errors import short_errors
+from upo.models.weighted_sum import merge
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Writes the weighted sum of models that started as one: run folders, .ckpt files, Hugging Face folders."""
-    from upo.cli.command import ShortErrors
-
     parser = ShortErrors(prog="python -m upo.merge", description=main.__doc__)
     parser.add_argument("parts", type=Path, nargs="+", help="run folders, .ckpt files, model folders or hub names")
     parser.add_argument("--out", type=Path, required=True, help="folder for the merged model")

@@ -10,10 +10,11 @@ import pytest
 from attrs import evolve
 
 from upo.bench.__main__ import bench, measure
-from upo.bench.cases import Case, Work, head_memory, many_responses, rows, suite
+from upo.bench.cases import Case, head_memory, many_responses, suite
 from upo.bench.floor import head_gradient, needed, rate
 from upo.bench.model import text, tokenizer
 from upo.bench.report import verdict
+from upo.bench.work import Work, rows
 from upo.errors import UserError
 
 

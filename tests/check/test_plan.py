@@ -226,7 +226,7 @@ def test_an_adapter_is_counted_as_it_is() -> None:
     from training import make
 
     from upo.methods import DPO
-    from upo.models.adapters import LoRA
+    from upo.models.lora import LoRA
 
     config = tiny.policy("llama").config
     real = Policy(config=config, tokenizer="tiny.tokenizer", adapter=LoRA(r=4, modules_to_save=["lm_head"]))

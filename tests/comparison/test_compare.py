@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from upo.compare import compare, main
+from upo.compare import main
 from upo.comparison import grouped, read_run
+from upo.comparison.compare import compare
 from upo.study import tasks
 
 SETTINGS = {"judge": "Sentiment 1", "max_new_tokens": 16, "seed": 0}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from test_compare import run_folder
 
-from upo.compare import compare, main
+from upo.compare import main
 from upo.comparison import Group, Run, equal_kl, grouped, ordered, read_run
+from upo.comparison.compare import compare
 from upo.comparison.fronts import expected_utility, hypervolume, pareto, sparsity
 from upo.comparison.published import MODELS, TABLES, column_of, row_of
 from upo.comparison.settings import differing, settings_of, short_names

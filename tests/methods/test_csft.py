@@ -16,10 +16,10 @@ from upo.data.source import Source
 from upo.data.tokenize import Encoder
 from upo.evaluate import evaluate
 from upo.evaluation.measure import log_probs
-from upo.export import export
 from upo.methods import CSFT, SFT
 from upo.methods.csft import BAD, GOOD, ControlledBatch
 from upo.models.checkpoint import load_model
+from upo.models.export import export
 from upo.models.head import grow
 from upo.models.policy import Policy
 from upo.rollout.sampling import sample

@@ -22,18 +22,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from upo.callbacks.rounds import Rounds
 from upo.errors import UserError
 from upo.evaluate import evaluate
-from upo.export import export
-from upo.generate import generate
-from upo.merge import merge
 from upo.methods import CSFT, DPO, TDPO2, UPO
-from upo.models.adapter_files import merged, probe
-from upo.models.adapters import START, LoRA, owner
+from upo.models.adapters import START, owner
 from upo.models.checkpoint import load_model
+from upo.models.export import export
+from upo.models.lora import LoRA
+from upo.models.merged_adapter import merged, probe
 from upo.models.policy import Policy
 from upo.models.reference import AdapterReference, FrozenReference
 from upo.models.stored_reference import StoredReference, weights_hash
+from upo.models.weighted_sum import merge
 from upo.rewards import Sentiment
 from upo.rewards.length import Words
+from upo.rollout.preference_set import generate
 from upo.runtime.optimizers import checked
 
 UNITS = tiny.units([(5, [4, 7]), (3, [6, 2])])

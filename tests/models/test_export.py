@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from upo.errors import UserError
-from upo.export import export
 from upo.models.checkpoint import load_model
+from upo.models.export import export
 
 CONFIG = """\
 seed_everything: 0

@@ -9,8 +9,9 @@ from test_export import run_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from upo.errors import UserError
-from upo.export import export
-from upo.merge import main, merge
+from upo.merge import main
+from upo.models.export import export
+from upo.models.weighted_sum import merge
 
 
 def saved(folder: Path, seed: int, how: str, **config) -> Path:

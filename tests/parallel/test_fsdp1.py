@@ -7,8 +7,9 @@ import pytest
 import yaml
 from test_sharded import config, train  # noqa: F401  a fixture
 
-from upo.models.adapter_files import probe
-from upo.models.checkpoint import load_model, load_run
+from upo.evaluation.runs import load_run
+from upo.models.checkpoint import load_model
+from upo.models.merged_adapter import probe
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "experiments" / "hardware" / "fsdp1_8gpu.yaml"

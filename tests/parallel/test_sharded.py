@@ -18,13 +18,15 @@ from test_trajectories import losses
 from torch import nn
 from training import pairs_file
 
-from upo.callbacks.checkpoint_io import AtomicCheckpointIO, latest, read_folder
+from upo.callbacks.checkpoint_io import AtomicCheckpointIO
 from upo.errors import UserError
-from upo.export import export
-from upo.models.adapter_files import probe
+from upo.evaluation.runs import load_run
 from upo.models.adapters import owner
-from upo.models.checkpoint import load_model, load_run, read_checkpoint
+from upo.models.checkpoint import load_model
+from upo.models.checkpoint_files import latest, read_checkpoint, read_folder
+from upo.models.export import export
 from upo.models.head import layers
+from upo.models.merged_adapter import probe
 
 MODEL = {
     "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -9,8 +9,8 @@ from upo.cli.command import command
 from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.errors import UserError
-from upo.generate import generate, record
 from upo.rewards import Sentiment
+from upo.rollout.preference_set import generate, record
 
 
 def lines(path: Path) -> list[dict]:

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from upo.data.control import add_controls, never_written
 from upo.errors import UserError
 from upo.evaluate import Evaluation
-from upo.generate import generate
-from upo.models.adapters import LoRA
+from upo.models.lora import LoRA
 from upo.rewards import Sentiment
+from upo.rollout.preference_set import generate
 from upo.rollout.sampling import draw, sample
 from upo.rollout.vllm import row_seed
 

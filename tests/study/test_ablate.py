@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from upo.ablate import ablate, main
+from upo.ablate import main
 from upo.errors import UserError
+from upo.study.ablation import ablate
 from upo.study.plan import expand, load, named, put
 
 BASE = """

@@ -14,13 +14,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from upo.ablate import ablate
 from upo.comparison.view import print_comparison
 from upo.data.example import Example, Response
 from upo.data.report import DataReport
 from upo.data.tokenize import Encoder, render
 from upo.errors import UserError
 from upo.models.policy import Policy
+from upo.study.ablation import ablate
 
 PAPER = Path(__file__).parent.parent.parent / "experiments" / "paper"
 CHAT = (

@@ -9,8 +9,8 @@ import yaml
 from test_ablate import here  # noqa: F401  a working directory with an experiment
 
 import upo.methods
-from upo.ablate import ablate
 from upo.errors import UserError
+from upo.study.ablation import ablate
 from upo.study.league import rounds, short
 from upo.study.plan import Study, load
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from upo.ablate import ablate
+from upo.study.ablation import ablate
 
 ROOT = Path(__file__).parent.parent.parent
 WORLD = {"name": "world", "options": {"n": 200, "seed": 7}}

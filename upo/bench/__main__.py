@@ -13,10 +13,11 @@ from typing import Any, Literal
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from tqdm import tqdm
 
-from upo.bench.cases import Case, Work, rows
+from upo.bench.cases import Case
 from upo.bench.cases import suite as cases_of
 from upo.bench.floor import head_gradient, needed, rate
 from upo.bench.report import show, verdict, write
+from upo.bench.work import Work, rows
 from upo.cli.command import command
 from upo.errors import UserError
 

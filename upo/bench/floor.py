@@ -8,8 +8,8 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from upo.bench.cases import Work, rows
 from upo.bench.model import config
+from upo.bench.work import Work, rows
 from upo.runtime.flops import Cost
 
 

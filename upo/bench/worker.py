@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from upo.bench.cases import Work, rows
 from upo.bench.model import config, text, tokenizer
+from upo.bench.work import Work, rows
 from upo.ops.memory import keep_memory
 
 

@@ -1,9 +1,6 @@
 """Checkpoints that are complete or not there: one file, or the folder of a run whose ranks each held a part."""
 
-import io
 import os
-import pickle
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-REST = "meta.pt"
-"""In a folder: everything but weights and optimizer states."""
-
-WEIGHTS = "model"
-"""What Lightning's FSDPStrategy calls the `state_dict` in a folder."""
-
-KNOWN = {
-    ("torch.distributed.checkpoint.metadata", name)
-    for name in (
-        *("Metadata", "MetadataIndex", "ChunkStorageMetadata", "TensorStorageMetadata", "BytesStorageMetadata"),
-        *("TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"),
-    )
-} | {("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")}
-KNOWN |= {("torch", "Size"), ("torch", "device"), ("pathlib", "PosixPath"), ("pathlib", "Path")}
-"""What a folder's table of contents, a pickle, may be made of."""
+from upo.models.checkpoint_files import read_folder
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -69,56 +52,6 @@ class Checkpoints(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
         super().on_train_end(trainer, pl_module)
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder."""
-    found = [p for p in (folder / "checkpoints").glob("*.ckpt") if not p.is_symlink()]
-    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name), default=None)
-
-
-def read_folder(folder: Path, *parts: str) -> dict[str, Any]:
-    """A sharded checkpoint as one process sees it, without ranks; nothing in it can run code.
-
-    Args:
-        parts: top-level names to read, e.g. `state_dict`; all by default.
-    """
-    contents = _TableOfContents(io.BytesIO((folder / ".metadata").read_bytes())).load()
-    pieces = defaultdict(list)
-    for index, place in contents.storage_data.items():
-        pieces[index.fqn].append((index.offset, place))
-    nested: dict[Any, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    for name, kind in contents.state_dict_metadata.items():
-        path = contents.planner_data[name]
-        if parts and path[0] not in parts and not (path[0] == WEIGHTS and "state_dict" in parts):
-            continue
-        if hasattr(kind, "size"):
-            value = torch.empty(kind.size, dtype=kind.properties.dtype)
-            for offset, place in pieces[name]:
-                piece = _load(folder, place)
-                value[tuple(slice(o, o + n) for o, n in zip(offset or (), piece.shape, strict=True))] = piece
-        else:
-            value = _load(folder, pieces[name][0][1])
-        inner = nested
-        for key in path[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[path[-1]] = value
-    if WEIGHTS in nested:
-        nested["state_dict"] = nested.pop(WEIGHTS)
-    return nested
-
-
-class _TableOfContents(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in KNOWN or (module == "torch" and isinstance(getattr(torch, name), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
-
-
-def _load(folder: Path, place: Any) -> Any:
-    with (folder / Path(place.relative_path).name).open("rb") as file:
-        file.seek(place.offset)
-        return torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:

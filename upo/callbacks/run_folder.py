@@ -13,7 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from upo.callbacks.curves import draw_curves
 from upo.callbacks.metrics_csv import MetricsCSV
-from upo.evaluation.tables import wide_console
+from upo.runtime.console import wide_console
 
 PACKAGES = ("upo", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics")
 

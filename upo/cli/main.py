@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import upo.methods
 import upo.rewards  # noqa: F401  both make short class names known
 from upo.callbacks import loggers
-from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints, latest
+from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints
 from upo.callbacks.graceful_stop import GracefulStop, restarted, stop_at_once
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.progress_lines import ProgressLines
@@ -31,9 +31,10 @@ from upo.cli.parser import ShortErrors
 from upo.cli.stages import beside, content_of, run_earlier_stages
 from upo.data.module import PreferenceData
 from upo.errors import UserError, short_errors
-from upo.evaluate import Evaluation
+from upo.evaluation.evaluation import Evaluation
+from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
-from upo.models.checkpoint import load_run
+from upo.models.checkpoint_files import latest
 from upo.ops.memory import keep_memory
 
 QUIET = (

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from upo.callbacks.checkpoint_io import latest
 from upo.errors import UserError
+from upo.models.checkpoint_files import latest
 
 LAUNCHED = re.compile(r"SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|NODE_|ROLE_)?RANK$|(LOCAL_|ROLE_)?WORLD_SIZE$|MASTER_")
 """What srun and torchrun tell their processes: a stage that rank 0 starts is not one of them."""
@@ -80,6 +80,6 @@ def _run(config: Path, folder: Path) -> None:
             how = f"failed (exit code {done.returncode})" if done.returncode > 0 else killed
             raise UserError(f"the earlier stage {config} {how}")
     if not (folder / "export").exists():
-        from upo.export import export
+        from upo.models.export import export
 
         export(folder, folder / "export")

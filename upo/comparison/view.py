@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from upo.evaluation.tables import wide_console
+from upo.runtime.console import wide_console
 
 TITLES = {
     "win_rate_vs_chosen": "win vs chosen",

@@ -34,7 +34,7 @@ def benchmark(policy: "Policy", tasks: Sequence[str], seed: int = 0) -> dict[str
     check_harness()
     import lm_eval
 
-    from upo.models.adapter_files import merged
+    from upo.models.merged_adapter import merged
 
     with tempfile.TemporaryDirectory() as folder:
         model = policy.model if policy.adapter is None else merged(copy.deepcopy(policy.model))

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from upo.data.example import Example, as_text
+from upo.runtime.console import wide_console
 
 WRITERS = ("policy", "reference", "rival", "chosen")
 SHOWN = 400
@@ -36,12 +36,6 @@ def print_evaluation(
         for writer in reversed(writers):
             table.add_row(writer, shortened(texts[writer][i]))
         console.print(table, markup=False)
-
-
-def wide_console() -> Console:
-    """The terminal; in a file, wide enough for a table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=130)
 
 
 def first_preference(name: str) -> int:

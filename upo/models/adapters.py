@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al., 2021, https://arxiv.org/abs/2106.09685) through peft, on weights that stay as they are.
+"""Adapters inside of a model (`LoRA` makes them): which one counts, and what a checkpoint holds of them.
 
 An adapter that is trained is called "default" in the model. One that training starts from is there a second time, as
 "start", and stays as it was: it is what the policy is measured against. Checkpoints hold the first one alone.
@@ -6,21 +6,16 @@ An adapter that is trained is called "default" in the model. One that training s
 
 import copy
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from upo.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from upo.models.policy import Policy
 
 TRAINED, START = "default", "start"
@@ -30,79 +25,6 @@ CONFIG = "adapter_config.json"
 
 PART = re.compile(r"\.(lora_\w+|modules_to_save)\.(\w+)(?=\.|$)")
 """What an adapter's tensors have in their names: kind and name of the adapter."""
-
-
-class LoRA:
-    """W + (alpha / r) B A with trainable A and B in place of linear maps W; no dropout, which log-ratios forbid."""
-
-    def __init__(
-        self,
-        r: PositiveInt = 16,
-        alpha: PositiveFloat = 32,
-        target_modules: list[str] | str = "all-linear",
-        modules_to_save: list[str] = [],
-        dora: bool = False,
-        rslora: bool = False,
-        path: str | None = None,
-    ):
-        """
-        Args:
-            r: rank of B A.
-            alpha: B A counts alpha / r times.
-            target_modules: endings of the names of the maps that get one, or a regular expression; all-linear is every
-                linear map but the output head.
-            modules_to_save: endings of the names of modules that are trained as a whole, in `policy.dtype`, e.g.
-                [lm_head].
-            dora: direction and length of W's columns are learned apart (Liu et al., 2024,
-                https://arxiv.org/abs/2402.09353).
-            rslora: alpha / sqrt(r) instead of alpha / r (Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).
-            path: start from this adapter, a folder of peft's or a run; its settings replace those above.
-        """
-        self.r, self.alpha, self.target_modules, self.modules_to_save = r, alpha, target_modules, modules_to_save
-        self.dora, self.rslora, self.path = dora, rslora, path
-
-    def attach(self, model: "PreTrainedModel", base: str | None, grown: bool) -> None:
-        """Puts the adapter in and freezes everything else.
-
-        Args:
-            base: where the model comes from, for whoever loads the adapter.
-            grown: whether the model has embeddings for tokens that `base` lacks.
-
-        Raises:
-            UserError: modules that the model does not have, new tokens that would never be learned, or an adapter at
-                `path` that does not fit.
-        """
-        from peft import LoraConfig
-
-        from upo.models.adapter_files import StoredAdapter
-
-        found = None if self.path is None else StoredAdapter.at(self.path)
-        if found is None:
-            config = LoraConfig(
-                r=self.r, lora_alpha=self.alpha, target_modules=self.target_modules, use_dora=self.dora,
-                modules_to_save=self.modules_to_save or None, use_rslora=self.rslora, task_type="CAUSAL_LM",
-            )  # fmt: skip
-        else:
-            config = copy.deepcopy(found.config)
-            config.inference_mode = False
-        base = str(Path(base).resolve()) if base and Path(base).is_dir() else base
-        if found is not None and (other := config.base_model_name_or_path) not in (None, base):
-            warnings.warn(f"the adapter at {self.path} was trained on {other}, here it is put on {base}")
-        config.base_model_name_or_path = base
-        inject(model, config, TRAINED)
-        if grown and not any(p.requires_grad for p in model.get_input_embeddings().parameters()):
-            raise UserError(
-                "control tokens have new embeddings, which an adapter does not train; "
-                "set policy.adapter.modules_to_save: [embed_tokens] (or what the model calls its embeddings)"
-            )
-        if found is not None:
-            inject(model, config, START)
-            if model.device.type != "meta":  # else rank 0 has it
-                for name in (TRAINED, START):
-                    found.into(model, name)
-            activate(model, TRAINED)
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(owner(name) == TRAINED)
 
 
 def inject(model: nn.Module, config: Any, name: str) -> None:

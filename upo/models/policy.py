@@ -19,9 +19,10 @@ from upo.data.templates import with_template
 from upo.data.tokenize import load_tokenizer
 from upo.errors import UserError, hub_errors
 from upo.models import quantization
-from upo.models.adapters import TRAINED, LoRA, keep_apart
+from upo.models.adapters import TRAINED, keep_apart
 from upo.models.head import Head, grow
 from upo.models.loading import base_hash, new_model, read_model
+from upo.models.lora import LoRA
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
 from upo.ops.linear_kl import linear_kl

@@ -58,7 +58,7 @@ def show(config: Path, out: Path | None = None, limit: int | None = None) -> dic
         raise UserError(f"--config: no such file {config}")
     from upo.callbacks.run_folder import write_json
     from upo.cli.stages import run_folder
-    from upo.models.checkpoint import from_config
+    from upo.evaluation.runs import from_config
     from upo.rewards.survey import survey
     from upo.rewards.survey_view import draw_survey, print_survey
 

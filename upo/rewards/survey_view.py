@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from upo.evaluation.tables import wide_console
+from upo.runtime.console import wide_console
 
 ARROWS = {True: "higher", False: "lower", None: "-"}
 SIDES = ("chosen", "rejected")

@@ -1,10 +1,9 @@
 """What a study does in forked processes; imported by the parent too, so what is heavy is imported where it is used."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 
 def fit(args: Sequence[str]) -> None:
@@ -22,14 +21,14 @@ def train(config: Path, folder: Path, options: Sequence[str] = ()) -> None:
     Args:
         options: further arguments of `upo.fit`.
     """
-    from upo.callbacks.checkpoint_io import latest
+    from upo.models.checkpoint_files import latest
 
     fit(["--config", str(config), *options, *(["--ckpt_path", "last"] if latest(folder) else [])])
 
 
 def stage(config: Path, folder: Path) -> None:
     """An earlier stage of several runs: trained once, and exported where they look for it."""
-    from upo.export import export
+    from upo.models.export import export
 
     if not (folder / "summary.json").exists():
         train(config, folder)
@@ -39,18 +38,9 @@ def stage(config: Path, folder: Path) -> None:
 def generate(arguments: Path) -> None:
     """A preference set from a YAML with the arguments of `upo.generate`."""
     from upo.cli.command import command
-    from upo.generate import generate as function
+    from upo.rollout.preference_set import generate as function
 
     command(function, "generate", ["--config", str(arguments)], positional=False)
-
-
-def compare(runs: Sequence[Path], options: Mapping[str, Any]) -> None:
-    """`upo.compare`, its mistakes as one sentence."""
-    from upo.compare import compare as function
-    from upo.errors import short_errors
-
-    with short_errors():
-        function(runs, **options)
 
 
 def check(files: Sequence[tuple[str, Path]]) -> tuple[str | None, list[tuple[Path, Path]]]:

@@ -7,7 +7,7 @@ import gc
 from importlib import import_module
 
 MODULES = (
-    "upo.cli.main", "upo.evaluation.measure", "upo.rollout.sampling", "upo.export", "upo.comparison",
+    "upo.cli.main", "upo.evaluation.measure", "upo.rollout.sampling", "upo.models.export", "upo.comparison",
     "omegaconf", "PIL.PngImagePlugin",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "transformers.models.llama.modeling_llama",
 )  # fmt: skip

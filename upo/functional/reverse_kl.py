@@ -1,22 +1,13 @@
-"""HyPO, Hybrid Preference Optimization (Song et al., NeurIPS 2024), https://arxiv.org/abs/2406.01462.
+"""A surrogate whose gradient estimates that of KL(policy || reference), from responses that the policy sampled.
 
-DPO on offline pairs plus the reverse KL to the reference on responses that the policy samples during training:
-
-    L = -log sigmoid(beta (r_w - r_l)) + lambda KL(policy || reference)
-
-Here are the losses of its two parts. Without sampling during training the second part has no data and the method is
-DPO, so there is no class yet: it comes with rollouts. Partly verified: the structure and the leave-one-out baseline
-are; lambda's default is unknown. Not the namesake that changes DPO's margin (2602.11902).
+The online part of HyPO, Hybrid Preference Optimization (Song et al., NeurIPS 2024), https://arxiv.org/abs/2406.01462.
+Partly verified: the leave-one-out baseline is; the weight's default is unknown.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
 from upo.errors import UserError
-from upo.methods.dpo import dpo_loss
-
-hypo_preference_loss = dpo_loss
-"""The offline part is DPO's loss."""
 
 
 def reverse_kl_surrogate(

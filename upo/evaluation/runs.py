@@ -1,0 +1,86 @@
+"""Reads runs back as they were trained: method, data and evaluation, from the YAML in their folder."""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upo.errors import UserError
+from upo.models.checkpoint import load_model, quiet
+from upo.models.checkpoint_files import find_checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from upo.data.module import PreferenceData
+    from upo.evaluation.evaluation import Evaluation
+    from upo.methods.common.base import Method
+
+
+def load_run(
+    run: str | Path, config: Path | None = None, evaluation: dict[str, Any] | None = None
+) -> "tuple[Method, PreferenceData, Evaluation]":
+    """A run as it was trained: method with trained weights and its reference, data (not read yet), evaluation.
+
+    Args:
+        run: run folder or .ckpt file; or, with `config`, any model that `load_model` knows: it becomes the policy.
+        config: YAML with `model:` and `data:`; by default config.yaml in the run folder.
+        evaluation: overrides fields of the configuration's `evaluation:`.
+    """
+    from upo.models.loading import check_base
+
+    run = Path(run)
+    file = find_checkpoint(run)
+    if config is None:
+        config = (file.parent.parent if file else run) / "config.yaml"
+        if not config.is_file():
+            what = f"{run} has no config.yaml; name the experiment's YAML with --config"
+            raise UserError(what if run.exists() else f"no such run folder: {run}")
+    quiet()
+    method, data, settings = from_config(config, evaluation or {})
+    method.configure_model()
+    if file is not None:
+        content = read_checkpoint(file)
+        for name, learned in content.get(type(data).__qualname__, {}).get("rewards", {}).items():
+            if name in data.rewards:
+                data.rewards[name].restore(learned)
+        check_base(content, method.policy.base, method.policy.path)
+        try:
+            method.load_state_dict(content["state_dict"])
+        except RuntimeError as error:
+            raise UserError(f"{file} does not fit the model of {config} ({str(error).splitlines()[0]})") from None
+    else:
+        model, tokenizer = load_model(run)
+        if tokenizer.get_vocab() != method.policy.tokenizer.get_vocab():
+            raise UserError(f"the tokenizer at {run} is not the one of {config}; set model.policy.tokenizer there")
+        policy = copy.copy(method.policy)  # an AdapterReference goes on with the model that it knows
+        policy._modules = dict(policy._modules)
+        policy.adopt(model)
+        method.policy = policy
+    return method, data, settings
+
+
+def from_config(config: Path, evaluation: dict[str, Any]) -> "tuple[Method, PreferenceData, Evaluation]":
+    """Method, data and evaluation of a YAML, as `upo.fit` makes them; everything else in it is left aside."""
+    from jsonargparse import ArgumentError, ArgumentParser
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    import upo.methods
+    import upo.rewards  # noqa: F401  both make short class names known
+    from upo.data.module import PreferenceData
+    from upo.evaluation.evaluation import Evaluation
+    from upo.methods.common.base import Method
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Method, "model")
+    parser.add_class_arguments(PreferenceData, "data")
+    parser.add_class_arguments(Evaluation, "evaluation")
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
+        parts = {"model": content["model"], "data": content["data"]}
+        for name in ("optimizer", "scheduler"):  # nothing is trained here
+            parts["model"].get("init_args", {}).pop(name, None)
+        parts["data"].setdefault("seed", int(content.get("seed_everything") or 0))
+        parts["evaluation"] = (content.get("evaluation") or {}) | evaluation
+        made = parser.instantiate_classes(parser.parse_object(parts))
+    except (OSError, KeyError, TypeError, OmegaConfBaseException, ArgumentError) as error:
+        raise UserError(f"{config} is no configuration of a run: {' '.join(str(error).split())[:300]}") from None
+    return made.model, made.data, made.evaluation

@@ -1,0 +1,107 @@
+"""Hugging Face folders from checkpoints."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from upo.errors import UserError
+
+
+def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = False) -> None:
+    """Writes the policy of a run as a Hugging Face folder.
+
+    The folder holds safetensors, tokenizer, generation config and a model card (method, data, configuration and
+    metrics of the run); `AutoModelForCausalLM.from_pretrained` loads it. Of a run that trained an adapter it holds the
+    adapter as peft writes it, and with `merge` a full model; how far merging moves log-probs is printed.
+
+    Args:
+        source: run folder (its newest checkpoint), or a .ckpt file or folder.
+        folder: where the model goes; made if needed.
+        overwrite: replace what the folder holds.
+        merge: make an adapter part of the weights below it, 4-bit ones as the numbers that they stand for.
+
+    Raises:
+        UserError: no usable checkpoint, a folder that is not empty, or `merge` without an adapter.
+    """
+    source, folder = Path(source), Path(folder)
+    check_free(folder, overwrite)
+    from upo.models.adapter_files import write_adapter
+    from upo.models.adapters import CONFIG
+    from upo.models.checkpoint import model_from, quiet
+    from upo.models.checkpoint_files import find_checkpoint, read_checkpoint
+    from upo.models.merged_adapter import merged_from
+
+    file = find_checkpoint(source)
+    if file is None:
+        raise UserError(f"{source} is neither a run folder nor a checkpoint")
+    content = read_checkpoint(file, mmap=True)
+    alone = CONFIG in content["policy_files"] and not merge
+    if merge and CONFIG not in content["policy_files"]:
+        raise UserError(f"{source} trained all weights; there is no adapter to --merge")
+    quiet()
+    with written_at_once(folder) as partial:
+        if alone:
+            write_adapter(content, partial)
+        else:
+            model, tokenizer = merged_from(content, file) if merge else model_from(content, file)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            for name, data in content["policy_files"].items():
+                if not (partial / name).exists() and name != CONFIG:
+                    (partial / name).write_bytes(data)
+        run = source if source.is_dir() else file.parent.parent
+        card = model_card(run, file, content.get("global_step"), library="peft" if alone else "transformers")
+        (partial / "README.md").write_text(card)
+    print(f"exported {file} to {folder}")
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raises a `UserError` where `folder` is a file, or holds something that may not be replaced."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise UserError(f"{folder} is not empty; name another folder or add --overwrite")
+
+
+@contextmanager
+def written_at_once(folder: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `folder` at the end: a killed command leaves no half model behind."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def model_card(run: Path, file: Path, steps: int | None, library: str = "transformers") -> str:
+    """README.md of an exported model, from what stands in its run folder."""
+    import yaml
+
+    text = (run / "config.yaml").read_text() if (run / "config.yaml").is_file() else ""
+    config = yaml.safe_load(text) or {}
+    model = config.get("model") or {}
+    method = str(model.get("class_path", "unknown")).rpartition(".")[2]
+    policy = (model.get("init_args") or {}).get("policy") or {}
+    start = policy.get("init_args", policy).get("path") or "random weights"
+    sources = [s.get("path") or s.get("name") for s in (config.get("data") or {}).get("sources") or []]
+    parts = [
+        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [upo, {method.lower()}]\n---",
+        f"# {run.resolve().name}",
+        f"A causal language model trained by {method} with [upo](https://arxiv.org/abs/2405.17956).",
+        f"- method: {method}\n- starts from: {start}\n- data: {', '.join(map(str, sources)) or 'unknown'}\n"
+        f"- checkpoint: {file.name}, {steps} optimizer steps",
+    ]
+    if (run / "summary.json").is_file() and (metrics := json.loads((run / "summary.json").read_text())):
+        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+        parts.append(f"## Metrics\n\n| name | value |\n|---|---|\n{rows}")
+    if text:
+        parts.append(f"## Configuration\n\n```yaml\n{text.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
