@@ -5,7 +5,6 @@ says so in one line.
 """
 
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -88,7 +87,7 @@ class Alias(ModuleType):
 class MovedFinder(MetaPathFinder, Loader):
     """Finds the modules of `MOVED` after everything else has failed."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
