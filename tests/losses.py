@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tiny import arrange, units
+from tiny import batch_of, units
 from torch import Tensor
 
-from upo.data.batch import PairedBatch
+from upo.data.views import PairedView
 from upo.methods.common.base import Method
 from upo.models.logps import ResponseLogps
 from upo.models.policy import Policy
@@ -48,7 +48,7 @@ def golden_rows(fixture: tuple[float, ...]) -> ResponseLogps:
 
 def total(method: Method, logps: ResponseLogps) -> Tensor:
     """The loss of each pair: its terms times their scales; all of them are averaged over pairs."""
-    batch = PairedBatch(arrange(units([(2, [1, 1])] * (len(logps.lengths) // 2))))
+    batch = batch_of(units([(2, [1, 1])] * (len(logps.lengths) // 2)), PairedView())
     terms = method.terms(batch, logps, {})
     assert {t.per for t in terms.values()} == {"prompts"}
     return torch.stack([t.scale * t.values for t in terms.values()]).sum(0)

@@ -1,5 +1,6 @@
 """Policies and references that answer with made-up numbers, so that a whole method can be asked what its loss is."""
 
+import copy
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from upo.data.batch import Step
 from upo.data.layout import Responses
 from upo.data.steps import StepData
+from upo.data.units import Unit
 from upo.methods.common.base import Method
 from upo.methods.common.stepwise import CoupledLoss
 
@@ -26,15 +28,21 @@ def one_step(method: Method, data: StepData, *, tokens: int | None = None) -> St
         tokens: cuts all responses to so many.
     """
     if tokens is not None:
-        units = [evolve(u, responses=tuple(ids[:tokens] for ids in u.responses)) for u in data.units]
-        data = StepData(
-            units, data.batch_type, layout=data.layout, tokens_per_microbatch=data.row_tokens,
-            max_length=data.max_length, pad_id=data.pad_id, rewards=data.rewards, seed=0,
-        )  # fmt: skip
+        groups = [
+            tuple(evolve(g, responses=tuple(ids[:tokens] for ids in g.responses)) for g in u.groups) for u in data.units
+        ]
+        units = tuple(evolve(u, groups=cut) for u, cut in zip(data.units, groups, strict=True))
+        data = copy.copy(data)
+        data.split = evolve(data.split, units=units)
     every = range(len(data))
     batch = data.batch(every)
-    batch = evolve(batch, places=torch.arange(sum(len(data.units[i].responses) for i in every)))
+    batch = evolve(batch, places=torch.arange(sum(data.units[i].size for i in every)))
     return Step((batch,), batch.counts)
+
+
+def _cut(unit: Unit, tokens: int) -> Unit:
+    groups = (evolve(g, responses=tuple(ids[:tokens] for ids in g.responses)) for g in unit.groups)
+    return evolve(unit, groups=tuple(groups))
 
 
 def loss(

@@ -22,10 +22,11 @@ import training
 from tiny import PAIRS, plain_logps
 
 import upo.methods
-from upo.data.layout import Tokens, lay_out
+from upo.data.layout import lay_out
 from upo.data.module import PreferenceData
 from upo.data.samplers import StepSampler
 from upo.data.source import Source
+from upo.data.units import Unit
 from upo.errors import UserError
 from upo.evaluation.measure import log_probs, rewards
 from upo.methods.common.base import Method
@@ -376,7 +377,7 @@ def test_updates_are_those_of_a_plain_loop(pairs, tmp_path):
     assert max((end[name] - start[name]).abs().max() for name in end) > 1e-3
 
 
-def sum_of(policy: Policy, unit: Tokens, k: int) -> torch.Tensor:
+def sum_of(policy: Policy, unit: Unit, k: int) -> torch.Tensor:
     return plain_logps(policy, unit.prompt, unit.responses[k]).sum()
 
 

@@ -8,11 +8,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from upo.data.batch import Batch
 from upo.data.example import Example, Response
-from upo.data.layout import Responses, Tokens, lay_out
+from upo.data.layout import Responses, lay_out
 from upo.data.lines import Row
+from upo.data.partners import with_partners
 from upo.data.report import SourceReport
+from upo.data.rounds import Split
 from upo.data.sources import hh
+from upo.data.steps import StepData
+from upo.data.units import Unit
+from upo.data.views import View
 from upo.models.policy import Policy
 
 CORPUS = (
@@ -96,13 +102,13 @@ def policy(kind: str = "llama", dtype: str = "float32", seed: int = 0, **config)
     return made
 
 
-def unit(prompt: Sequence[int], *responses: Sequence[int], **fields) -> Tokens:
+def unit(prompt: Sequence[int], *responses: Sequence[int], **fields) -> Unit:
     """A unit of made-up token ids; the responses' texts and annotations do not matter."""
     example = Example(" ".join(map(str, prompt)), tuple(Response(str(r), **fields) for r in responses), source="made")
-    return Tokens(list(prompt), tuple(list(r) for r in responses), example)
+    return Unit.of(list(prompt), tuple(list(r) for r in responses), example)
 
 
-def units(lengths: Sequence[tuple[int, Sequence[int]]], seed: int = 0, vocabulary: int = 300) -> list[Tokens]:
+def units(lengths: Sequence[tuple[int, Sequence[int]]], seed: int = 0, vocabulary: int = 300) -> list[Unit]:
     """Units of random ids from (length of the prompt, lengths of the responses)."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -112,8 +118,43 @@ def units(lengths: Sequence[tuple[int, Sequence[int]]], seed: int = 0, vocabular
     return [unit(draw(p), *(draw(r) for r in responses)) for p, responses in lengths]
 
 
-def arrange(units: Sequence[Tokens], layout: str = "packed", rewards: Sequence[str] = ()) -> Responses:
-    return lay_out(units, layout, row_tokens=64, pad_id=0, rewards=rewards)
+def arrange(units: Sequence[Unit], layout: str = "packed") -> Responses:
+    """All groups of the units, one behind the other."""
+    return lay_out([group for unit in units for group in unit.groups], layout, row_tokens=64, pad_id=0)
+
+
+def examples_of(view: View, example: Example, max_pairs: int) -> list[Example]:
+    """The own groups of the drafts that a view makes of an example."""
+    return [draft.example for draft in view.drafts(example, max_pairs)]
+
+
+def split_of(
+    units: Sequence[Unit], view: View, *, seed: int = 0, max_length: int = 64, rewards: Sequence[str] = ()
+) -> Split:
+    """Units with the columns that a view and auxiliary rewards give them, and with partners."""
+    measured = [{name: [r.rewards[name] for r in u.example.responses] for name in rewards} for u in units]
+    units = [evolve(u, columns={**u.columns, **m}) for u, m in zip(units, measured, strict=True)]
+    return Split.of(with_partners(units, view, seed, max_length), view)
+
+
+def data_of(
+    units: Sequence[Unit],
+    view: View,
+    *,
+    layout: str = "packed",
+    tokens_per_microbatch: int = 64,
+    pad_id: int = 0,
+    seed: int = 0,
+    max_length: int = 64,
+    rewards: Sequence[str] = (),
+) -> StepData:
+    split = split_of(units, view, seed=seed, max_length=max_length, rewards=rewards)
+    return StepData(split, layout=layout, tokens_per_microbatch=tokens_per_microbatch, pad_id=pad_id, rewards=rewards)
+
+
+def batch_of(units: Sequence[Unit], view: View, **options) -> Batch:
+    """One micro-batch of all units."""
+    return data_of(units, view, **options).batch(range(len(units)))
 
 
 def triples(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:

@@ -33,7 +33,7 @@ def test_the_first_model_learns_what_the_last_one_says(kind, tmp_path, monkeypat
     assert reborn.watch.losses[7] < reborn.watch.losses[0]
     assert torch.equal(reborn.watch.policies[0], done.watch.policies[0]), "from the model before preference training"
     read = PreferenceData((Source("trl", path=str(file)),), validation=0, max_length=256)
-    read.prepare(last.tokenizer, SFT.batch_type, (), None)
+    read.prepare(last.tokenizer, SFT.view, (), None)
     assert [u.example.responses[0].text for u in read.train.units] == [s.text for (s,) in written]
 
 

@@ -5,12 +5,13 @@ import pickle
 import pytest
 import torch
 from attrs import evolve
-from tiny import arrange, unit, units
+from tiny import arrange, batch_of, examples_of, unit, units
 
-from upo.data.batch import DemonstrationBatch, ListwiseBatch, PairedBatch, Step, UnpairedBatch
+from upo.data.batch import Step
 from upo.data.example import Example, Response
 from upo.data.layout import lay_out
-from upo.methods.kto import KTOBatch
+from upo.data.views import DemonstrationView, ListwiseView, PairedView, UnpairedView
+from upo.methods.kto import KTOView
 
 SHAPES = [(3, [9, 2]), (5, [1]), (1, [4, 4, 7, 1, 2]), (70, [2, 3]), (1, [1])]
 """Among them a unit longer than a row, a prompt of one token, responses of one token."""
@@ -110,7 +111,7 @@ def test_padding_with_any_id_changes_nothing_but_the_padding():
 def test_batches_keep_their_dtypes_move_and_pickle():
     """float64 and int64 stay what they are, wherever a batch goes."""
     responses = evolve(arrange(units(SHAPES)), reference_logps=torch.randn(11, dtype=torch.float64))
-    batch = KTOBatch(responses, torch.rand(11) > 0.5, arrange(units(SHAPES, seed=1)))
+    batch = KTOView(responses, torch.rand(11) > 0.5, arrange(units(SHAPES, seed=1)))
     step = Step((batch, evolve(batch, filler=True)), {"prompts": 5, "responses": 11, "tokens": 35})
     for moved in (step.to("cpu"), pickle.loads(pickle.dumps(step))):
         assert [b.filler for b in moved.micro_batches] == [False, True]
@@ -126,7 +127,7 @@ def test_batches_keep_their_dtypes_move_and_pickle():
 
 
 def test_counts():
-    assert PairedBatch(arrange(units([(3, [4, 2]), (2, [1, 1])]))).counts == {
+    assert batch_of(units([(3, [4, 2]), (2, [1, 1])]), PairedView()).counts == {
         "prompts": 2,
         "responses": 4,
         "tokens": 8,
@@ -151,55 +152,55 @@ def texts(views: list[Example]) -> list[str]:
 
 
 def test_pairs_are_of_different_preference_chosen_first_widest_gap_first():
-    assert texts(PairedBatch.views(RANKED, 9)) == ["ac", "ad", "bc", "bd", "ab"]
-    assert texts(PairedBatch.views(RANKED, 2)) == ["ac", "ad"]
-    assert texts(PairedBatch.views(SCORED, 9)) == ["yx", "yz", "zx"]
-    assert texts(PairedBatch.views(LABELLED, 9)) == ["gb", "hb"]
-    assert PairedBatch.views(example(Response("a", rank=0), Response("b", rank=0)), 9) == []
-    assert PairedBatch.views(example(Response("a"), Response("b")), 9) == []
+    assert texts(examples_of(PairedView(), RANKED, 9)) == ["ac", "ad", "bc", "bd", "ab"]
+    assert texts(examples_of(PairedView(), RANKED, 2)) == ["ac", "ad"]
+    assert texts(examples_of(PairedView(), SCORED, 9)) == ["yx", "yz", "zx"]
+    assert texts(examples_of(PairedView(), LABELLED, 9)) == ["gb", "hb"]
+    assert PairedView().views(example(Response("a", rank=0), Response("b", rank=0)), 9) == []
+    assert PairedView().views(example(Response("a"), Response("b")), 9) == []
 
 
 def test_labels_are_kept_or_made_of_pairs():
-    assert UnpairedBatch.views(LABELLED, 9) == [LABELLED]
-    views = UnpairedBatch.views(SCORED, 2)
+    assert examples_of(UnpairedView(), LABELLED, 9) == [LABELLED]
+    views = examples_of(UnpairedView(), SCORED, 2)
     assert texts(views) == ["yx", "yz"]
     assert all([r.desirable for r in v.responses] == [True, False] for v in views)
 
 
 def test_lists_are_of_two_or_more_known_responses():
-    assert texts(ListwiseBatch.views(SCORED, 9)) == ["xyz"]
-    assert ListwiseBatch.views(example(Response("a", score=1.0), Response("b")), 9) == []
-    batch = ListwiseBatch.collate([unit([3], [4], [5], score=2.5), unit([6], [7], [8], rank=1)], arrange, ())
+    assert texts(examples_of(ListwiseView(), SCORED, 9)) == ["xyz"]
+    assert ListwiseView().views(example(Response("a", score=1.0), Response("b")), 9) == []
+    batch = batch_of([unit([3], [4], [5], score=2.5), unit([6], [7], [8], rank=1)], ListwiseView())
     assert batch.scores.tolist() == [2.5, 2.5, -1.0, -1.0]
-    both = ListwiseBatch.collate([unit([3], [4], [5], rank=1, score=2.5)], arrange, ())
+    both = batch_of([unit([3], [4], [5], rank=1, score=2.5)], ListwiseView())
     assert both.scores.tolist() == [2.5, 2.5], "scores say how much better"
 
 
 def test_demonstrations_are_what_is_worth_imitating():
-    assert texts(DemonstrationBatch.views(RANKED, 9)) == ["a"]
-    assert texts(DemonstrationBatch.views(LABELLED, 9)) == ["g", "h"]
-    assert texts(DemonstrationBatch.views(BOTH, 9)) == ["g"], "a label says more than a score"
-    assert texts(DemonstrationBatch.views(SCORED, 9)) == ["y"], "never the worse ones"
-    assert texts(DemonstrationBatch.views(example(Response("a"), Response("b")), 9)) == ["a", "b"]
-    assert DemonstrationBatch.views(example(Response("a", desirable=False)), 9) == []
+    assert texts(examples_of(DemonstrationView(), RANKED, 9)) == ["a"]
+    assert texts(examples_of(DemonstrationView(), LABELLED, 9)) == ["g", "h"]
+    assert texts(examples_of(DemonstrationView(), BOTH, 9)) == ["g"], "a label says more than a score"
+    assert texts(examples_of(DemonstrationView(), SCORED, 9)) == ["y"], "never the worse ones"
+    assert texts(DemonstrationView().views(example(Response("a"), Response("b")), 9)) == ["a", "b"]
+    assert DemonstrationView().views(example(Response("a", desirable=False)), 9) == []
 
 
 def test_preferred_rows():
-    assert PairedBatch(arrange(units([(3, [4, 2]), (2, [1, 1])]))).preferred.tolist() == [
+    assert batch_of(units([(3, [4, 2]), (2, [1, 1])]), PairedView()).preferred.tolist() == [
         True,
         False,
         True,
         False,
     ]
     work = [unit([3], [4], desirable=True), unit([5], [6], [7], desirable=False)]
-    assert UnpairedBatch.collate(work, arrange, ()).preferred.tolist() == [True, False, False]
+    assert batch_of(work, UnpairedView()).preferred.tolist() == [True, False, False]
 
 
 def test_contradictions():
     same, other = unit([3], [4, 5], [4, 5]), unit([3], [4, 5], [4, 6])
-    assert PairedBatch.contradicts(same) and not PairedBatch.contradicts(other)
+    assert PairedView().contradicts(same) and not PairedView().contradicts(other)
     labels = tuple(evolve(r, desirable=d) for r, d in zip(same.example.responses, (True, False), strict=True))
-    assert UnpairedBatch.contradicts(evolve(same, example=same.example.with_responses(labels)))
+    assert UnpairedView().contradicts(evolve(same, example=same.example.with_responses(labels)))
     alike = tuple(evolve(r, desirable=True) for r in same.example.responses)
-    assert not UnpairedBatch.contradicts(evolve(same, example=same.example.with_responses(alike)))
-    assert not UnpairedBatch.contradicts(evolve(other, example=other.example.with_responses(labels)))
+    assert not UnpairedView().contradicts(evolve(same, example=same.example.with_responses(alike)))
+    assert not UnpairedView().contradicts(evolve(other, example=other.example.with_responses(labels)))

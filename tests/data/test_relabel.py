@@ -4,13 +4,14 @@ import json
 
 import pytest
 import tiny
+from tiny import examples_of
 
-from upo.data.batch import DemonstrationBatch, ListwiseBatch, PairedBatch, UnpairedBatch
 from upo.data.example import Example, Response
 from upo.data.module import PreferenceData
 from upo.data.relabel import relabel
 from upo.data.report import DataReport
 from upo.data.source import Source
+from upo.data.views import DemonstrationView, ListwiseView, PairedView, UnpairedView
 from upo.errors import UserError
 from upo.rewards.length import Words
 
@@ -32,7 +33,7 @@ def once(*examples: Example) -> tuple[list[Example], DataReport]:
 
 
 def order(example: Example) -> list[str]:
-    (view,) = PairedBatch.views(example, 5)
+    (view,) = examples_of(PairedView(), example, 5)
     return [r.text for r in view.responses]
 
 
@@ -57,17 +58,17 @@ def test_what_is_known_of_the_old_preference_goes():
 
 def test_labels_of_pairs_follow():
     (example,), _ = once(pair((0.0, 0.0), (1.0, 1.0)))
-    (view,) = UnpairedBatch.views(example, 5)
+    (view,) = examples_of(UnpairedView(), example, 5)
     assert [(r.text, r.desirable) for r in view.responses] == [("rejected", True), ("chosen", False)]
-    (best,) = DemonstrationBatch.views(example, 5)
+    (best,) = examples_of(DemonstrationView(), example, 5)
     assert [r.text for r in best.responses] == ["rejected"]
 
 
 def test_records_without_any_preference_work_and_lists_keep_their_scores():
     bare = Example("p", tuple(response(t, x, 0.0) for t, x in (("a", 0.2), ("b", 0.9), ("c", 0.2))), source="made")
     (example,), report = once(bare)
-    assert [[r.text for r in v.responses] for v in PairedBatch.views(example, 5)] == [["b", "a"], ["b", "c"]]
-    (ranked,) = ListwiseBatch.views(example, 5)
+    assert [[r.text for r in v.responses] for v in examples_of(PairedView(), example, 5)] == [["b", "a"], ["b", "c"]]
+    (ranked,) = examples_of(ListwiseView(), example, 5)
     assert [r.score for r in ranked.responses] == [0.2, 0.9, 0.2]
     assert report.to_dict()["made"]["altered"] == {"tie after relabelling within a list, pair left out": 1}
 
@@ -84,7 +85,7 @@ def test_single_responses_are_compared_with_the_median_of_the_training_data():
     counts = report.to_dict()["made"]
     assert counts["dropped"] == {"tie after relabelling": 1}
     assert counts["altered"] == {"preference turned by relabelling": 2}
-    assert all(UnpairedBatch.views(e, 5) for e in kept)
+    assert all(examples_of(UnpairedView(), e, 5) for e in kept)
 
 
 # ---- through the data module ---------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def module(folder, relabel: dict[str, float] | None, **options) -> PreferenceDat
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [PairedBatch, UnpairedBatch])
+@pytest.mark.parametrize("kind", [PairedView(), UnpairedView()])
 def test_the_data_module_relabels_both_splits_and_keeps_the_held_out_originals(kind, tmp_path):
     data = module(tmp_path, {"few": 1.0}, validation=3)
     data.prepare(tiny.tokenizer(), kind, ("length",))
@@ -132,20 +133,20 @@ def test_the_data_module_relabels_both_splits_and_keeps_the_held_out_originals(k
 
 def test_without_relabel_nothing_changes(tmp_path):
     data = module(tmp_path, None, validation=0)
-    data.prepare(tiny.tokenizer(), PairedBatch)
+    data.prepare(tiny.tokenizer(), PairedView())
     assert [u.example.responses[0].text for u in data.train.units] == [c for _, c, _ in tiny.PAIRS]
 
 
 def test_an_unknown_reward_is_refused(tmp_path):
     data = module(tmp_path, {"kindness": 1.0})
     with pytest.raises(UserError, match=r"data\.relabel.*kindness.*few"):
-        data.prepare(tiny.tokenizer(), PairedBatch)
+        data.prepare(tiny.tokenizer(), PairedView())
 
 
 def test_all_ties_say_so(tmp_path):
     data = module(tmp_path, {"few": 0.0}, validation=0)
     with pytest.raises(UserError, match="tie after relabelling"):
-        data.prepare(tiny.tokenizer(), PairedBatch)
+        data.prepare(tiny.tokenizer(), PairedView())
 
 
 def test_twice_is_once():

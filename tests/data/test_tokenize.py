@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from upo.data.example import Example, Response
 from upo.data.report import DataReport
 from upo.data.source import Source
-from upo.data.tokenize import Encoder, fit, render
+from upo.data.tokenize import Encoder, Limits, render, truncate
 from upo.errors import UserError
 from upo.rollout.sampling import _texts
 
@@ -62,7 +62,7 @@ def sentencepiece() -> PreTrainedTokenizerFast:
 def encode(encoder: Encoder, prompt, *texts: str):
     report = DataReport()
     example = Example(prompt, tuple(Response(t) for t in texts), source="made")
-    return encoder.encode([example], report), report
+    return [unit for unit in encoder.encode([example], report) if unit], report
 
 
 def count(ids: list[int], token: int) -> int:
@@ -151,7 +151,9 @@ def test_dropped_examples_do_not_shift_their_neighbours():
         for i, (what, k) in enumerate([("ants", 2), ("bees", 3), ("cats", 1), ("bees", 1), ("dogs", 2)])
     ]
     report = DataReport()
-    units = Encoder(made).encode(examples, report)
+    found = Encoder(made).encode(examples, report)
+    assert [unit is None for unit in found] == [False, True, False, True, False], "in the order of the examples"
+    units = [unit for unit in found if unit]
     assert [u.example for u in units] == [examples[i] for i in (0, 2, 4)]
     for u in units:
         assert u.example.prompt[0]["content"] in made.decode(u.prompt)
@@ -272,9 +274,7 @@ LONG = unit([BOS, *range(10, 29)], [*range(40, 49), EOS], [*range(60, 64), EOS])
 
 def cut(*overlong: str, max_length: int = 100, max_response: int = 100, unit=LONG, bos: int | None = BOS):
     report = DataReport()
-    got = fit(
-        unit, max_length=max_length, max_response=max_response, overlong=list(overlong), bos=bos, report=report
-    )  # fmt: skip
+    got = truncate(unit, Limits(max_length, max_response, list(overlong), bos), report)
     part = report.sources["made"]
     return got, dict(part.dropped), dict(part.altered)
 

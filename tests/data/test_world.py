@@ -3,12 +3,13 @@
 import statistics
 
 import pytest
+from tiny import examples_of
 
-from upo.data.batch import DemonstrationBatch
 from upo.data.report import DataReport, SourceReport
 from upo.data.source import Source
 from upo.data.sources.world import preference, reading, safety, tokenizer, valid_sentence_share, world
 from upo.data.tokenize import Encoder, render
+from upo.data.views import DemonstrationView
 from upo.errors import UserError
 from upo.rewards import Function, Readability
 
@@ -48,8 +49,8 @@ def test_same_seed_same_world(train):
 def test_without_ranks_every_answer_is_a_demonstration(train):
     plain = make(ranked=False, n=100)
     assert [[r.text for r in e.responses] for e in plain] == [[r.text for r in e.responses] for e in make(n=100)]
-    assert sum(len(DemonstrationBatch.views(e, 1)) for e in plain) == 200
-    assert sum(len(DemonstrationBatch.views(e, 1)) for e in train[:100]) == 100
+    assert sum(len(examples_of(DemonstrationView(), e, 1)) for e in plain) == 200
+    assert sum(len(examples_of(DemonstrationView(), e, 1)) for e in train[:100]) == 100
 
 
 def test_shape_of_answers(train):

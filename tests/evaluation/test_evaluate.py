@@ -8,9 +8,9 @@ import tiny
 import torch
 
 from upo.data.example import Example
-from upo.data.layout import Tokens
 from upo.data.module import PreferenceData
 from upo.data.source import Source
+from upo.data.units import Unit
 from upo.errors import UserError
 from upo.evaluate import Evaluation, main
 from upo.evaluation.measure import distinct_prompts, held_out_examples, log_probs
@@ -224,7 +224,7 @@ def test_kl_of_plain_samples_is_unbiased(noisy) -> None:
     policy, reference = dpo.policy, dpo.reference.model
     example = Example("Once upon a time", ())
     groups = sample(policy.model, policy.tokenizer, [example.prompt], responses=400, max_new_tokens=2, top_p=1.0)
-    units = [Tokens(s.prompt_ids, (s.ids,), example) for s in groups[0]]
+    units = [Unit.of(s.prompt_ids, (s.ids,), example) for s in groups[0]]
     got = log_probs(policy, reference, units, data(Path("none")), "", by_token=True)
     prompt, eos = units[0].prompt, policy.tokenizer.eos_token_id
     size = policy.model.config.vocab_size

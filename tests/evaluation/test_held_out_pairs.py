@@ -6,7 +6,7 @@ from losses import made
 
 import upo.methods
 from upo.data.example import Example, Response
-from upo.data.layout import Tokens
+from upo.data.units import Unit
 from upo.evaluation.held_out_pairs import idealised_figures, pair_figures, pair_values
 from upo.methods.common.families import PairwiseMethod
 from upo.metrics.calibration import calibration_error
@@ -22,9 +22,9 @@ def scaled(known: ResponseLogps) -> torch.Tensor:
     return 2 * known.logratio
 
 
-def pairs(sources: str = "aabb", labels: tuple[float | None, ...] = (None,) * 4) -> list[Tokens]:
+def pairs(sources: str = "aabb", labels: tuple[float | None, ...] = (None,) * 4) -> list[Unit]:
     return [
-        Tokens([1], ([2] * w, [3] * k), Example(f"p{i}", (Response("w"), Response("l")), labels[i], source=sources[i]))
+        Unit.of([1], ([2] * w, [3] * k), Example(f"p{i}", (Response("w"), Response("l")), labels[i], source=sources[i]))
         for i, (w, k) in enumerate(LENGTHS)
     ]
 

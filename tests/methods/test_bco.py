@@ -6,11 +6,11 @@ import pytest
 import torch
 from attrs import evolve
 from losses import assert_gradcheck, draws, gradients, minus_log_sigmoid
-from tiny import plain_logps, units
+from tiny import data_of, plain_logps, units
 
-from upo.data.batch import UnpairedBatch
 from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
+from upo.data.views import UnpairedView
 from upo.errors import UserError
 from upo.methods.bco import BCO, bco_loss, fit_classifier, running_delta, udm_weights
 from upo.methods.dpo import dpo_loss
@@ -123,7 +123,7 @@ def data(budget: int = 10_000, labels=LABELS) -> StepData:
         responses = tuple(evolve(r, desirable=next(label)) for r in u.example.responses)
         work.append(evolve(u, example=u.example.with_responses(responses)))
     fields = {"layout": "packed", "tokens_per_microbatch": budget, "max_length": 64, "pad_id": 0, "rewards": ()}
-    return StepData(work, UnpairedBatch, **fields, seed=0)
+    return data_of(work, UnpairedView(), **fields, seed=0)
 
 
 def steps(split: StepData, budget: int, units_per_step: int = 5) -> list:
@@ -177,12 +177,12 @@ def test_prompts_of_one_class_alone_are_weighted():
     hidden = bco.reference.extras(batch.responses, ("prompt_hidden",))["prompt_hidden"].float()
     logits = hidden @ bco.classifier[:-1] + bco.classifier[-1]
     assert logits.argmax() == 4 and logits.argmin() == 1
-    values = bco.loss(logps, batch.desirable, {"delta": torch.tensor(0.0)})
-    plain = loss(logps.logratio * bco.beta / BETA, batch.desirable)
+    values = bco.loss(logps, batch.preferred, {"delta": torch.tensor(0.0)})
+    plain = loss(logps.logratio * bco.beta / BETA, batch.preferred)
     ratio = values / plain
-    assert ratio[batch.desirable].tolist() == pytest.approx([1.0] * int(batch.desirable.sum()))
-    expected = udm_weights(logits)[logps.prompt_index][~batch.desirable].tolist()
-    assert ratio[~batch.desirable].tolist() == pytest.approx(expected, rel=1e-5)
+    assert ratio[batch.preferred].tolist() == pytest.approx([1.0] * int(batch.preferred.sum()))
+    expected = udm_weights(logits)[logps.prompt_index][~batch.preferred].tolist()
+    assert ratio[~batch.preferred].tolist() == pytest.approx(expected, rel=1e-5)
     assert math.isclose(min(expected), udm_weights(logits)[1].item())
 
 

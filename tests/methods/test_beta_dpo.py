@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from losses import draws
-from tiny import units
+from tiny import data_of, units
 from training import fit, make, resumed_equals_uninterrupted
 
 from upo.callbacks.reference_sync import ReferenceSync
-from upo.data.batch import PairedBatch, Step
+from upo.data.batch import Step
 from upo.data.samplers import StepSampler
-from upo.data.steps import StepData
+from upo.data.views import PairedView
 from upo.methods import DPO
 from upo.methods.beta_dpo import BetaDPO, draw_pairs, dynamic_beta
 from upo.methods.common.ranges import Share
@@ -82,8 +82,8 @@ def ready(**options) -> BetaDPO:
 
 def steps(budget: int, world_size: int = 1, work=WORK) -> Step:
     """One step; several ranks' micro-batches one behind the other."""
-    data = StepData(
-        list(work), PairedBatch, layout="packed", tokens_per_microbatch=budget, max_length=64, pad_id=0, rewards=(),
+    data = data_of(
+        list(work), PairedView(), layout="packed", tokens_per_microbatch=budget, max_length=64, pad_id=0, rewards=(),
         seed=0,
     )  # fmt: skip
     costs = [data.cost(i) for i in range(len(data))]

@@ -4,20 +4,20 @@ import json
 
 import pytest
 import torch
-from tiny import PAIRS, arrange, plain_logps, policy, tokenizer
+from tiny import PAIRS, arrange, batch_of, examples_of, plain_logps, policy, tokenizer
 from training import fit, pairs_file
 
 from upo.data.control import control_ids, never_written
 from upo.data.example import Example, Response
-from upo.data.layout import Tokens
 from upo.data.module import PreferenceData
 from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.data.tokenize import Encoder
+from upo.data.units import Unit
 from upo.evaluate import evaluate
 from upo.evaluation.measure import log_probs
 from upo.methods import CSFT, SFT
-from upo.methods.csft import BAD, GOOD, ControlledBatch
+from upo.methods.csft import BAD, GOOD, ControlledView
 from upo.models.checkpoint import load_model
 from upo.models.export import export
 from upo.models.head import grow
@@ -44,7 +44,7 @@ def encoder() -> Encoder:
 def test_each_response_stands_behind_its_own_token():
     """Prompt, control token, response: the token is the prompt's last one, and no target."""
     example = Example("Name a colour:", (Response(" Green.", rank=0), Response(" Seven.", rank=1)))
-    views = ControlledBatch.views(example, 9)
+    views = examples_of(ControlledView(), example, 9)
     assert [(v.control, v.responses[0].text) for v in views] == [(GOOD, " Green."), (BAD, " Seven.")]
     enc = encoder()
     good, bad = enc.encode(views, DataReport())
@@ -53,24 +53,24 @@ def test_each_response_stands_behind_its_own_token():
     assert good.prompt == [*plain.prompt, ids[0]] and bad.prompt == [*plain.prompt, ids[1]]
     assert good.responses == plain.responses
     assert not {*ids} & {t for u in (good, bad) for t in u.responses[0]}
-    batch = ControlledBatch.collate([good, bad], arrange, ())
-    assert batch.desirable.tolist() == [True, False]
+    batch = batch_of([good, bad], ControlledView())
+    assert batch.preferred.tolist() == [True, False]
     assert batch.responses.input_ids.flatten()[batch.responses.prompt_end].tolist() == ids
 
 
 def test_labels_decide_where_there_are_labels():
     example = Example("x", tuple(Response(t, desirable=t == "b") for t in "abc"))
-    assert [v.control for v in ControlledBatch.views(example, 9)] == [BAD, GOOD, BAD]
-    assert ControlledBatch.views(Example("x", (Response("a"),)), 9) == []
+    assert [v.control for v in examples_of(ControlledView(), example, 9)] == [BAD, GOOD, BAD]
+    assert ControlledView().views(Example("x", (Response("a"),)), 9) == []
 
 
 def test_the_loss_is_cross_entropy_of_the_response_behind_the_token():
     method = make()
     method.configure_model()
     enc = Encoder(method.policy.tokenizer)
-    views = ControlledBatch.views(Example("Sky is", (Response(" blue", rank=0), Response(" a fish", rank=1))), 9)
+    views = ControlledView().views(Example("Sky is", (Response(" blue", rank=0), Response(" a fish", rank=1))), 9)
     units = enc.encode(views, DataReport())
-    batch = ControlledBatch.collate(units, arrange, ())
+    batch = batch_of(units, ControlledView())
     logps = method.response_logps(batch.responses)
     (term,) = method.terms(batch, logps, {}).values()
     assert term.per == "tokens"
@@ -89,9 +89,9 @@ def test_only_good_data_is_sft_with_a_constant_end_of_the_prompt():
     enc = Encoder(method.policy.tokenizer)
     example = Example("Say hello.", (Response(" Hello!", desirable=True),))
     losses = []
-    for m, view in ((method, ControlledBatch.views(example, 9)[0]), (plain, SFT.batch_type.views(example, 9)[0])):
+    for m, view in ((method, examples_of(ControlledView(), example, 9)[0]), (plain, SFT.view.views(example, 9)[0])):
         (unit,) = enc.encode([view], DataReport())  # generation's own token where a view has none: the good one
-        batch = m.batch_type.collate([unit], arrange, ())
+        batch = m.view.collate([unit], arrange, ())
         losses.append(m.terms(batch, m.response_logps(batch.responses), {})["nll"].values.item())
     assert losses[0] == losses[1]
 
@@ -104,7 +104,7 @@ def test_new_embeddings_are_the_mean_of_the_old(kind):
     """Input and output, tied (Gemma) or not, with a bias in the head (Phi); what was there stays."""
     made = policy(kind)
     before = {n: x.clone() for n, x in made.model.state_dict().items()}
-    unit = Tokens([5, 9, 7], ([11, 3, 2],), Example("x", (Response("y"),)))
+    unit = Unit.of([5, 9, 7], ([11, 3, 2],), Example("x", (Response("y"),)))
     hidden = made(arrange([unit]), ("hidden",))["hidden"]
     rows = len(before["model.embed_tokens.weight"])
     state = torch.get_rng_state()
@@ -224,7 +224,7 @@ def test_the_token_decides_after_training(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = fit(make(), tmp_path, steps=30, pairs=str(file), pairs_per_step=16)
     units = done.data.train.units
-    swapped = [Tokens([*u.prompt[:-1], units[i ^ 1].prompt[-1]], u.responses, u.example) for i, u in enumerate(units)]
+    swapped = [Unit.of([*u.prompt[:-1], units[i ^ 1].prompt[-1]], u.responses, u.example) for i, u in enumerate(units)]
     with torch.no_grad():
         own, other = (done.method.policy(arrange(w))["logps"] for w in (units, swapped))
     assert (own > other + 1).all()

@@ -5,34 +5,34 @@ import json
 import pytest
 import torch
 from losses import FIRST, golden_pair, made
-from tiny import unit
+from tiny import examples_of, unit
 from training import fit, make, resumed_equals_uninterrupted
 
 from upo.callbacks.staged_reference import StagedReference
 from upo.data.curriculum import CurriculumSampler, stages_of
 from upo.data.example import Example, Response
-from upo.data.layout import Tokens
+from upo.data.units import Unit
 from upo.errors import UserError
 from upo.methods import DPO
-from upo.methods.curry_dpo import CurryDPO, TopPairedBatch
+from upo.methods.curry_dpo import CurryDPO, TopPairedView
 
 
 def ranked(prompt: str, *scores: float) -> Example:
     return Example(prompt, tuple(Response(f"{s}", score=s) for s in scores))
 
 
-def pairs(*examples: Example) -> list[Tokens]:
-    views = [v for e in examples for v in TopPairedBatch.views(e, 9)]
-    return [Tokens([1], ([5], [6]), v) for v in views]
+def pairs(*examples: Example) -> list[Unit]:
+    views = [v for e in examples for v in examples_of(TopPairedView(), e, 9)]
+    return [Unit.of([1], ([5], [6]), v) for v in views]
 
 
 def test_the_best_against_each_other_easy_ones_first():
-    views = TopPairedBatch.views(ranked("x", 2.0, 5.0, 1.0, 4.0), 9)
+    views = examples_of(TopPairedView(), ranked("x", 2.0, 5.0, 1.0, 4.0), 9)
     assert [[r.text for r in v.responses] for v in views] == [["5.0", "1.0"], ["5.0", "2.0"], ["5.0", "4.0"]]
-    assert [[r.text for r in v.responses] for v in TopPairedBatch.views(ranked("x", 2.0, 5.0, 1.0), 1)] == [
+    assert [[r.text for r in v.responses] for v in examples_of(TopPairedView(), ranked("x", 2.0, 5.0, 1.0), 1)] == [
         ["5.0", "1.0"]
     ]
-    assert TopPairedBatch.views(ranked("x", 3.0, 3.0), 9) == [] == TopPairedBatch.views(ranked("x"), 9)
+    assert examples_of(TopPairedView(), ranked("x", 3.0, 3.0), 9) == [] == examples_of(TopPairedView(), ranked("x"), 9)
 
 
 def test_stages_by_gap_within_a_prompt():
@@ -43,7 +43,7 @@ def test_stages_by_gap_within_a_prompt():
         stages_of([unit([1], [2])])
 
 
-def sampler(units: list[Tokens], epoch: int = 0, **options) -> CurriculumSampler:
+def sampler(units: list[Unit], epoch: int = 0, **options) -> CurriculumSampler:
     given = {"units_per_step": 2, "tokens_per_microbatch": 100, "shuffle": True, "seed": 0} | options
     return CurriculumSampler([u.cost for u in units], units=units, start=lambda: (epoch, 0), **given)
 
@@ -98,4 +98,4 @@ def test_without_a_curriculum_there_are_no_stages(tmp_path):
     with pytest.raises(UserError, match="CurriculumSampler"):
         fit(make(DPO), tmp_path, StagedReference())
     with pytest.raises(UserError, match="ranked pairs"):
-        stages_of([Tokens([1], ([2], [3]), Example("x", (Response("a"), Response("b"))))])
+        stages_of([Unit.of([1], ([2], [3]), Example("x", (Response("a"), Response("b"))))])

@@ -3,14 +3,15 @@
 import pytest
 import torch
 from attrs import evolve
-from tiny import arrange, plain_logps, unit, units
+from tiny import arrange, batch_of, data_of, examples_of, plain_logps, unit, units
 
-from upo.data.batch import PairedBatch, Step
+from upo.data.batch import Step
 from upo.data.example import Example, Response
 from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
+from upo.data.views import PairedView
 from upo.errors import UserError
-from upo.methods.dove import DOVE, JointBatch, judgement
+from upo.methods.dove import DOVE, JointView, judgement
 from upo.methods.dpo import DPO
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
@@ -45,7 +46,7 @@ def scored(scores=SCORES) -> list:
 
 def split(budget: int, layout: str = "packed", scores=SCORES) -> StepData:
     fields = {"tokens_per_microbatch": budget, "max_length": 64, "pad_id": 0, "rewards": (), "seed": 3}
-    return StepData(scored(scores), JointBatch, layout=layout, **fields)
+    return data_of(scored(scores), JointView(), layout=layout, **fields)
 
 
 def step(data: StepData, budget: int, rank: int = 0, world_size: int = 1) -> Step:
@@ -96,7 +97,7 @@ def test_loss_and_gradient_however_the_step_is_cut(dove, budget, layout):
 
 def test_both_prompts_are_carried_the_better_one_first():
     low, high = unit([3, 4], [5, 6, 7], score=1.0), unit([8], [9, 10], score=2.0)
-    batch = JointBatch.collate([low], arrange, [high])
+    batch = JointView().collate([low], arrange, [high])
     assert batch.responses.targets.tolist() == [9, 10, 5, 6, 7]
     assert batch.responses.lengths.tolist() == [2, 3], "each response has its own length"
     assert batch.responses.prompt_index.tolist() == [0, 1]
@@ -105,8 +106,8 @@ def test_both_prompts_are_carried_the_better_one_first():
 
 def test_one_prompt_for_both_is_dpo(dove):
     """The same two responses, as a joint pair and as a pair of one prompt."""
-    joint = JointBatch.collate([unit([3, 4], [5, 6, 7], score=2.0)], arrange, [unit([3, 4], [9, 10], score=1.0)])
-    pair = PairedBatch.collate([unit([3, 4], [5, 6, 7], [9, 10])], arrange, ())
+    joint = JointView().collate([unit([3, 4], [5, 6, 7], score=2.0)], arrange, [unit([3, 4], [9, 10], score=1.0)])
+    pair = batch_of([unit([3, 4], [5, 6, 7], [9, 10])], PairedView())
     dpo = method(DPO)
     values = [
         made.terms(batch, made.response_logps(batch.responses), {})["preference"].values
@@ -130,7 +131,7 @@ def test_margins_are_those_of_joint_pairs(dove):
 
 def test_every_scored_response_is_a_unit_and_ranks_are_not_enough():
     responses = (Response("a", score=1.0), Response("b", desirable=True), Response("c", rank=0))
-    views = JointBatch.views(Example("p", responses), 5)
+    views = examples_of(JointView(), Example("p", responses), 5)
     assert [[r.text for r in v.responses] for v in views] == [["a"], ["b"]]
     assert [judgement(r) for r in responses] == [1.0, 1.0, None]
 

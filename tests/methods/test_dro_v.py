@@ -5,12 +5,12 @@ import pytest
 import torch
 from attrs import evolve
 from losses import assert_gradcheck, draws, gradients, made
-from tiny import arrange, unit, units
+from tiny import batch_of, examples_of, unit, units
 from training import fit, make, pairs_file, resumed_equals_uninterrupted
 
-from upo.data.batch import UnpairedBatch
 from upo.data.example import Example, Response
-from upo.data.layout import Tokens
+from upo.data.units import Unit
+from upo.data.views import UnpairedView
 from upo.errors import UserError
 from upo.methods.dro_v import DROV, dro_v_policy_loss, dro_v_value_loss
 from upo.models.logps import ResponseLogps
@@ -84,10 +84,10 @@ def test_with_the_best_v_of_two_responses_it_is_a_regression_of_their_difference
 # ---- the class -----------------------------------------------------------------------------------------------------
 
 
-def labelled(*responses: tuple[bool, float]) -> Tokens:
+def labelled(*responses: tuple[bool, float]) -> Unit:
     """A unit of labelled responses with a measured length."""
     made = tuple(Response("x", desirable=good, rewards={"length": length}) for good, length in responses)
-    return Tokens([3], ([4],) * len(made), Example("p", made))
+    return Unit.of([3], ([4],) * len(made), Example("p", made))
 
 
 def test_the_scale_is_that_of_all_responses_of_the_training_data():
@@ -106,7 +106,7 @@ def test_equal_rewards_are_refused():
 def test_terms_use_the_scale_and_the_prompts_value():
     method = made(DROV, reward_weights={"length": 0.5}, reward_scale=(1.0, 2.0), tau=0.5, preference_weight=2.0)
     method.value_head = lambda hidden: hidden.sum(1)
-    batch = UnpairedBatch(arrange(units([(2, [1, 1]), (2, [1])])), torch.tensor([True, False, True]))
+    batch = batch_of(units([(2, [1, 1]), (2, [1])])), torch.tensor([True, False, True], UnpairedView())
     logps = ResponseLogps(
         torch.tensor([-1.0, -2.0, -3.0]), torch.ones(3, dtype=torch.long), torch.tensor([0, 0, 1]),
         torch.tensor([-1.5, -2.0, -1.0]), torch.tensor([[2.0], [0.0], [4.0]]),
@@ -143,5 +143,5 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 def test_a_pair_is_worth_1_and_minus_1():
     example = unit([3], [4], [5]).example
     ranked = example.with_responses(tuple(evolve(r, rank=i) for i, r in enumerate(example.responses)))
-    (view,) = UnpairedBatch.views(ranked, 5)
+    (view,) = examples_of(UnpairedView(), ranked, 5)
     assert made(DROV).measure_scale([evolve(unit([3], [4], [5]), example=view)]) == (0.0, 1.0)

@@ -1,11 +1,11 @@
 """What the listwise family hands to a loss, and its metrics."""
 
 import pytest
-import torch
+from attrs import evolve
 from losses import logps_of, made
-from tiny import arrange, units
+from tiny import batch_of, units
 
-from upo.data.batch import ListwiseBatch
+from upo.data.views import ListwiseView
 from upo.methods.common.families import ListwiseMethod
 
 
@@ -21,7 +21,9 @@ class Plain(ListwiseMethod):
 
 
 LOGPS = logps_of([1.0, 2.0, 3.0, 4.0, 5.0], reference=[0.5] * 5, lengths=[1, 2, 3, 4, 5], prompts=[0, 0, 1, 1, 1])
-BATCH = ListwiseBatch(arrange(units([(3, [1, 2]), (2, [3, 4, 5])])), torch.tensor([0.0, 9.0, 2.0, 2.0, 1.0]))
+SCORES = ((0.0, 9.0), (2.0, 2.0, 1.0))
+WORK = [evolve(u, columns={"scores": x}) for u, x in zip(units([(3, [1, 2]), (2, [3, 4, 5])]), SCORES, strict=True)]
+BATCH = batch_of(WORK, ListwiseView())
 
 
 def test_a_loss_sees_rectangles():

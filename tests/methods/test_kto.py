@@ -7,13 +7,13 @@ import warnings
 import pytest
 import torch
 from fake_ranks import on_ranks
-from tiny import plain_logps, unit, units
+from tiny import data_of, plain_logps, unit, units
 
 from upo.data.batch import Step
 from upo.data.example import prompt_key
 from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
-from upo.methods.kto import KTO, KTOBatch, kto_loss
+from upo.methods.kto import KTO, KTOView, kto_loss
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
 
@@ -110,7 +110,7 @@ def split(work, budget: int = 200, layout: str = "packed", **kwargs) -> StepData
         "rewards": (),
         "seed": 3,
     } | kwargs
-    return StepData(list(work), KTOBatch, layout=layout, **fields)
+    return data_of(list(work), KTOView(), layout=layout, **fields)
 
 
 WORK = units([(3, [9, 2]), (5, [1]), (2, [4, 4]), (7, [2]), (4, [6, 3]), (1, [1])])
@@ -120,9 +120,10 @@ WORK = units([(3, [9, 2]), (5, [1]), (2, [4, 4]), (7, [2]), (4, [6, 3]), (1, [1]
 def z0_by_hand(kto: KTO, data: StepData) -> float:
     """Sum and count over every borrowed response, one sequence at a time; clamped at the end."""
     total, count = 0.0, 0
-    for own, donor in enumerate(data.partners):
-        for response in data.units[donor].responses:
-            prompt = data.units[own].prompt
+    for own in data.units:
+        (borrowed,) = own.mismatched
+        for response in borrowed.responses:
+            prompt = own.prompt
             total += float(
                 (plain_logps(kto.policy, prompt, response) - plain_logps(kto.reference.model, prompt, response)).sum()
             )

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from attrs import evolve
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, golden_rows, gradients, made
-from tiny import arrange, policy, units
+from tiny import arrange, batch_of, policy, units
 
-from upo.data.batch import PairedBatch, Step
+from upo.data.batch import Step
+from upo.data.views import PairedView
 from upo.methods.kto_pair import KTOPair, kto_pair_loss
 from upo.models.reference import FrozenReference
 
@@ -71,9 +73,9 @@ WORK = units([(3, [9, 2]), (5, [1, 4]), (2, [4, 4]), (7, [2, 6])])
 
 
 def step(*cuts: list, filler: bool = False) -> Step:
-    batches = [PairedBatch(arrange(cut)) for cut in cuts]
+    batches = [batch_of(cut, PairedView()) for cut in cuts]
     if filler:
-        batches.append(PairedBatch(arrange(WORK[:1]), filler=True))
+        batches.append(evolve(batch_of(WORK[:1], PairedView()), filler=True))
     return Step(tuple(batches), {"prompts": 4, "responses": 8, "tokens": 32})
 
 
@@ -101,7 +103,7 @@ def test_gradient_of_the_loss_does_not_run_through_the_reference_points(moved):
 
 def test_each_side_is_measured_from_the_others_reference_point():
     method = made(KTOPair)
-    batch = PairedBatch(arrange(units([(2, [1, 1])])))
+    batch = batch_of(units([(2, [1, 1])]), PairedView())
     known = {"kl/chosen": torch.tensor(0.4), "kl/rejected": torch.tensor(0.7)}
     (value,) = method.terms(batch, golden_rows(FIRST), known)["preference"].values.tolist()
     r_w, r_l = FIRST[0] - FIRST[1], FIRST[2] - FIRST[3]

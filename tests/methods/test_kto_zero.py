@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny import arrange, units
+from tiny import batch_of, units
 
-from upo.data.batch import Step, UnpairedBatch
+from upo.data.batch import Step
+from upo.data.views import UnpairedView
 from upo.methods.apo_anchored import apo_zero_loss
 from upo.methods.kto import kto_loss
 from upo.methods.kto_zero import KTOZero
@@ -36,16 +37,16 @@ def slow(r: float, good: bool) -> float:
 
 
 def test_terms_are_kto_with_z0_of_0(method):
-    batch = UnpairedBatch(arrange(units([(3, [9, 2]), (5, [1, 4])])), torch.tensor([True, False, False, True]))
+    batch = batch_of(units([(3, [9, 2]), (5, [1, 4])])), torch.tensor([True, False, False, True], UnpairedView())
     statistics = method.statistics(Step((batch,), batch.counts))
     logps = method.response_logps(batch.responses)
     (term,) = method.terms(batch, logps, statistics).values()
-    expected = [slow(r, good) for r, good in zip(logps.logratio.tolist(), batch.desirable.tolist(), strict=True)]
+    expected = [slow(r, good) for r, good in zip(logps.logratio.tolist(), batch.preferred.tolist(), strict=True)]
     assert max(map(abs, logps.logratio.tolist())) > 0.1
     assert term.values.tolist() == pytest.approx(expected, rel=1e-10)
     assert term.per == "responses"
     gradient = torch.autograd.grad(term.values.sum(), logps.logps)[0]
-    assert ((gradient < 0) == batch.desirable).all()
+    assert ((gradient < 0) == batch.preferred).all()
 
 
 def test_a_pair_is_apo_zero():
@@ -58,5 +59,5 @@ def test_a_pair_is_apo_zero():
 
 
 def test_it_asks_for_no_mismatched_responses_and_logs_no_kl():
-    assert not KTOZero.batch_type.borrows_responses
+    assert not KTOZero.view.borrows_responses
     assert "kl" not in KTOZero.metric_names

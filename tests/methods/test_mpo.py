@@ -5,10 +5,11 @@ from functools import partial
 import pytest
 import torch
 from losses import FIRST, SECOND, golden_rows, made, total
-from tiny import arrange, policy, units
+from tiny import batch_of, policy, units
 
 from upo.cli.main import CLI
-from upo.data.batch import PairedBatch, Step
+from upo.data.batch import Step
+from upo.data.views import PairedView
 from upo.errors import UserError
 from upo.methods import DPO, KTO, MODPO, MPO, NCA, ODPO, TDPO2, WPO, CalDPO, KTOPair, MaPO, SimPO, SparsePO
 from upo.models.policy import Policy
@@ -46,7 +47,7 @@ def test_gradient_is_the_weighted_sum(a, b):
     """Also where losses look at more than log-probs: all is asked for in the one forward pass."""
 
     def of(method):
-        batch = PairedBatch(arrange(WORK))
+        batch = batch_of(WORK, PairedView())
         step = Step((batch,), {"prompts": 2, "responses": 4, "tokens": 12})
         loss = method.loss_of(batch, step, {}, "val")
         return torch.autograd.grad(loss, list(method.policy.parameters()))
@@ -68,7 +69,7 @@ def test_one_forward_pass_of_each_model(monkeypatch):
     calls = []
     forward = Policy.forward
     monkeypatch.setattr(Policy, "forward", lambda self, *args: calls.append(self) or forward(self, *args))
-    batch = PairedBatch(arrange(WORK))
+    batch = batch_of(WORK, PairedView())
     method.loss_of(batch, Step((batch,), {"prompts": 2, "responses": 4, "tokens": 12}), {}, "val")
     assert len(calls) == 2
     values = {name: float(x) for name, x in method.collect("val").items()}

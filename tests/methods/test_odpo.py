@@ -15,11 +15,11 @@ from losses import (
     made,
     minus_log_sigmoid,
 )  # fmt: skip
-from tiny import arrange, unit
+from tiny import batch_of, examples_of, unit
 
 from upo.data.example import Example, Response
 from upo.methods.dpo import dpo_loss
-from upo.methods.odpo import ODPO, ScoredPairBatch, odpo_loss
+from upo.methods.odpo import ODPO, ScoredPairView, odpo_loss
 
 
 def loss(w, r, gap, alpha=1.0):
@@ -36,7 +36,7 @@ def test_golden_values(fixture):
 def test_the_gap_of_a_batch_reaches_the_loss():
     """Scores 3 and 1: 0.1 * 7 - 0.5 log 2 = 0.353426."""
     pair = scored(3.0, 1.0)
-    batch = ScoredPairBatch.collate([unit_of(pair)], arrange, ())
+    batch = batch_of([unit_of(pair)], ScoredPairView())
     (term,) = made(ODPO, alpha=0.5).terms(batch, golden_rows(FIRST), {}).values()
     assert batch.score_gap.tolist() == [2.0] and term.per == "prompts"
     assert term.values.tolist() == pytest.approx([math.log1p(math.exp(-0.353426))], abs=1e-6)
@@ -96,4 +96,4 @@ def unit_of(pair: Example):
 )
 def test_only_pairs_with_a_gap_above_0(example, texts):
     """A tie would give an offset of minus infinity, a chosen response with the lower score NaN."""
-    assert ["".join(r.text for r in pair.responses) for pair in ScoredPairBatch.views(example, 9)] == texts
+    assert ["".join(r.text for r in pair.responses) for pair in examples_of(ScoredPairView(), example, 9)] == texts

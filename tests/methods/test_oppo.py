@@ -6,9 +6,10 @@ import pytest
 import torch
 from attrs import evolve
 from losses import assert_gradcheck, draws, gradients, made
-from tiny import arrange, policy, units
+from tiny import arrange, batch_of, policy, units
 
-from upo.data.batch import Step, UnpairedBatch
+from upo.data.batch import Step
+from upo.data.views import UnpairedView
 from upo.errors import UserError
 from upo.methods.oppo import AOPPO, OPPO, discounted_sums, generalized_advantage, ppo_loss
 from upo.models.reference import FrozenReference
@@ -95,15 +96,15 @@ def method(kind=OPPO, **options):
     return made
 
 
-def batch(which: slice = slice(None), filler: bool = False) -> UnpairedBatch:
+def batch(which: slice = slice(None), filler: bool = False) -> UnpairedView():
     rewards = REWARDS.view(3, 2, 2)[which].reshape(-1, 2)
     n = len(rewards)
-    return UnpairedBatch(
+    return UnpairedView(
         evolve(arrange(WORK[which]), rewards=rewards), torch.tensor([True, False] * (n // 2)), filler=filler
     )
 
 
-def everything(*batches: UnpairedBatch) -> Step:
+def everything(*batches: UnpairedView()) -> Step:
     return Step(batches, batch().counts)
 
 
@@ -124,7 +125,7 @@ def test_a_token_alone_without_value_is_likelihood_weighted_by_whitened_rewards(
     made.reference.model = made.policy
     torch.nn.init.zeros_(made.value_head.layers[-1].weight)
     torch.nn.init.zeros_(made.value_head.layers[-1].bias)
-    one = UnpairedBatch(arrange(units([(3, [1, 1]), (2, [1, 1])])), torch.tensor([True, False] * 2))
+    one = batch_of(units([(3, [1, 1]), (2, [1, 1])])), torch.tensor([True, False] * 2, UnpairedView())
     statistics = made.statistics(Step((one,), one.counts))
     assert [x.item() for x in statistics.values()] == pytest.approx([0.0, 1.0], abs=1e-6)
     logps = made.response_logps(one.responses, made.extras, made.reference_extras)

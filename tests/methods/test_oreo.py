@@ -5,8 +5,9 @@ import torch
 from losses import assert_gradcheck, draws, gradients, made
 from tiny import arrange, policy, unit
 
-from upo.data.batch import Step, UnpairedBatch
-from upo.data.layout import Tokens
+from upo.data.batch import Step
+from upo.data.units import Unit
+from upo.data.views import UnpairedView
 from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO, later_sums, oreo_policy_loss, oreo_value_loss
 from upo.models.reference import FrozenReference
 
@@ -90,7 +91,7 @@ def test_responses_do_not_leak_into_each_other():
 
 def lines(method, *texts: str):
     tokenizer = method.policy.tokenizer
-    work = [Tokens([5], tuple([*tokenizer(t).input_ids, 2] for t in texts), unit([5], *([1],) * len(texts)).example)]
+    work = [Unit.of([5], tuple([*tokenizer(t).input_ids, 2] for t in texts), unit([5], *([1],) * len(texts)).example)]
     return arrange(work)
 
 
@@ -116,7 +117,7 @@ def test_terms_of_a_real_policy(kind):
     method.reference.model = policy(seed=1)
     method.configure_model()
     responses = lines(method, "One.\nTwo.", "Blue")
-    batch = UnpairedBatch(responses, torch.tensor([True, False]))
+    batch = UnpairedView(responses, torch.tensor([True, False]))
     logps = method.response_logps(responses, method.extras, method.reference_extras)
     terms = method.terms(batch, logps, {})
     starts = method.starts(responses)

@@ -7,22 +7,22 @@ import torch
 from attrs import evolve
 from losses import assert_gradcheck, draws, gradients, logps_of, made
 from losses import minus_log_sigmoid as ls
-from tiny import arrange, tokenizer, unit
+from tiny import batch_of, examples_of, tokenizer, unit
 
 from upo.data.example import Example, Response
 from upo.data.report import DataReport
 from upo.data.tokenize import Encoder
 from upo.methods.dpo import DPO
 from upo.methods.orpo import ORPO
-from upo.methods.rationale import RDPO, RORPO, RationaleBatch, rationale_loss
+from upo.methods.rationale import RDPO, RORPO, RationaleView, rationale_loss
 
 
-def batch() -> RationaleBatch:
+def batch() -> RationaleView():
     work = [
         evolve(unit([3, 4], [5, 6], [7]), contexts=(unit([3, 4, 5, 6, 7, 8], [9, 9, 9]),)),
         evolve(unit([3], [5], [7, 8]), contexts=(unit([3, 5, 7, 8, 8], [9]),)),
     ]
-    return RationaleBatch.collate(work, arrange, ())
+    return batch_of(work, RationaleView())
 
 
 LOGPS = logps_of([-40.0, -55.0, -30.0, -45.0, -60.0, -20.0], reference=[-42.0, -50.0, -31.0] * 2, lengths=[2, 1, 3] * 2,
@@ -83,11 +83,11 @@ def test_metrics_and_counts_leave_rationales_out():
 @pytest.mark.parametrize("prompt", ["Q: two and two?\n", ({"role": "user", "content": "Two and two?"},)])
 def test_the_rationale_answers_a_prompt_that_shows_both_responses(prompt):
     pair = Example(prompt, (Response("Four.", rank=0), Response("Five.", rank=1)), rationale="Counting gives four.")
-    (view,) = RationaleBatch.views(pair, 5)
-    (told,) = RationaleBatch.companions(view)
+    (view,) = examples_of(RationaleView(), pair, 5)
+    (told,) = RationaleView().companions(view)
     (tokens,) = Encoder(tokenizer()).encode([told], DataReport())
     decode = tokenizer().decode
     shown = decode(tokens.prompt)
     assert "wo and two?" in shown and "Four." in shown and "Five." in shown and "Counting" not in shown
     assert decode(tokens.responses[0]).strip() == "Counting gives four.<|end|>"
-    assert RationaleBatch.views(evolve(pair, rationale=None), 5) == []
+    assert examples_of(RationaleView(), evolve(pair, rationale=None), 5) == []

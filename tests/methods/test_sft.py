@@ -1,9 +1,10 @@
 """SFT."""
 
 import torch
-from tiny import arrange, plain_logps, policy, units
+from tiny import batch_of, plain_logps, policy, units
 
-from upo.data.batch import DemonstrationBatch, Step
+from upo.data.batch import Step
+from upo.data.views import DemonstrationView
 from upo.methods.sft import SFT, sft_loss
 
 
@@ -17,7 +18,7 @@ def test_the_loss_is_the_token_mean_over_the_step_however_it_is_cut():
     logps = torch.cat([plain_logps(method.policy, u.prompt, u.responses[0]) for u in work])
     counts = {"prompts": 4, "responses": 4, "tokens": 16}
     for cut in ([work], [work[:1], work[1:]], [[u] for u in work]):
-        batches = tuple(DemonstrationBatch(arrange(part)) for part in cut)
+        batches = tuple(batch_of(part, DemonstrationView()) for part in cut)
         loss = sum(method.loss_of(b, Step(batches, counts), {}, "train") for b in batches)
         torch.testing.assert_close(loss, -logps.mean())
         seen = method.collect("train")

@@ -7,15 +7,15 @@ import pytest
 import torch
 from attrs import evolve
 from losses import assert_finite_far_out, assert_gradcheck, draws, logps_of, made, minus_log_sigmoid
-from tiny import arrange, unit
+from tiny import batch_of, examples_of, unit
 
-from upo.data.batch import PairedBatch
 from upo.data.example import Example, Response
-from upo.data.layout import Tokens
 from upo.data.report import DataReport
 from upo.data.source import Source
+from upo.data.units import Unit
+from upo.data.views import PairedView
 from upo.methods.dpo import dpo_loss
-from upo.methods.soft_labels import SoftCDPO, SoftCIPO, SoftPairedBatch, soft_cdpo_loss, soft_cipo_loss
+from upo.methods.soft_labels import SoftCDPO, SoftCIPO, SoftPairedView, soft_cdpo_loss, soft_cipo_loss
 
 W, R = draws(2, 40)
 P = 0.5 + 0.5 * torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -90,28 +90,28 @@ def example(soft_label: float | None, n: int = 2) -> Example:
 
 
 def test_the_likelier_response_comes_first():
-    (same,) = SoftPairedBatch.views(example(0.9), 5)
+    (same,) = examples_of(SoftPairedView(), example(0.9), 5)
     assert [r.text for r in same.responses] == ["0", "1"] and same.soft_label == 0.9
-    (turned,) = SoftPairedBatch.views(example(0.25), 5)
+    (turned,) = examples_of(SoftPairedView(), example(0.25), 5)
     assert [r.text for r in turned.responses] == ["1", "0"] and turned.soft_label == 0.75
-    (even,) = SoftPairedBatch.views(example(0.5), 5)
+    (even,) = examples_of(SoftPairedView(), example(0.5), 5)
     assert [r.text for r in even.responses] == ["0", "1"]
 
 
 def test_what_has_no_soft_label_is_no_unit():
-    assert SoftPairedBatch.views(example(None), 5) == []
-    assert SoftPairedBatch.views(example(0.9, n=3), 5) == []
+    assert examples_of(SoftPairedView(), example(None), 5) == []
+    assert examples_of(SoftPairedView(), example(0.9, n=3), 5) == []
     with pytest.raises(ValueError, match="probability"):
-        SoftPairedBatch.views(example(66.0), 5)
+        examples_of(SoftPairedView(), example(66.0), 5)
 
 
 def test_labels_reach_the_loss_in_the_order_of_the_pairs():
     units = [unit([3], [4, 5], [6]), unit([7, 8], [9], [10])]
     units = [
-        Tokens(u.prompt, u.responses, evolve(u.example, soft_label=p)) for u, p in zip(units, (0.6, 1.0), strict=True)
+        Unit.of(u.prompt, u.responses, evolve(u.example, soft_label=p)) for u, p in zip(units, (0.6, 1.0), strict=True)
     ]
-    batch = SoftPairedBatch.collate(units, arrange, ())
-    assert isinstance(batch, PairedBatch) and batch.to("cpu").soft_labels.tolist() == pytest.approx([0.6, 1.0])
+    batch = batch_of(units, SoftPairedView())
+    assert isinstance(batch, PairedView()) and batch.to("cpu").soft_labels.tolist() == pytest.approx([0.6, 1.0])
     logps = logps_of([-4.0, -6.0, -3.0, -9.0], reference=[-5.0, -5.0, -5.0, -5.0], prompts=[0, 0, 1, 1])
     for kind, loss, options in ((SoftCDPO, soft_cdpo_loss, {"beta": 0.2}), (SoftCIPO, soft_cipo_loss, {"tau": 0.2})):
         (term,) = made(kind, **options).terms(batch, logps, {}).values()
@@ -123,5 +123,5 @@ def test_labels_reach_the_loss_in_the_order_of_the_pairs():
 def test_votes_of_three_annotators_on_real_pairs(shared):
     """PandaLM: 3:0, 2:0 with a tie, 2:1; the source leaves ties of the majority out."""
     examples = Source("pandalm", path=str(shared / "data/pairs/pandalm_testset_v1.jsonl.gz")).examples(DataReport())
-    views = [view for example in examples for view in SoftPairedBatch.views(example, 5)]
+    views = [view for example in examples for view in examples_of(SoftPairedView(), example, 5)]
     assert Counter(round(6 * view.soft_label) for view in views) == {6: 429, 5: 17, 4: 33}

@@ -5,17 +5,17 @@ import math
 import pytest
 import torch
 from losses import assert_gradcheck
-from tiny import tokenizer
+from tiny import data_of, examples_of, tokenizer
 
-from upo.data.batch import PairedBatch, Step
+from upo.data.batch import Step
 from upo.data.example import Example, Response
 from upo.data.keyphrases import key_phrases, without_key_phrases
 from upo.data.report import DataReport
 from upo.data.samplers import StepSampler
-from upo.data.steps import StepData
 from upo.data.tokenize import Encoder
+from upo.data.views import PairedView
 from upo.methods.dpo import DPO
-from upo.methods.spo_degree import DegreeBatch, SPODegree, degree_loss
+from upo.methods.spo_degree import DegreeView, SPODegree, degree_loss
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
 
@@ -42,10 +42,10 @@ def method(kind: type = SPODegree, **options):
     return made
 
 
-def steps(budget: int, kind: type = DegreeBatch) -> Step:
+def steps(budget: int, kind: type = DegreeView()) -> Step:
     examples = [pair(), pair(TEXT.replace("dog", "old grey dog"), "No."), pair("Some swim well.", TEXT)]
     views = [v for e in examples for v in kind.views(e, 5)]
-    data = StepData(
+    data = data_of(
         Encoder(tokenizer()).encode(views, DataReport()), kind, layout="packed", tokens_per_microbatch=budget,
         max_length=256, pad_id=0, rewards=(), seed=0,
     )  # fmt: skip
@@ -72,15 +72,15 @@ def test_shares_of_the_key_phrases_go_the_most_important_first():
 
 
 def test_copies_are_distinct_never_empty_and_know_their_degree():
-    (view,) = DegreeBatch.views(pair(), 5)
+    (view,) = examples_of(DegreeView(), pair(), 5)
     texts = [r.text for r in view.responses]
     assert texts[:2] == [TEXT, "Cats are fish."] and [r.rank for r in view.responses[:2]] == [0, 1]
     assert len(set(texts)) == len(texts) and all(texts)
     assert [r.attributes.get("copy_of") for r in view.responses] == [None, None, 0, 0, 0, 1, 1]
     assert [r.attributes.get("degree", 0) for r in view.responses] == [0, 0, 3, 2, 1, 3, 1]
-    (bare,) = DegreeBatch.views(pair("Paris", "Rome"), 5)
+    (bare,) = examples_of(DegreeView(), pair("Paris", "Rome"), 5)
     assert len(bare.responses) == 2, "nothing is left without the only phrase"
-    assert DegreeBatch.views(Example("p", (Response("a"), Response("b"))), 5) == []
+    assert DegreeView().views(Example("p", (Response("a"), Response("b"))), 5) == []
 
 
 def test_rows_of_pairs_and_copies():
@@ -121,7 +121,7 @@ def gradients(made, one: Step) -> tuple[float, dict[str, torch.Tensor]]:
 
 def test_gamma_0_is_dpo_and_leaves_the_head_alone():
     loss, found = gradients(method(gamma=0.0), steps(10_000))
-    expected, plain = gradients(method(DPO), steps(10_000, PairedBatch))
+    expected, plain = gradients(method(DPO), steps(10_000, PairedView()))
     assert loss == pytest.approx(expected, rel=1e-9)
     assert all((found.pop(name) == 0).all() for name in ("degree_head.weight", "degree_head.bias"))
     for name, gradient in plain.items():

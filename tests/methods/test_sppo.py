@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from losses import assert_finite_far_out, assert_gradcheck, draws, gradients, logps_of, made
-from tiny import arrange, unit
+from tiny import batch_of, examples_of, unit
 
 from upo.data.example import Example, Response
-from upo.data.layout import Tokens
-from upo.methods.sppo import SPPOHard, SPPOSoft, WinRateBatch, beats, sppo_loss
+from upo.data.units import Unit
+from upo.methods.sppo import SPPOHard, SPPOSoft, WinRateView, beats, sppo_loss
 
 W, R = draws(2, 30)
 RATES = torch.rand(2, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_gradcheck_signs_and_finite_far_out():
 
 
 def rates(*responses: Response, soft_label: float | None = None) -> dict[str, float]:
-    views = WinRateBatch.views(Example("p", responses, soft_label=soft_label), 5)
+    views = examples_of(WinRateView(), Example("p", responses, soft_label=soft_label), 5)
     assert len(views) <= 1
     return {r.text: r.attributes["win_rate"] for view in views for r in view.responses}
 
@@ -103,10 +103,10 @@ def test_rates_reach_the_loss():
 
     work = [unit([3], [4, 5], [6]), unit([7, 8], [9], [10])]
     work = [
-        Tokens(u.prompt, u.responses, u.example.with_responses(responses(*pq)))
+        Unit.of(u.prompt, u.responses, u.example.with_responses(responses(*pq)))
         for u, pq in zip(work, ((0.9, 0.2), (0.6, 0.5)), strict=True)
     ]
-    batch = WinRateBatch.collate(work, arrange, ())
+    batch = batch_of(work, WinRateView())
     assert batch.win_rates.tolist() == pytest.approx([0.9, 0.2, 0.6, 0.5])
     logps = logps_of([-4.0, -6.0, -3.0, -9.0], reference=[-5.0, -5.0, -5.0, -5.0], prompts=[0, 0, 1, 1])
     (soft,) = made(SPPOSoft, beta=0.1).terms(batch, logps, {}).values()

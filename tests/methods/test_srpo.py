@@ -10,7 +10,7 @@ from upo.data.example import Example, Response
 from upo.data.module import PreferenceData
 from upo.data.report import SourceReport
 from upo.methods.ipo import ipo_loss
-from upo.methods.srpo import IMPROVE, SRPO, SRPOBatch, generator_loss, improver_loss, improver_prompt
+from upo.methods.srpo import IMPROVE, SRPO, SRPOView, generator_loss, improver_loss, improver_prompt
 
 BETA = 0.1
 
@@ -95,7 +95,7 @@ def data(layout: str = "packed", **options) -> PreferenceData:
     examples = [Example(p, (Response(w, rank=0), Response(r, rank=1)), source="made") for p, w, r in pairs]
     module.examples = lambda: (examples, [])
     module.report.add("made", SourceReport(origin="here"))
-    module.prepare(tokenizer(), SRPOBatch)
+    module.prepare(tokenizer(), SRPOView())
     return module
 
 

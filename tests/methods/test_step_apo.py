@@ -4,11 +4,11 @@ import pytest
 import torch
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, gradients, logps_of, made
 from losses import minus_log_sigmoid as ls
-from tiny import arrange, unit
+from tiny import batch_of, examples_of, unit
 
 from upo.data.example import Example, Response
 from upo.methods.dpo import dpo_loss
-from upo.methods.step_apo import StepAPO, ValuedStepBatch, step_apo_loss
+from upo.methods.step_apo import StepAPO, ValuedStepView, step_apo_loss
 
 
 @pytest.mark.parametrize("fixture", [FIRST, SECOND])
@@ -52,10 +52,10 @@ def example(*scores: float | None) -> Example:
 
 
 def test_q_is_the_score_and_adding_a_constant_changes_nothing():
-    views = ValuedStepBatch.views(example(0.75, -0.5, 1.0), 5)
+    views = examples_of(ValuedStepView(), example(0.75, -0.5, 1.0), 5)
     assert [[r.text for r in v.responses] for v in views] == [["b\n", "x\n"], ["b\n", "z"]]
     tokens = [unit([5], [1, 2], [3, 2]).__class__([5], ([1, 2], [3, 2]), v) for v in views]
-    batch = ValuedStepBatch.collate(tokens, arrange, ())
+    batch = batch_of(tokens, ValuedStepView())
     assert batch.q_gap.tolist() == [1.25, -0.25]
     method = made(StepAPO, beta=0.5, alpha=2.0)
     terms = method.terms(batch, logps_of([-3.0, -5.0, -3.0, -5.0], reference=[-4.0] * 4, prompts=[0, 0, 1, 1]), {})
@@ -63,5 +63,5 @@ def test_q_is_the_score_and_adding_a_constant_changes_nothing():
 
 
 def test_unscored_steps_are_left_out():
-    assert ValuedStepBatch.views(example(None, -0.5), 5) == []
-    assert len(ValuedStepBatch.views(example(0.5, None, -0.5), 5)) == 1
+    assert examples_of(ValuedStepView(), example(None, -0.5), 5) == []
+    assert len(examples_of(ValuedStepView(), example(0.5, None, -0.5), 5)) == 1

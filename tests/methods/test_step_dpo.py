@@ -3,14 +3,13 @@
 import pytest
 import torch
 from losses import FIRST, SECOND, golden_pair, made
-from tiny import policy, tokenizer
+from tiny import data_of, examples_of, policy, tokenizer
 
 from upo.data.example import Example, Response
 from upo.data.report import DataReport
-from upo.data.steps import StepData
 from upo.data.tokenize import Encoder
 from upo.methods.dpo import DPO
-from upo.methods.step_dpo import StepDPO, StepPairedBatch
+from upo.methods.step_dpo import StepDPO, StepPairedView
 from upo.models.reference import FrozenReference
 
 
@@ -20,7 +19,7 @@ def pair(chosen: str, rejected: str, wrong: tuple[int, ...] = (), prompt="Q:\n")
 
 
 def step(*args, **kwargs) -> tuple[object, list[str], list[bool]] | None:
-    found = StepPairedBatch.views(pair(*args, **kwargs), 5)
+    found = examples_of(StepPairedView(), pair(*args, **kwargs), 5)
     if not found:
         return None
     return found[0].prompt, [r.text for r in found[0].responses], [r.complete for r in found[0].responses]
@@ -50,13 +49,13 @@ def test_solutions_that_only_go_on_give_nothing():
 
 def test_an_unfinished_last_thought_is_closed_by_its_line_end():
     thoughts = (Response("a\nb", rank=0, complete=False), Response("a\nc", rank=1, complete=False))
-    (view,) = StepPairedBatch.views(Example("Q:\n", thoughts), 5)
+    (view,) = examples_of(StepPairedView(), Example("Q:\n", thoughts), 5)
     assert [(r.text, r.complete) for r in view.responses] == [("b\n", False), ("c\n", False)]
 
 
 def test_only_the_last_step_has_an_eos():
     encoder = Encoder(tokenizer())
-    (view,) = StepPairedBatch.views(pair("a\nb", "a\nx\ny"), 5)
+    (view,) = examples_of(StepPairedView(), pair("a\nb", "a\nx\ny"), 5)
     (unit,) = encoder.encode([view], DataReport())
     assert [encoder.eos in ids for ids in unit.responses] == [True, False]
     assert encoder.tokenizer.decode(unit.responses[1]) == "x\n"
@@ -79,8 +78,8 @@ def test_equals_dpo_with_the_prefix_written_into_the_prompt(layout):
     for kind, example in ((StepDPO, whole), (DPO, sliced)):
         method = kind(policy(), FrozenReference(), beta=0.4)
         method.reference.model = policy(seed=1)
-        units = Encoder(method.policy.tokenizer).encode(method.batch_type.views(example, 5), DataReport())
-        data = StepData(units, method.batch_type, layout=layout, tokens_per_microbatch=64, max_length=128, pad_id=0,
+        units = Encoder(method.policy.tokenizer).encode(method.view.views(example, 5), DataReport())
+        data = data_of(units, method.view, layout=layout, tokens_per_microbatch=64, max_length=128, pad_id=0,
                         rewards=(), seed=0)  # fmt: skip
         batch = data.batch([0])
         logps = method.response_logps(batch.responses)

@@ -1,17 +1,18 @@
 """Losses over a whole step: equal to one batch on one rank, however the step is cut; rows gathered from ranks."""
 
 import socket
+from typing import Any
 
 import pytest
 import torch
 from attrs import evolve
 from conftest import _server
 from losses import draws
-from tiny import plain_logps, units
+from tiny import data_of, plain_logps, units
 
-from upo.data.batch import PairedBatch, Step
+from upo.data.batch import Step
 from upo.data.samplers import StepSampler
-from upo.data.steps import StepData
+from upo.data.views import PairedView
 from upo.methods.aot import AOTPaired, AOTUnpaired
 from upo.methods.common.stepwise import step_logps
 from upo.models.policy import Policy
@@ -54,9 +55,9 @@ def labelled() -> list:
     return work
 
 
-def step(kind: type, budget: int, rank: int = 0, world_size: int = 1, layout: str = "packed") -> Step:
-    data = StepData(
-        WORK if kind is PairedBatch else labelled(), kind, layout=layout, tokens_per_microbatch=budget, max_length=64,
+def step(kind: Any, budget: int, rank: int = 0, world_size: int = 1, layout: str = "packed") -> Step:
+    data = data_of(
+        WORK if kind == PairedView() else labelled(), kind, layout=layout, tokens_per_microbatch=budget, max_length=64,
         pad_id=0, rewards=(), seed=3,
     )  # fmt: skip
     (plan,) = StepSampler(
@@ -116,7 +117,7 @@ def run(made, whole: Step) -> tuple[float, list[torch.Tensor]]:
 @pytest.mark.parametrize(("kind", "slow"), [("paired", slow_paired), ("unpaired", slow_unpaired)])
 def test_loss_and_gradient_are_those_of_the_whole_step(kind, slow, budget, layout, request):
     made = request.getfixturevalue(kind)
-    one = step(made.batch_type, budget, layout=layout)
+    one = step(made.view, budget, layout=layout)
     if layout == "packed":
         assert len(one.micro_batches) == {1: 5, 24: 3, 10_000: 1}[budget]
     expected = slow(made)
@@ -133,12 +134,12 @@ def test_loss_and_gradient_are_those_of_the_whole_step(kind, slow, budget, layou
 def test_fillers_do_not_count_and_ask_no_reference(kind, place, request, monkeypatch):
     """Wherever a filler stands among the micro-batches."""
     made = request.getfixturevalue(kind)
-    ranks = [step(made.batch_type, 1, rank, 2) for rank in range(2)]
+    ranks = [step(made.view, 1, rank, 2) for rank in range(2)]
     every = [b for r in ranks for b in r.micro_batches if not b.filler]
     (filler,) = (b for r in ranks for b in r.micro_batches if b.filler)
     every.insert(place % (len(every) + 1), filler)
     joined = Step(tuple(every), ranks[0].counts)
-    expected, gradients = run(made, step(made.batch_type, 10_000))
+    expected, gradients = run(made, step(made.view, 10_000))
     statistics = made.statistics(joined)
     monkeypatch.setattr(made.reference, "logps", None)  # sharded ranks must run the same forwards, fillers or not
     made.policy.zero_grad()
@@ -151,13 +152,13 @@ def test_fillers_do_not_count_and_ask_no_reference(kind, place, request, monkeyp
 
 
 def test_a_rank_with_fillers_alone_has_no_rows(paired):
-    one = step(PairedBatch, 10_000)
+    one = step(PairedView(), 10_000)
     rows = step_logps(paired, Step((evolve(one.micro_batches[0], filler=True),), one.counts))
     assert rows.logps.shape == rows.lengths.shape == rows.logratio.shape == (0,)
 
 
 def test_step_logps_are_those_of_the_micro_batches_in_order(paired):
-    one = step(PairedBatch, 24)
+    one = step(PairedView(), 24)
     rows = step_logps(paired, one)
     parts = [paired.response_logps(b.responses) for b in one.micro_batches]
     torch.testing.assert_close(rows.logratio, torch.cat([p.logratio for p in parts]).detach())
@@ -166,7 +167,7 @@ def test_step_logps_are_those_of_the_micro_batches_in_order(paired):
 
 
 def test_validation_runs_in_inference_mode(paired):
-    one = step(PairedBatch, 24)
+    one = step(PairedView(), 24)
     expected, _ = run(paired, one)
     with torch.inference_mode():
         statistics = paired.statistics(one)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from losses import FIRST, SECOND
-from tiny import arrange, plain_logps, policy, units
+from tiny import arrange, batch_of, plain_logps, policy, units
 
-from upo.data.batch import PairedBatch
+from upo.data.views import PairedView
 from upo.methods.dpo import dpo_loss
 from upo.methods.tdpo import TDPO1, TDPO2, tdpo1_loss, tdpo2_loss
 from upo.models.reference import FrozenReference
@@ -98,7 +98,7 @@ def method(kind: type[TDPO1], moved: bool):
 def test_a_model_against_full_logits(kind, layout):
     """Value, and gradient of every parameter, through Hugging Face's own logits, one sequence at a time."""
     made = method(kind, True)
-    batch = PairedBatch(arrange(WORK, layout))
+    batch = batch_of(WORK, layout, PairedView())
     logps = made.response_logps(batch.responses, made.extras)
     ours = made.loss(logps[0::2], logps[1::2])
     expected = []

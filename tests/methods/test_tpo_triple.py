@@ -6,11 +6,11 @@ import pytest
 import torch
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, gradients, logps_of, made
 from losses import minus_log_sigmoid as ls
-from tiny import arrange, unit, units
+from tiny import batch_of, examples_of, unit, units
 
 from upo.data.example import Example, Response
 from upo.methods.dpo import dpo_loss
-from upo.methods.tpo_triple import TPO, TPOL, TripleBatch, tpo_loss
+from upo.methods.tpo_triple import TPO, TPOL, TripleView, tpo_loss
 
 
 @pytest.mark.parametrize(("fixture", "average"), [(FIRST, 1.037488), (SECOND, 1.103186)])
@@ -21,9 +21,9 @@ def test_golden_values(fixture, average):
     assert tpo_loss(w / 20, r / 25, beta=2.0, gamma=1.0).item() == pytest.approx(average, abs=5e-7)
 
 
-def batch() -> TripleBatch:
+def batch() -> TripleView():
     """Two triples of unequal lengths."""
-    return TripleBatch(arrange(units([(3, [4, 2, 5]), (2, [1, 3, 2])])))
+    return batch_of(units([(3, [4, 2, 5]), (2, [1, 3, 2])]), TripleView())
 
 
 LOGPS = logps_of([-8.0, -3.0, -5.0, -1.0, -6.0, -4.0], lengths=[4, 2, 5, 1, 3, 2], prompts=[0, 0, 0, 1, 1, 1])
@@ -82,7 +82,7 @@ def test_metrics_compare_chosen_with_rejected_alone():
 def triple(**fields: list) -> list[str] | None:
     (name, marks), *_ = fields.items()
     example = Example("x", tuple(Response(f"r{i}", **{name: mark}) for i, mark in enumerate(marks)))
-    views = TripleBatch.views(example, 5)
+    views = examples_of(TripleView(), example, 5)
     return [r.text for r in views[0].responses] if views else None
 
 
@@ -96,13 +96,13 @@ def test_gold_is_the_best_chosen_the_next_and_rejected_the_worst():
 
 
 def test_a_pair_that_was_cut_to_equal_tokens_contradicts():
-    assert TripleBatch.contradicts(unit([5], [1, 2], [3, 2], [3, 2]))
-    assert not TripleBatch.contradicts(unit([5], [3, 2], [3, 2], [1, 2])), "gold may be the chosen one"
+    assert TripleView().contradicts(unit([5], [1, 2], [3, 2], [3, 2]))
+    assert not TripleView().contradicts(unit([5], [3, 2], [3, 2], [1, 2])), "gold may be the chosen one"
 
 
 def test_one_token_with_log_prob_near_0():
     logps = torch.tensor([-1e-9, -1e-9, -1e4], requires_grad=True)
-    one = TripleBatch(arrange([unit([5], [1], [2], [3])]))
+    one = batch_of([unit([5], [1], [2], [3])], TripleView())
     for kind in (TPO, TPOL):
         terms = made(kind).terms(one, logps_of(logps, prompts=[0, 0, 0]), {})
         total = sum(t.scale * t.values.sum() for t in terms.values())

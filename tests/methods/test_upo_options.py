@@ -7,18 +7,18 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from attrs import evolve
-from tiny import units
+from tiny import data_of, units
 from training import fit, make, pairs_file, resumed_equals_uninterrupted
 
 import upo.methods.kto
 import upo.methods.upo
-from upo.data.batch import PairedBatch, Step
+from upo.data.batch import Step
 from upo.data.samplers import StepSampler
-from upo.data.steps import StepData
+from upo.data.views import PairedView
 from upo.functional.value_losses import Expectile
 from upo.methods.common.value_head import ValueHead, ValueHeads
 from upo.methods.ipo import ipo_loss
-from upo.methods.kto import KTOBatch
+from upo.methods.kto import KTOView
 from upo.methods.upo import UPO, UPOIPO, AuxiliaryRewards, advantage_weights
 from upo.methods.upo_controls import AuxiliaryOnly, UPOShuffled
 from upo.models.policy import Policy
@@ -64,8 +64,8 @@ def method(kind: type[AuxiliaryRewards] = UPO, **options) -> AuxiliaryRewards:
 
 
 def step(made, budget: int = 10_000, rank: int = 0, world_size: int = 1, layout: str = "packed") -> Step:
-    kind = made.batch_type if made.batch_type is PairedBatch else KTOBatch
-    data = StepData(
+    kind = made.view if made.view is PairedView() else KTOView()
+    data = data_of(
         work(), kind, layout=layout, tokens_per_microbatch=budget, max_length=64, pad_id=0,
         rewards=tuple(COLUMNS), seed=3,
     )  # fmt: skip

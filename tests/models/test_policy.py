@@ -8,10 +8,11 @@ import torch
 from tiny import SHAPES, arrange, plain_logps, policy, tokenizer, units
 from torch.nn.functional import layer_norm, rms_norm
 
-from upo.data.layout import Responses, Tokens, lay_out
+from upo.data.layout import Responses, lay_out
 from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.data.tokenize import Encoder, fit
+from upo.data.units import Unit
 from upo.errors import UserError
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference, Reference
@@ -21,7 +22,7 @@ WORK = units([(3, [9, 2]), (5, [1]), (1, [4, 14, 7, 1, 2]), (20, [2, 3]), (1, [1
 """K = 1, 2, 3, 5; prompts of one token, responses of one token, several units in a row."""
 
 
-def alone(model: Policy, work: list[Tokens]) -> torch.Tensor:
+def alone(model: Policy, work: list[Unit]) -> torch.Tensor:
     """Log-probs of all response tokens, in the order of `targets`."""
     return torch.cat([plain_logps(model, u.prompt, r) for u in work for r in u.responses])
 
@@ -98,7 +99,7 @@ def test_the_order_of_units_and_responses_does_not_matter(layout):
     model = policy(dtype="float64")
     straight = model(arrange(WORK, layout), ("prompt_hidden",))
     order = [3, 0, 5, 2, 4, 1]
-    turned = [Tokens(WORK[i].prompt, WORK[i].responses[::-1], WORK[i].example) for i in order]
+    turned = [Unit.of(WORK[i].prompt, WORK[i].responses[::-1], WORK[i].example) for i in order]
     out = model(arrange(turned, layout), ("prompt_hidden",))
     ends = torch.tensor([len(u.responses) for u in WORK]).cumsum(0).tolist()
     by_unit = [straight["logps"][e - len(u.responses) : e] for e, u in zip(ends, WORK, strict=True)]
@@ -122,7 +123,7 @@ def test_a_response_sees_neither_its_neighbours_nor_other_prompts():
     model = policy(dtype="float64")
     before = model(arrange(WORK))["logps"]
     changed = copy.copy(WORK)
-    changed[2] = Tokens(WORK[2].prompt, (WORK[2].responses[0], [9, 8, 7, 6], *WORK[2].responses[2:]), WORK[2].example)
+    changed[2] = Unit.of(WORK[2].prompt, (WORK[2].responses[0], [9, 8, 7, 6], *WORK[2].responses[2:]), WORK[2].example)
     moved = (model(arrange(changed))["logps"] - before).abs() > 1e-10
     assert moved.nonzero().flatten().tolist() == [4]
 
@@ -159,7 +160,7 @@ def test_autocast_computes_in_bf16_and_sums_in_fp32():
 
 
 @pytest.fixture(scope="module")
-def hh(shared, stories260k) -> list[Tokens]:
+def hh(shared, stories260k) -> list[Unit]:
     """Pairs as an experiment has them, cut where they are too long."""
     source = Source("hh", local=str(shared / "data/hh/helpful-base.test.jsonl.gz"), limit=24)
     report = DataReport()

@@ -78,12 +78,12 @@ def policy_of(work: Work) -> Any:
 def units(work: Work) -> list[Any]:
     """One block's rows as tokens, with ranks and one auxiliary reward."""
     from upo.data.example import Example, Response
-    from upo.data.layout import Tokens
+    from upo.data.units import Unit
 
     eos, made = tokenizer().eos_token_id, []
     for i, (prompt, responses) in enumerate(rows(work, work.pairs * work.steps)):
         known = tuple(Response(str(k), rank=k, rewards={"r": (i + k) % 3 / 2}) for k in range(len(responses)))
-        made.append(Tokens(prompt, tuple([*r, eos] for r in responses), Example(f"prompt {i}", known)))
+        made.append(Unit.of(prompt, tuple([*r, eos] for r in responses), Example(f"prompt {i}", known)))
     return made
 
 
@@ -93,7 +93,9 @@ def forward(work: Work, clock: Clock) -> None:
 
     policy, every, budget = policy_of(work), units(work), 4096
     steps = [every[i : i + work.pairs] for i in range(0, len(every), work.pairs)]
-    batches = [lay_out(u, work.layout, row_tokens=budget, pad_id=3).to(work.device) for u in steps]
+    batches = [
+        lay_out([unit.groups[0] for unit in u], work.layout, row_tokens=budget, pad_id=3).to(work.device) for u in steps
+    ]
     clock.resident()
     while True:
         for batch in batches:
@@ -106,22 +108,23 @@ def forward(work: Work, clock: Clock) -> None:
 def upo(work: Work, clock: Clock) -> None:
     """The method as `upo.fit` runs it, without checkpoints and progress bar."""
     import lightning.pytorch as pl
+    from attrs import evolve
 
     import upo.methods as methods
     from upo.data.module import PreferenceData
-    from upo.data.steps import StepData
+    from upo.data.partners import with_partners
+    from upo.data.rounds import Round, Split
     from upo.models.reference import FrozenReference
 
     class Rows(PreferenceData):
-        def prepare(self, tokenizer: Any, batch_type: Any, rewards: Iterable[str] = (), context: Any = None) -> None:
-            every = units(work)
-            for i, unit in enumerate(every):
-                (example,) = batch_type.views(unit.example, 1)
-                every[i] = type(unit)(unit.prompt, unit.responses, example)
-            budget = self.tokens_per_microbatch
-            options = {"max_length": 8192, "pad_id": 3, "rewards": tuple(rewards), "seed": 0}
-            self.train = StepData(every, batch_type, layout=self.layout, tokens_per_microbatch=budget, **options)
-            self.val = StepData([], batch_type, layout=self.layout, tokens_per_microbatch=budget, **options)
+        def prepare(self, tokenizer: Any, view: Any, rewards: Iterable[str] = (), context: Any = None) -> None:
+            made = []
+            for unit in units(work):
+                ((draft,), measured) = view.drafts(unit.example, 1), [r.rewards["r"] for r in unit.example.responses]
+                made.append(evolve(unit, example=draft.example, columns=dict.fromkeys(rewards, measured)))
+            self.pad_id, self.columns = 3, tuple(rewards)
+            self.read = Round(Split.of(with_partners(made, view, 0, 8192), view), Split(()))
+            self.use(self.read)
 
     class Block(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -64,7 +64,8 @@ class RunFolder(SaveConfigCallback):
         if taken < trainer.num_training_batches:
             # A run that max_steps ends within an epoch counts it as processed, and a resume would skip its rest; after
             # a resume at the end of an epoch the next one is not counted as begun.
-            epoch = (trainer.global_step - taken) // trainer.num_training_batches
+            first = trainer.global_step - taken
+            epoch = trainer.datamodule.epochs_before(first, trainer.num_training_batches)  # type: ignore[attr-defined]
             for counts in loop["epoch_progress"].values():
                 counts |= {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
 

@@ -3,14 +3,12 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from attrs import fields
 
-from upo.data.batch import Batch, Step
+from upo.data.batch import Step
 from upo.data.layout import Responses
 from upo.runtime.collectives import max_over_ranks, sum_over_ranks
 from upo.runtime.flops import Cost, prompt_lengths, rate_of
@@ -83,21 +81,15 @@ def needed(step: Step, cost: Cost, reference: bool) -> int:
     """Operations of this rank's share of a step.
 
     The scored responses go forward and backward, and forward once more through a live reference; what else a batch
-    brings along (KTO's borrowed responses) only forward.
+    brings along (KTO's mismatched responses) only forward.
     """
     total = 0
     for batch in (m for m in step.micro_batches if not m.filler):
         live = int(reference and batch.responses.reference_logps is None)
-        for i, responses in enumerate(_all_responses(batch)):
-            total += cost.of_responses(responses) * ((1 if i else 3) + live)
+        total += cost.of_responses(batch.responses) * (3 + live)
+        if batch.mismatched is not None:
+            total += cost.of_responses(batch.mismatched) * (1 + live)
     return total
-
-
-def _all_responses(batch: Batch) -> Iterator[Responses]:
-    """Those that are scored, then the others."""
-    yield batch.responses
-    others = (getattr(batch, a.name) for a in fields(type(batch)) if a.name != "responses")
-    yield from (x for x in others if isinstance(x, Responses))
 
 
 def peak_gib(device: torch.device) -> float:

@@ -87,7 +87,7 @@ def _model(found: Found) -> dict[str, str]:
 
 def _schedule(found: Found, card: Gpu | None) -> dict[str, str]:
     cli, data, shape = found.cli, found.cli.datamodule, found.shape
-    trainer, unit = cli.config.trainer, cli.model.batch_type.unit
+    trainer, unit = cli.config.trainer, cli.model.view.noun
     steps, (warm, rate) = found.steps, found.warm_up
     values = {
         "examples": f"about {found.units[0]:,.0f} {unit} to train on, {found.units[1]:,.0f} held out",

@@ -41,7 +41,7 @@ def prepare_sample(data: PreferenceData, method: Method) -> tuple[float, float]:
     every = train[:: max(1, len(train) // EXAMPLES)][:EXAMPLES], held_out[: EXAMPLES // 16]
     data.examples = lambda: every
     policy = method.policy
-    data.prepare(policy.tokenizer, method.batch_type, method.rewards, policy.context)
+    data.prepare(policy.tokenizer, method.view, method.rewards, policy.context)
     return len(data.train) * len(train) / len(every[0]), len(data.val) * len(held_out) / max(1, len(every[1]))
 
 

@@ -3,14 +3,14 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from upo.data.batch import preference
 from upo.data.example import Response, prompt_key
-from upo.data.layout import Tokens
 from upo.data.samplers import StepSampler
+from upo.data.units import Unit
+from upo.data.views import preference
 from upo.errors import UserError
 
 
-def stages_of(units: Sequence[Tokens]) -> list[int]:
+def stages_of(units: Sequence[Unit]) -> list[int]:
     """The stage of each pair: 0 for the widest gap of its prompt, 1 for the next narrower one, ...; a pair alone has 0.
 
     Raises:
@@ -38,7 +38,7 @@ class CurriculumSampler(StepSampler):
     def stages(self) -> list[list[int]]:
         """Units by stage."""
         if not hasattr(self, "_stages"):
-            stage = stages_of(self.units)
+            stage = stages_of(self.split.units)
             self._stages = [[i for i, s in enumerate(stage) if s == k] for k in range(max(stage) + 1)]
         return self._stages
 

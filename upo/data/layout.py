@@ -11,7 +11,8 @@ A response's last token (EOS) is a target and never an input: nothing is predict
 Batches are `attrs` classes: Lightning's precision plugins walk into dataclasses and would cast float columns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Any, Literal, Self
 
 import torch
@@ -19,30 +20,9 @@ from attrs import evolve, fields, frozen
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from upo.data.example import Example
+from upo.data.units import Group
 
 Layout = Literal["packed", "padded"]
-
-
-@frozen
-class Tokens:
-    """One unit of training: a prompt and K responses as token ids, with the example that they came from."""
-
-    prompt: list[int]
-    responses: tuple[list[int], ...]
-    example: Example
-    contexts: tuple["Tokens", ...] = ()
-    """What the batch type asks for beside it: the responses under other prompts (`Batch.contexts`), `companions`."""
-
-    @property
-    def parts(self) -> tuple["Tokens", ...]:
-        """This prompt and the further ones, each by itself."""
-        return (evolve(self, contexts=()), *self.contexts)
-
-    @property
-    def cost(self) -> int:
-        """Input tokens of this unit in the packed layout."""
-        return len(self.prompt) + sum(len(r) - 1 for r in self.responses) + sum(c.cost for c in self.contexts)
 
 
 class Movable:
@@ -56,6 +36,8 @@ class Movable:
                 return x._map(f)
             if isinstance(x, tuple):
                 return tuple(apply(y) for y in x)
+            if isinstance(x, Mapping):
+                return {name: apply(y) for name, y in x.items()}
             return x
 
         return evolve(self, **{a.name: apply(getattr(self, a.name)) for a in fields(type(self)) if a.init})  # type: ignore[misc]
@@ -119,25 +101,17 @@ class Responses(Movable):
         return sums / torch.bincount(prompt[own], minlength=number)[:, None]
 
 
-def lay_out(
-    units: Sequence[Tokens],
-    layout: Layout,
-    *,
-    row_tokens: int,
-    pad_id: int,
-    rewards: Sequence[str] = (),
-) -> Responses:
-    """Puts units into the packed or the padded layout; responses keep their order, prompt by prompt.
+def lay_out(groups: Sequence[Group], layout: Layout, *, row_tokens: int, pad_id: int) -> Responses:
+    """Puts groups into the packed or the padded layout; responses keep their order, prompt by prompt.
 
     Args:
-        row_tokens: wished length of a packed row, in tokens; a longer unit makes all rows as long as itself.
+        row_tokens: wished length of a packed row, in tokens; a longer group makes all rows as long as itself.
         pad_id: fills rows up; any id will do, masks come from lengths.
-        rewards: names of auxiliary rewards to bring along as columns.
     """
     if layout == "packed":
-        pieces, places, width = _pack(units, row_tokens)
+        pieces, places, width = _pack(groups, row_tokens)
     else:
-        pieces, places, width = _pad(units)
+        pieces, places, width = _pad(groups)
     rows = 1 + max(place // width for place in places)
     input_ids = torch.full((rows * width,), pad_id)
     position_ids = torch.zeros(rows * width, dtype=torch.long)
@@ -148,25 +122,25 @@ def lay_out(
     lengths: list[int] = []
     prompt_index: list[int] = []
     prompt_end: dict[int, int] = {}
-    for (b, prompt, responses), start in zip(pieces, places, strict=True):
+    for (b, prompt, responses, masks), start in zip(pieces, places, strict=True):
         end = start + len(prompt)
         tokens, positions, owner = list(prompt), list(range(len(prompt))), [-1] * len(prompt)
         prompt_end.setdefault(b, end - 1)
-        for response in responses:
+        for response, mask in zip(responses, masks, strict=True):
             body = response[:-1]
-            predict += [end - 1, *range(start + len(tokens), start + len(tokens) + len(body))]
+            before = [end - 1, *range(start + len(tokens), start + len(tokens) + len(body))]
             owner += [len(lengths)] * len(body)
             positions += range(len(prompt), len(prompt) + len(body))
             tokens += body
-            targets += response
-            lengths.append(len(response))
+            predict += before if mask is None else compress(before, mask)
+            targets += response if mask is None else compress(response, mask)
+            lengths.append(len(response) if mask is None else sum(map(bool, mask)))
             prompt_index.append(b)
         place = slice(start, start + len(tokens))
         input_ids[place] = torch.tensor(tokens)
         position_ids[place] = torch.tensor(positions)
         prompt_of[place] = b
         response_of[place] = torch.tensor(owner)
-    columns = [[r.rewards[name] for name in rewards] for u in units for r in u.example.responses]
     length = torch.tensor(lengths)
     return Responses(
         *(x.view(rows, width) for x in (input_ids, position_ids, prompt_of, response_of)),
@@ -175,30 +149,36 @@ def lay_out(
         row=torch.repeat_interleave(torch.arange(len(lengths)), length),
         lengths=length,
         prompt_index=torch.tensor(prompt_index),
-        prompt_end=torch.tensor([prompt_end[b] for b in range(len(units))]),
+        prompt_end=torch.tensor([prompt_end[b] for b in range(len(groups))]),
         layout=layout,
-        rewards=torch.tensor(columns, dtype=torch.float32) if rewards else None,
     )
 
 
-def _pack(units: Sequence[Tokens], row_tokens: int) -> tuple[list, list[int], int]:
-    """Best fit, longest first; pieces stay in the order of the units."""
-    width = max(row_tokens, max(u.cost for u in units))
+def _masks(group: Group) -> Sequence[Sequence[bool] | None]:
+    return group.scored or (None,) * len(group.responses)
+
+
+def _pack(groups: Sequence[Group], row_tokens: int) -> tuple[list, list[int], int]:
+    """Best fit, longest first; pieces stay in the order of the groups."""
+    costs = [group.cost for group in groups]
+    width = max(row_tokens, *costs)
     free: list[int] = []
-    places = [0] * len(units)
-    for i in sorted(range(len(units)), key=lambda i: -units[i].cost):
-        fits = [j for j, room in enumerate(free) if room >= units[i].cost]
+    places = [0] * len(groups)
+    for i in sorted(range(len(groups)), key=lambda i: -costs[i]):
+        fits = [j for j, room in enumerate(free) if room >= costs[i]]
         j = min(fits, key=lambda j: free[j]) if fits else len(free)
         if not fits:
             free.append(width)
         places[i] = j * width + width - free[j]
-        free[j] -= units[i].cost
+        free[j] -= costs[i]
     used = width - min(free)  # rows are no longer than the fullest one
     places = [place // width * used + place % width for place in places]
-    return [(b, u.prompt, u.responses) for b, u in enumerate(units)], places, used
+    return [(b, g.prompt, g.responses, _masks(g)) for b, g in enumerate(groups)], places, used
 
 
-def _pad(units: Sequence[Tokens]) -> tuple[list, list[int], int]:
-    pieces = [(b, u.prompt, (r,)) for b, u in enumerate(units) for r in u.responses]
-    width = max(len(prompt) + len(response) - 1 for _, prompt, (response,) in pieces)
+def _pad(groups: Sequence[Group]) -> tuple[list, list[int], int]:
+    pieces = [
+        (b, g.prompt, (r,), (m,)) for b, g in enumerate(groups) for r, m in zip(g.responses, _masks(g), strict=True)
+    ]
+    width = max(len(prompt) + len(response) - 1 for _, prompt, (response,), _ in pieces)
     return pieces, [i * width for i in range(len(pieces))], width

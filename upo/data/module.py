@@ -8,26 +8,30 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from attrs import evolve
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
-from upo.data.batch import Batch
+from upo.data.annotate import annotate
+from upo.data.codec import TextCodec
 from upo.data.example import Example, prompt_key
-from upo.data.layout import Layout, Tokens
+from upo.data.feeding import Feeding
+from upo.data.layout import Layout
+from upo.data.preparation import split_of
 from upo.data.relabel import relabel
 from upo.data.report import DataReport
 from upo.data.rewards import Reward, fit_all
+from upo.data.rounds import Feed, Round, Split
 from upo.data.samplers import StepSampler
 from upo.data.source import Source
 from upo.data.split import mix, split_by_prompt
 from upo.data.steps import StepData
-from upo.data.tokenize import Encoder, Overlong, fit
+from upo.data.tokenize import Limits, Overlong
+from upo.data.views import View
 from upo.errors import UserError
 
 
 class PreferenceData(pl.LightningDataModule):
-    """Sources -> examples -> auxiliary rewards -> tokens -> optimizer steps of the batch type that the method eats."""
+    """Sources -> examples -> auxiliary rewards -> tokens -> optimizer steps of the view that the method has."""
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class PreferenceData(pl.LightningDataModule):
         tokens_per_microbatch: PositiveInt = 8192,
         layout: Layout = "packed",
         sampler: type[StepSampler] = StepSampler,
+        feed: Feed | None = None,
         split_seed: int = 0,
         seed: int = 0,
         workers: NonNegativeInt = 0,
@@ -72,6 +77,7 @@ class PreferenceData(pl.LightningDataModule):
             layout: packed stores a prompt once for all its responses; padded is its simple twin.
             sampler: class that orders the training units, e.g. upo.data.curriculum.CurriculumSampler; by default they
                 are shuffled.
+            feed: makes the training units of each round anew (upo.data.rounds.Feed); null passes through what was read.
             split_seed: of the split, the mixing and KTO's partners: runs of different `seed_everything` share them.
             seed: of the order of steps; set by `seed_everything`.
             workers: processes that prepare batches.
@@ -84,7 +90,7 @@ class PreferenceData(pl.LightningDataModule):
         self.max_pairs_per_prompt = max_pairs_per_prompt
         self.pairs_per_step, self.tokens_per_microbatch = pairs_per_step, tokens_per_microbatch
         self.layout: Layout = layout
-        self.sampler = sampler
+        self.sampler, self.feeding = sampler, feed and Feeding(feed)
         self.split_seed, self.seed, self.workers = split_seed, seed, workers
         self.report = DataReport()
 
@@ -102,12 +108,11 @@ class PreferenceData(pl.LightningDataModule):
             train.append(([e for e in examples if prompt_key(e.prompt) not in held_out], source.weight))
         return mix(train, self.split_seed), [e for e in known if prompt_key(e.prompt) in held_out]
 
-    def prepare(
-        self, tokenizer: Any, batch_type: type[Batch], rewards: Sequence[str] = (), context: int | None = None
-    ) -> None:
+    def prepare(self, tokenizer: Any, view: View, rewards: Sequence[str] = (), context: int | None = None) -> None:
         """Reads, measures and tokenises everything; afterwards the loaders are ready.
 
         Args:
+            view: what the method sees of an example.
             rewards: names of the auxiliary rewards that the method reads.
             context: positions that the model has, in tokens.
         """
@@ -120,78 +125,65 @@ class PreferenceData(pl.LightningDataModule):
             )
         if missing := [name for name in self.relabel if name not in self.rewards]:
             raise UserError(f"`data.relabel` weighs {missing}, which `data.rewards` lacks: {list(self.rewards)}")
+        codec = TextCodec(tokenizer, self.tokens_cache)
+        self.report, self.made_for = DataReport(), (codec.fingerprint, view, tuple(rewards))
         train, validation = self.examples()
         self.held_out = validation
         if rewards or self.relabel:
-            from upo.data.annotate import annotate
-
             wanted = {name: self.rewards[name] for name in (*rewards, *self.relabel)}
             fit_all(wanted, train, validation, self.rewards_cache)
             train, validation = (annotate(x, wanted, self.rewards_cache) for x in (train, validation))
         if self.relabel:
             train, validation = relabel(train, validation, self.relabel, self.report)
-        encoder = Encoder(tokenizer, self.tokens_cache)
-        self.train = self._split("train", train, encoder, batch_type, rewards)
-        self.val = self._split("validation", validation, encoder, batch_type, rewards)
-        if not len(self.train):
+        self.pad_id, self.columns = codec.pad_id, tuple(rewards)
+        limits = Limits(self.max_length, self.max_response, self.overlong, codec.bos)
+        options = {"rewards": rewards, "max_pairs": self.max_pairs_per_prompt, "seed": self.split_seed}
+        self.read = Round(
+            split_of(train, view, codec, limits, self.report, side="train", **options),
+            split_of(validation, view, codec, limits, self.report, side="validation", **options),
+        )
+        if not len(self.read.train):
             dropped = {name: part["dropped"] for name, part in self.report.to_dict().items()}
             raise UserError(
-                f"nothing to train on: the method wants a {batch_type.wants} that fits into "
+                f"nothing to train on: the method wants a {view.wants} that fits into "
                 f"max_length={self.max_length}; what was dropped: {json.dumps(dropped)}"
             )
+        self.use(self.read)
 
-    def _split(
-        self, name: str, examples: list[Example], encoder: Encoder, batch_type: type[Batch], rewards: Sequence[str]
-    ) -> StepData:
-        views = []
-        for example in examples:
-            mine = batch_type.views(example, self.max_pairs_per_prompt)
-            if not mine:
-                self.report.drop(example.source, f"no {batch_type.wants}")
-            views += mine
-        units = []
-        for tokens in encoder.encode(views, self.report):
-            unit = self._fit(tokens, encoder, self.overlong)
-            if unit is not None and (prompts := encoder.prompts(batch_type.contexts(unit.example))):
-                under = [Tokens(prompt, unit.responses, unit.example) for prompt in prompts]
-                cut = [how for how in self.overlong if how != "truncate_response"]  # they are the same everywhere
-                contexts = [x for u in under if (x := self._fit(u, encoder, cut)) is not None]
-                unit = evolve(unit, contexts=tuple(contexts)) if len(contexts) == len(under) else None
-            if unit is not None and (others := batch_type.companions(unit.example)):
-                made = [self._fit(x, encoder, self.overlong) for x in encoder.encode(others, self.report)]
-                found = tuple(x for x in made if x is not None)
-                unit = evolve(unit, contexts=found) if len(found) == len(others) else None
-            if unit is not None and batch_type.contradicts(unit):
-                self.report.drop(tokens.example.source, "equal tokens, different preference")
-            elif unit is not None:
-                units.append(unit)
-                self.report.keep(tokens.example.source, kind=f"{name} {batch_type.unit}")
-        tokenizer = encoder.tokenizer
+    def use(self, round: Round) -> None:
+        """Loaders give this round's steps from now on."""
+        self.round = round
+        self.train, self.val = self._steps(round.train), self._steps(round.val)
+
+    def _steps(self, split: Split) -> StepData:
         return StepData(
-            units,
-            batch_type,
+            split,
             layout=self.layout,
             tokens_per_microbatch=self.tokens_per_microbatch,
-            max_length=self.max_length,
-            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            rewards=rewards,
-            seed=self.split_seed,
+            pad_id=self.pad_id,
+            rewards=self.columns,
         )
-
-    def _fit(self, tokens: Tokens, encoder: Encoder, overlong: Sequence[Overlong]) -> Tokens | None:
-        limits = {"max_length": self.max_length, "max_response": self.max_response}
-        return fit(tokens, **limits, overlong=overlong, bos=encoder.bos, report=self.report)
 
     # ---- Lightning -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        if hasattr(self, "train"):
-            if stage == "fit":  # another run, which drops its own
-                for split in (self.train, self.val):
-                    split.units, split.rewards = split.as_read
-            return
+        """Reads the data for the Trainer's method; what was made for one that sees the same serves it too."""
         method = self.trainer.lightning_module
-        self.prepare(method.policy.tokenizer, method.batch_type, method.rewards, method.policy.context)
+        policy = method.policy
+        wanted = (TextCodec(policy.tokenizer).fingerprint, method.view, tuple(method.rewards))
+        if getattr(self, "made_for", None) != wanted:
+            self.prepare(policy.tokenizer, method.view, method.rewards, policy.context)
+        elif stage == "fit":  # another run begins with what was read
+            self.use(self.read)
+        if self.feeding is not None:
+            if self.trainer.limit_train_batches != 1.0:
+                raise UserError("trainer.limit_train_batches would cut the rounds of `data.feed`; remove it")
+            self.trainer.reload_dataloaders_every_n_epochs = 1
+
+    def begin(self, method: Any) -> None:
+        """The first round as the method prepares it; called when training begins."""
+        if self.feeding is None:
+            self.use(method.prepare(self.read))
 
     def loader(self, split: StepData, *, shuffle: bool) -> DataLoader:
         """Steps of one split for this rank."""
@@ -205,7 +197,7 @@ class PreferenceData(pl.LightningDataModule):
             seed=self.seed,
             rank=world[0],
             world_size=world[1],
-            units=split.units,
+            split=split.split,
             alike=self.layout == "padded",
         )
         # An explicit generator: starting an iterator must not draw from the global one, or resumed runs drift.
@@ -217,7 +209,13 @@ class PreferenceData(pl.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | list:
+        if self.feeding is not None:
+            trainer = self.trainer
+            step, method = trainer.global_step, trainer.lightning_module
+            if (round := self.feeding.advance(step, self.read, method, self.pairs_per_step)) is None:
+                return []
+            self.use(round)
         loader = self.loader(self.train, shuffle=True)
         loader.sampler.start = partial(self._start, len(loader.sampler))
         return loader
@@ -229,15 +227,22 @@ class PreferenceData(pl.LightningDataModule):
         """
         if self.trainer is None:
             return 0, 0
+        if self.feeding is not None:
+            return self.feeding.number, self.trainer.global_step - self.feeding.begun[-1]
         limit = self.trainer.limit_train_batches
         return divmod(self.trainer.global_step, int(steps * limit) if isinstance(limit, float) else min(steps, limit))
+
+    def epochs_before(self, step: int, steps: int) -> int:
+        """Epochs that had ended when the present one began, with this optimizer step and with so many steps."""
+        return step // steps if self.feeding is None else self.feeding.number
 
     def val_dataloader(self) -> DataLoader | list:
         return self.loader(self.val, shuffle=False) if len(self.val) else []
 
     def state_dict(self) -> dict[str, Any]:
         learned = {name: state for name, reward in self.rewards.items() if (state := reward.state())}
-        return {"seed": self.seed, "rewards": learned}
+        state = {"seed": self.seed, "rewards": learned}
+        return state if self.feeding is None else state | {"feeding": self.feeding.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["seed"] != self.seed:
@@ -248,3 +253,7 @@ class PreferenceData(pl.LightningDataModule):
                     f"`data.rewards.{name}` is no longer what this run began with: its scale on the training split was "
                     "another; resume with the same data and rewards, or start anew with --overwrite"
                 )
+        if (self.feeding is not None) != ("feeding" in state):
+            raise UserError("a run goes on with the `data.feed` that it began with; set it back, or start anew")
+        if self.feeding is not None:
+            self.feeding.load_state_dict(state["feeding"])

@@ -5,6 +5,27 @@ from collections.abc import Sequence
 
 import torch
 
+from upo.data.units import Group, Unit
+from upo.data.views import View
+
+
+def with_partners(units: Sequence[Unit], view: View, seed: int, max_length: int) -> list[Unit]:
+    """The units of a split, each joined with its partner where the view asks for one."""
+    if not view.pairs_up:
+        return list(units)
+    partners = derangement([view.partner_key(unit.example) for unit in units], seed)
+    others = [None] * len(units) if partners is None else [units[i] for i in partners]
+    return [view.join(unit, other, max_length) for unit, other in zip(units, others, strict=True)]
+
+
+def behind(unit: Unit, partner: Unit, max_length: int) -> Group:
+    """A partner's responses behind the unit's own prompt, which is cut on the left if need be."""
+    prompt, responses = unit.prompt, partner.responses
+    room = max(2, max_length - max(map(len, responses)))
+    if len(prompt) > room:
+        prompt = [*prompt[:1], *prompt[len(prompt) - room + 1 :]]
+    return Group(prompt, responses, "mismatched")
+
 
 def derangement(prompts: Sequence[str], seed: int) -> list[int] | None:
     """For each unit the index of a unit with another prompt; seeded, whatever the batches will be.

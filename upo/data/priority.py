@@ -10,7 +10,7 @@ from upo.data.samplers import StepSampler
 from upo.errors import UserError
 
 ADVANTAGE = "advantage"
-"""Among the rewards of a response: its priority, known since before the first step."""
+"""Column of own responses: their priority, known since before the first step."""
 
 
 class PrioritySampler(StepSampler):
@@ -19,11 +19,12 @@ class PrioritySampler(StepSampler):
     @cached_property
     def mass(self) -> Float[Tensor, "units"]:
         """Cumulative advantages; negative ones count as 0."""
-        try:
-            own = [sum(max(0.0, r.rewards[ADVANTAGE]) for r in u.example.responses) for u in self.units]
-        except KeyError:
-            raise UserError("PrioritySampler draws by advantage; take a method that has one, e.g. ALOL") from None
-        return torch.tensor(own, dtype=torch.float64).cumsum(0)
+        if ADVANTAGE not in self.split.columns:
+            raise UserError("PrioritySampler draws by advantage; take a method that has one, e.g. ALOL")
+        values = self.split.own_column(ADVANTAGE).double().clamp(min=0)
+        sizes = torch.tensor([unit.size for unit in self.split.units])
+        owner = torch.arange(len(sizes)).repeat_interleave(sizes)
+        return values.new_zeros(len(sizes)).index_add(0, owner, values).cumsum(0)
 
     def steps(self, epoch: int) -> list[list[int]]:
         number, size = len(self.costs), self.units_per_step

@@ -9,9 +9,9 @@ from statistics import median
 
 from attrs import evolve
 
-from upo.data.batch import preference
 from upo.data.example import Example, Response
 from upo.data.report import DataReport
+from upo.data.views import preference
 
 
 def relabel(

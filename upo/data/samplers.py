@@ -8,7 +8,7 @@ import torch
 from attrs import frozen
 from torch.utils.data import Sampler
 
-from upo.data.layout import Tokens
+from upo.data.rounds import Split
 
 
 @frozen
@@ -42,7 +42,7 @@ class StepSampler(Sampler[StepPlan]):
         rank: int = 0,
         world_size: int = 1,
         alike: bool = False,
-        units: Sequence[Tokens] = (),
+        split: Split | None = None,
     ):
         """
         Args:
@@ -51,11 +51,11 @@ class StepSampler(Sampler[StepPlan]):
             tokens_per_microbatch: budget of one forward pass; a longer unit gets a micro-batch of its own.
             start: asked whenever an iterator starts: Lightning sets `sampler.epoch` too late.
             alike: whether a micro-batch holds units of like length, for layouts that pad.
-            units: what is sampled, for orders that depend on it.
+            split: what is sampled, for orders that depend on it.
         """
         self.costs, self.units_per_step, self.budget = costs, units_per_step, tokens_per_microbatch
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
-        self.start, self.alike, self.units = start, alike, units
+        self.start, self.alike, self.split = start, alike, split or Split(())
 
     def __len__(self) -> int:
         return -(-len(self.costs) // self.units_per_step)

@@ -1,96 +1,84 @@
-"""One split of the data, indexed by optimizer steps."""
+"""One side of a round, indexed by optimizer steps."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, chain
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from attrs import evolve
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from upo.data.batch import Batch, Step
-from upo.data.layout import Layout, Tokens, lay_out
-from upo.data.partners import derangement
+from upo.data.layout import Layout, Responses, lay_out
+from upo.data.rounds import Split
 from upo.data.samplers import StepPlan
+from upo.data.units import Group, Unit
+
+REFERENCE_LOGPS = "reference_logps"
+"""Column of all rows: log-probs under the reference, in nats, where they are known before training."""
 
 
 class StepData(Dataset[Step]):
     """Units of one split; indexing by a `StepPlan` gives the `Step`."""
 
     def __init__(
-        self,
-        units: list[Tokens],
-        batch_type: type[Batch],
-        *,
-        layout: Layout,
-        tokens_per_microbatch: int,
-        max_length: int,
-        pad_id: int,
-        rewards: Sequence[str],
-        seed: int,
+        self, split: Split, *, layout: Layout, tokens_per_microbatch: int, pad_id: int, rewards: Sequence[str] = ()
     ):
-        self.units, self.batch_type, self.max_length = units, batch_type, max_length
+        """
+        Args:
+            rewards: columns that a batch's `responses.rewards` hold, in this order.
+        """
+        self.split, self.rewards = split, tuple(rewards)
         self.layout: Layout = layout
-        self.as_read = units, rewards
-        """What a method finds that drops units before it trains, or adds rewards to them."""
-        self.row_tokens, self.pad_id, self.rewards = tokens_per_microbatch, pad_id, rewards
-        self.stored: Callable[[Sequence[Tokens]], Tensor] | None = None
-        """Finds reference log-probs, one a response; None where the reference is asked in each step."""
-        self.partners = None
-        if batch_type.borrows_responses or batch_type.borrows_units:
-            self.partners = derangement([batch_type.partner_key(u.example) for u in units], seed)
+        self.row_tokens, self.pad_id = tokens_per_microbatch, pad_id
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return self.split.units
 
     def __len__(self) -> int:
-        return len(self.units)
+        return len(self.split)
 
     def cost(self, index: int) -> int:
-        """Input tokens of a unit in the chosen layout, and of the partner that joins it."""
-        joined = [self.partners[index]] if self.partners is not None and self.batch_type.borrows_units else []
-        return sum(self._cost(self.units[i]) for i in (index, *joined))
-
-    def _cost(self, unit: Tokens) -> int:
-        if self.layout == "packed":
-            return unit.cost
-        return sum(len(x.responses) * (len(x.prompt) + max(map(len, x.responses)) - 1) for x in unit.parts)
+        """Input tokens of a unit in the chosen layout; partners' responses, which cost no backward pass, left out."""
+        unit = self.units[index]
+        return unit.cost if self.layout == "packed" else unit.padded_cost
 
     def __getitem__(self, plan: StepPlan) -> Step:
         full = len(plan.micro_batches) - plan.fillers
-        numbers = [len(self.units[i].responses) for i in plan.units]
+        numbers = [self.units[i].size for i in plan.units]
         first = dict(zip(plan.units, accumulate(numbers, initial=0), strict=False))
         batches = []
         for i, units in enumerate(plan.micro_batches):
-            places = [first[u] + k for u in units for k in range(len(self.units[u].responses))]
+            places = [first[u] + k for u in units for k in range(self.units[u].size)]
             batches.append(evolve(self.batch(units, filler=i >= full), places=torch.tensor(places)))
         counts = {
             "prompts": len(plan.units),
             "responses": sum(numbers),
-            "tokens": sum(len(r) for i in plan.units for r in self.units[i].responses),
+            "tokens": sum(n for i in plan.units for g in self.units[i].own for n in g.scored_lengths),
         }
         return Step(tuple(batches), counts)
 
     def batch(self, indices: Sequence[int], filler: bool = False) -> Batch:
         """A micro-batch of the units at `indices`."""
+        split = self.split
+        together = [r for i in indices for r in split.rows_of(i, without=("mismatched",))]
+        apart = [r for i in indices for r in split.rows_of(i, "mismatched")]
+        own = split.own[together]
+        rows = torch.tensor(together)[own]
+        return Batch(
+            self._responses([g for i in indices for g in self.units[i].together], together),
+            {name: split.columns[name][rows] for name in split.names if name not in (REFERENCE_LOGPS, *self.rewards)},
+            None if own.all() else own,
+            self._responses([g for i in indices for g in self.units[i].mismatched], apart) if apart else None,
+            units=len(indices),
+            filler=filler,
+        )
 
-        def arrange(units: Sequence[Tokens], rewards: Sequence[str] = self.rewards):
-            made = lay_out(units, self.layout, row_tokens=self.row_tokens, pad_id=self.pad_id, rewards=rewards)
-            return made if self.stored is None else evolve(made, reference_logps=self.stored(units))
-
-        borrowed = [] if self.partners is None else [self._mismatch(i, self.partners[i]) for i in indices]
-        batch = self.batch_type.collate([self.units[i] for i in indices], arrange, borrowed)
-        return evolve(batch, filler=filler)
-
-    def rows(self) -> Iterator[Tokens]:
-        """Everything that batches are made of: the units, their contexts, their prompts with borrowed responses."""
-        borrowed = (self._mismatch(i, partner) for i, partner in enumerate(self.partners or ()))
-        for unit in chain(self.units, borrowed):
-            yield from unit.parts
-
-    def _mismatch(self, unit: int, donor: int) -> Tokens:
-        """What a unit borrows: the donor itself, or its responses behind the own prompt, cut on the left if need be."""
-        if self.batch_type.borrows_units:
-            return self.units[donor]
-        prompt, responses = self.units[unit].prompt, self.units[donor].responses
-        room = max(2, self.max_length - max(map(len, responses)))
-        if len(prompt) > room:
-            prompt = prompt[:1] + prompt[len(prompt) - room + 1 :]
-        return Tokens(prompt, responses, self.units[donor].example)
+    def _responses(self, groups: Sequence[Group], rows: Sequence[int]) -> Responses:
+        made = lay_out(groups, self.layout, row_tokens=self.row_tokens, pad_id=self.pad_id)
+        columns = self.split.columns
+        if self.rewards:
+            made = evolve(made, rewards=torch.stack([columns[name][list(rows)].float() for name in self.rewards], 1))
+        if REFERENCE_LOGPS in columns:
+            made = evolve(made, reference_logps=columns[REFERENCE_LOGPS][list(rows)])
+        return made

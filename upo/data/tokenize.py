@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from attrs import evolve, frozen
+
 from upo.data.control import control_of
 from upo.data.example import Example, Prompt
-from upo.data.layout import Tokens
 from upo.data.report import DataReport
 from upo.data.token_cache import TokenCache
+from upo.data.units import Unit
 from upo.errors import UserError, hub_errors
 
 if TYPE_CHECKING:
@@ -144,15 +146,16 @@ class Encoder:
             left = unfit
         return [[*ids, self.eos] for ids in found]
 
-    def encode(self, examples: Sequence[Example], report: DataReport) -> list[Tokens]:
-        """Token ids of examples, in order; what cannot be rendered or would end too early is dropped and counted.
+    def encode(self, examples: Sequence[Example], report: DataReport) -> list[Unit | None]:
+        """Token ids of examples, in order; None for what cannot be rendered or would end too early: it is counted.
 
         Responses that are not `complete` lose the EOS that closes the others.
         """
         kept: list[Example] = []
+        places: list[int] = []
         starts: list[str] = []
         texts: list[str] = []
-        for example in examples:
+        for place, example in enumerate(examples):
             if any(self.tokenizer.eos_token in r.text for r in example.responses):
                 report.drop(example.source, "EOS spelled out in a response")
                 continue
@@ -162,6 +165,7 @@ class Encoder:
                 report.drop(example.source, "chat template does not continue its own prompt")
                 continue
             kept.append(example)
+            places.append(place)
             starts.append(start)
             texts += rendered  # type: ignore[arg-type]
         controls = [e.control or self.control for e in kept]
@@ -169,8 +173,9 @@ class Encoder:
         starts = [start + (control or "") for start, control in zip(starts, controls, strict=True)]
         owners = [i for i, e in enumerate(kept) for _ in e.responses]
         whole = self._ids([starts[i] + t for i, t in zip(owners, texts, strict=True)])
-        tokens, i = [], 0
-        for example, prompt in zip(kept, prompts, strict=True):
+        units: list[Unit | None] = [None] * len(examples)
+        i = 0
+        for place, example, prompt in zip(places, kept, prompts, strict=True):
             mine = slice(i, i + len(example.responses))
             i = mine.stop
             if not prompt:
@@ -182,36 +187,39 @@ class Encoder:
             scored = (
                 ids if r.complete else ids[:-1] for ids, r in zip(responses[mine], example.responses, strict=True)
             )
-            tokens.append(Tokens(prompt, tuple(scored), example))
-        return tokens
+            units[place] = Unit.of(prompt, tuple(scored), example)
+        return units
 
 
-def fit(
-    tokens: Tokens,
-    *,
-    max_length: int,
-    max_response: int,
-    overlong: Sequence[Overlong],
-    bos: int | None,
-    report: DataReport,
-) -> Tokens | None:
+@frozen
+class Limits:
+    """How long units may be, and what happens to longer ones."""
+
+    max_length: int
+    """Prompt and response, in tokens."""
+    max_response: int
+    """A response alone, in tokens."""
+    overlong: Sequence[Overlong]
+    """Tried in this order."""
+    bos: int | None
+    """The token that stays at a cut prompt's beginning."""
+
+
+def truncate(unit: Unit, limits: Limits, report: DataReport) -> Unit | None:
     """Applies the overlong policies in order until prompt and responses fit; None where the unit is dropped.
 
     One decision for all responses of a prompt. A response is never cut to nothing, and a cut one carries no EOS.
-
-    Args:
-        max_length: prompt + response, in tokens.
-        max_response: response alone, in tokens.
     """
-    source = tokens.example.source
-    prompt, responses = tokens.prompt, tokens.responses
+    source = unit.example.source
+    prompt, responses = unit.prompt, unit.responses
+    max_length, max_response = limits.max_length, limits.max_response
     altered: list[str] = []
 
     def fits() -> bool:
         longest = max(map(len, responses))
         return longest <= max_response and len(prompt) + longest <= max_length
 
-    for policy in overlong:
+    for policy in limits.overlong:
         if fits():
             break
         longest = max(map(len, responses))
@@ -223,8 +231,8 @@ def fit(
         if policy == "truncate_prompt_left":
             room = max_length - min(longest, max_response)
             if len(prompt) > room >= 2:
-                head = prompt[:1] if bos is not None else []
-                prompt = head + prompt[len(prompt) - room + len(head) :]
+                head = prompt[:1] if limits.bos is not None else []
+                prompt = [*head, *prompt[len(prompt) - room + len(head) :]]
                 altered.append("prompt cut on the left")
         elif policy == "truncate_response":
             room = min(max_response, max_length - len(prompt))
@@ -238,4 +246,5 @@ def fit(
         return None
     for what in altered:
         report.count(source, what)
-    return Tokens(prompt, responses, tokens.example)
+    group = evolve(unit.groups[0], prompt=prompt, responses=responses)
+    return evolve(unit, groups=(group, *unit.groups[1:]))

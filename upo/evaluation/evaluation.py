@@ -89,7 +89,7 @@ class Evaluation:
         Returns:
             All figures, flat name to number.
         """
-        from upo.data.tokenize import Encoder
+        from upo.data.codec import TextCodec
         from upo.evaluation import held_out_pairs, measure
         from upo.evaluation.benchmarks import benchmark
         from upo.evaluation.report import write_report
@@ -107,10 +107,10 @@ class Evaluation:
         policy = method.policy
         own = getattr(method.reference, "model", None)  # what the method's rewards are measured against
         reference = own if self.reference is None else twin(policy, self.reference)
-        encoder = Encoder(policy.tokenizer)
+        codec = TextCodec(policy.tokenizer)
         asked = measure.distinct_prompts(examples, self.prompts, self.seed)
         rival = None if self.against is None else rival_texts(self.against, asked, self._sampling())
-        pairs = measure.pairs_of(examples, data, encoder)
+        pairs = measure.held_out_pairs(examples, data, codec)
         of_pairs: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
         with _evaluating(policy, reference, own):
@@ -120,7 +120,7 @@ class Evaluation:
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)
         judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}
-        texts, values = self._written(policy, reference, rival, asked, data, encoder, folder, rewards | judging)
+        texts, values = self._written(policy, reference, rival, asked, data, codec.encoder, folder, rewards | judging)
         with _evaluating(policy):
             benchmarks = benchmark(policy, self.tasks, self.seed) if self.tasks else {}
         measure.objective(values, weights)
@@ -172,7 +172,7 @@ class Evaluation:
         rewards: Mapping[str, Reward],
     ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]]]:
         """Texts and what is measured on them, by writer (policy, reference, rival, chosen) and prompt."""
-        from upo.data.layout import Tokens
+        from upo.data.units import Unit
         from upo.evaluation.measure import fit_rewards, log_probs, measured
         from upo.evaluation.systems import chosen_texts, of_samples, sampled
 
@@ -187,7 +187,7 @@ class Evaluation:
             writers["chosen"] = chosen
         fit_rewards(rewards, data)
         values = measured(asked, writers, rewards)
-        units = [Tokens(s.prompt_ids, (s.ids,), e) for s, e in zip(drawn["policy"], asked, strict=True)]
+        units = [Unit.of(s.prompt_ids, (s.ids,), e) for s, e in zip(drawn["policy"], asked, strict=True)]
         with _evaluating(policy, reference):
             logps = log_probs(policy, reference, units, data, "KL and entropy", by_token=True)
         columns = {"entropy": logps.extras["entropy"].tolist()}

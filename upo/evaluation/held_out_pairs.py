@@ -6,7 +6,7 @@ from statistics import median
 from torch import Tensor
 
 from upo.data.example import prompt_key
-from upo.data.layout import Tokens
+from upo.data.units import Unit
 from upo.metrics.calibration import calibration_error
 from upo.metrics.intervals import bootstrap, wilson
 from upo.metrics.means import wins
@@ -35,7 +35,7 @@ def pair_values(logps: ResponseLogps, rewards: Tensor | None) -> dict[str, list[
     return values | ({MARGIN: margins[ACCURACY].tolist()} if ACCURACY in margins else {})
 
 
-def pair_figures(values: Mapping[str, list[float]], pairs: Sequence[Tokens], log_odds: bool) -> dict[str, float]:
+def pair_figures(values: Mapping[str, list[float]], pairs: Sequence[Unit], log_odds: bool) -> dict[str, float]:
     """Means over pairs with intervals over prompts; reward accuracy also by source and for pairs of like lengths.
 
     Args:
@@ -63,12 +63,12 @@ def pair_figures(values: Mapping[str, list[float]], pairs: Sequence[Tokens], log
     return figures
 
 
-def _alike(pair: Tokens) -> bool:
+def _alike(pair: Unit) -> bool:
     short, long = sorted(len(ids) for ids in pair.responses)
     return long - short <= ALIKE * long
 
 
-def idealised_figures(logps: ResponseLogps, pairs: Sequence[Tokens], beta: float | None) -> dict[str, float]:
+def idealised_figures(logps: ResponseLogps, pairs: Sequence[Unit], beta: float | None) -> dict[str, float]:
     """Ranking accuracy that a perfectly trained policy would reach from this reference (Chen et al. 2024).
 
     `val/ranking/idealised` at the method's own beta; `_min`, `_median`, `_max` over the paper's betas (0.01 to 10);

@@ -56,11 +56,11 @@ def implicit_rewards(
     Raises:
         UserError: the method defines no implicit reward, or the examples hold no pair.
     """
-    from upo.data.tokenize import Encoder
+    from upo.data.codec import TextCodec
     from upo.evaluation import measure
 
     examples = measure.held_out_examples(data) if examples is None else examples
-    pairs = measure.pairs_of(examples, data, Encoder(method.policy.tokenizer))
+    pairs = measure.held_out_pairs(examples, data, TextCodec(method.policy.tokenizer))
     if not pairs:
         raise UserError("no pair of responses among these examples; take data with preferences, or more of it")
     reference = getattr(method.reference, "model", None)

@@ -10,14 +10,16 @@ from attrs import evolve
 from tqdm import tqdm
 
 from upo.data.annotate import annotate
-from upo.data.batch import PairedBatch
+from upo.data.codec import TextCodec
 from upo.data.control import control_ids
 from upo.data.example import Example, Response, prompt_key
-from upo.data.layout import Tokens, lay_out
+from upo.data.layout import lay_out
 from upo.data.report import DataReport
 from upo.data.rewards import Reward, fit_all
 from upo.data.samplers import one_pass
-from upo.data.tokenize import Encoder, fit
+from upo.data.tokenize import Limits
+from upo.data.units import Group, Unit
+from upo.data.views import PairedView, pairs_of
 from upo.evaluation.systems import Texts
 from upo.metrics.intervals import bootstrap, wilson
 from upo.metrics.text import distinct_n, repetition
@@ -47,29 +49,20 @@ def both_sides(data: "PreferenceData") -> tuple[list[Example], list[Example]]:
         data.report = report
 
 
-def pairs_of(examples: Sequence[Example], data: "PreferenceData", encoder: Encoder) -> list[Tokens]:
+def held_out_pairs(examples: Sequence[Example], data: "PreferenceData", codec: TextCodec) -> list[Unit]:
     """Held-out pairs, cut and dropped as in a pairwise method's validation, whatever the method eats."""
-    views = [pair for example in examples for pair in PairedBatch.views(example, data.max_pairs_per_prompt)]
-    report = DataReport()
-    units = [
-        fit(
-            tokens,
-            max_length=data.max_length,
-            max_response=data.max_response,
-            overlong=data.overlong,
-            bos=encoder.bos,
-            report=report,
-        )
-        for tokens in encoder.encode(views, report)
-    ]
-    return [unit for unit in units if unit is not None and not PairedBatch.contradicts(unit)]
+    view = PairedView()
+    drafts = [draft for example in examples for draft in view.drafts(example, data.max_pairs_per_prompt)]
+    limits = Limits(data.max_length, data.max_response, data.overlong, codec.bos)
+    units = codec.encode(drafts, limits, DataReport())
+    return [unit for unit in units if unit is not None and not view.contradicts(unit)]
 
 
 @torch.no_grad()
 def log_probs(
     policy: Policy,
     reference: Policy | None,
-    units: Sequence[Tokens],
+    units: Sequence[Unit],
     data: "PreferenceData",
     title: str,
     by_token: bool = False,
@@ -93,7 +86,7 @@ def log_probs(
     known = [control_ids(model.tokenizer) for model in (policy, reference) if model is not None]
     for indices in _micro_batches(units, data, title):
         row_tokens = data.tokens_per_microbatch
-        batch = lay_out([units[i] for i in indices], data.layout, row_tokens=row_tokens, pad_id=0).to(device)
+        batch = lay_out([units[i].groups[0] for i in indices], data.layout, row_tokens=row_tokens, pad_id=0).to(device)
         places = torch.tensor([k for i in indices for k in range(first[i], first[i + 1])])
         wanted, against = ("entropy",) if by_token else (), None
         if reference is not None:
@@ -125,7 +118,7 @@ def log_probs(
 
 @torch.no_grad()
 def rewards(
-    method: "Method", logps: ResponseLogps, units: Sequence[Tokens], data: "PreferenceData"
+    method: "Method", logps: ResponseLogps, units: Sequence[Unit], data: "PreferenceData"
 ) -> torch.Tensor | None:
     """The method's implicit reward of all responses [N], on the CPU; None where it defines none.
 
@@ -141,22 +134,23 @@ def rewards(
     device = next(method.policy.parameters()).device
     for indices in _micro_batches(units, data, "implicit rewards"):
         chosen = [units[i] for i in indices]
-        batch = lay_out(chosen, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0).to(device)
+        groups = [unit.groups[0] for unit in chosen]
+        batch = lay_out(groups, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0).to(device)
         known = method.response_logps(batch, method.extras, method.reference_extras)
         found |= zip(indices, method.reward(known).float().cpu().split([len(u.responses) for u in chosen]), strict=True)
     return torch.cat([found[i] for i in range(len(units))])
 
 
-def _micro_batches(units: Sequence[Tokens], data: "PreferenceData", title: str) -> Iterable[list[int]]:
+def _micro_batches(units: Sequence[Unit], data: "PreferenceData", title: str) -> Iterable[list[int]]:
     """Places of the units that make a forward pass each, behind a progress bar."""
     costs, padded = [unit.cost for unit in units], data.layout == "padded"
     plan = one_pass(costs, data.tokens_per_microbatch, alike=padded)
     return tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None)
 
 
-def _behind(unit: Tokens, control: list[int], other: list[int]) -> Tokens:
-    """A unit behind another control token than the one its prompt ends with; both may be empty."""
-    return evolve(unit, prompt=[*unit.prompt[: len(unit.prompt) - len(control)], *other])
+def _behind(unit: Unit, control: list[int], other: list[int]) -> Group:
+    """A unit's group behind another control token than the one its prompt ends with; both may be empty."""
+    return evolve(unit.groups[0], prompt=[*unit.prompt[: len(unit.prompt) - len(control)], *other])
 
 
 def measured(
@@ -197,7 +191,7 @@ def distinct_prompts(examples: Sequence[Example], number: int, seed: int) -> lis
     by_prompt: dict[str, Example] = {}
     for example in examples:
         key = prompt_key(example.prompt)
-        if key not in by_prompt or (not PairedBatch.views(by_prompt[key], 1) and PairedBatch.views(example, 1)):
+        if key not in by_prompt or (not pairs_of(by_prompt[key], 1) and pairs_of(example, 1)):
             by_prompt[key] = example
 
     def place(key: str) -> bytes:

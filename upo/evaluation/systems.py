@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from upo.data.batch import PairedBatch
 from upo.data.example import Example, prompt_key
 from upo.data.templates import with_template
 from upo.data.tokenize import Encoder
+from upo.data.views import pairs_of
 from upo.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def of_samples(drawn: "Sequence[Sampled]") -> Texts:
 
 def chosen_texts(examples: Sequence[Example], encoder: Encoder) -> Texts | None:
     """The data's preferred response to each prompt; None where some prompt has none (unpaired data)."""
-    pairs = [PairedBatch.views(example, 1) for example in examples]
+    pairs = [pairs_of(example, 1) for example in examples]
     if not all(pairs):
         return None
     texts = [pair[0].responses[0].text for pair in pairs]

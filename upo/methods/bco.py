@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.data.batch import Step
-from upo.data.layout import Tokens, lay_out
+from upo.data.layout import lay_out
 from upo.data.steps import StepData
+from upo.data.units import Group
 from upo.errors import UserError
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.common.stepwise import step_logps
@@ -111,7 +112,7 @@ class BCO(UnpairedMethod):
             drawn = torch.randperm(len(units), generator=generator)[:at_most].tolist()
             for start in range(0, len(drawn), 16):
                 prompts = [units[i].prompt for i in drawn[start : start + 16]]
-                tokens = [Tokens(p, (p[-1:],), units[0].example) for p in prompts]  # a response that nobody looks at
+                tokens = [Group(p, (p[-1:],)) for p in prompts]  # a response that nobody looks at
                 rows = lay_out(tokens, data.layout, row_tokens=data.row_tokens, pad_id=data.pad_id).to(self.device)
                 hidden.append(self.reference.extras(rows, ("prompt_hidden",))["prompt_hidden"].float().cpu())  # type: ignore[union-attr]
                 labels += [label] * len(prompts)

@@ -105,17 +105,16 @@ class BetaDPO(PairwiseMethod):
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
         """Gives a micro-batch the weights of its own pairs; the reference need not run twice."""
-        if not batch.filler:
-            before = step.micro_batches[: next(i for i, b in enumerate(step.micro_batches) if b is batch)]
-            start, pairs = sum(b.counts["prompts"] for b in before if not b.filler), batch.counts["prompts"]
-            known = statistics["reference_logps"][2 * start : 2 * (start + pairs)]
-            statistics = statistics | {"weights": statistics["weights"][start : start + pairs]}
-            batch = evolve(batch, responses=evolve(batch.responses, reference_logps=known))
-        else:
+        if batch.filler:
             statistics = statistics | {"weights": torch.zeros(batch.counts["prompts"], device=self.device)}
+        else:
+            rows = step.rows_of(batch)
+            statistics = statistics | {"weights": statistics["weights"][rows.start // 2 : rows.stop // 2]}
+            known = statistics["reference_logps"][rows]
+            batch = evolve(batch, responses=evolve(batch.responses, reference_logps=known))
         return super().loss_of(batch, step, statistics, stage)
 
-    def terms(self, batch: Any, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         losses = dpo_loss(logps[0::2].logratio, logps[1::2].logratio, beta=statistics["beta"].item())
         return {"preference": Term(statistics["weights"] * losses, "prompts")}
 

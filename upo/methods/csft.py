@@ -14,8 +14,10 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from upo.data.batch import SingleBatch
+from upo.data.batch import Batch
 from upo.data.example import Example
+from upo.data.units import Draft
+from upo.data.views import SingleView
 from upo.methods.common.base import Stage
 from upo.methods.sft import SFT
 from upo.models.logps import ResponseLogps
@@ -23,28 +25,27 @@ from upo.models.logps import ResponseLogps
 GOOD, BAD = "<|good|>", "<|bad|>"
 
 
-@frozen(eq=False)
-class ControlledBatch(SingleBatch):
+@frozen
+class ControlledView(SingleView):
     """Labelled responses, each behind the token that says its label."""
 
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
-        views = SingleBatch.views(example, max_pairs)
-        return [evolve(view, control=GOOD if view.responses[0].desirable else BAD) for view in views]
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
+        singles = (draft.example for draft in super().drafts(example, max_pairs))
+        return [Draft(evolve(e, control=GOOD if e.responses[0].desirable else BAD)) for e in singles]
 
 
 class CSFT(SFT):
     """Conditional SFT: all responses behind a control token, good or bad; generation stands behind the good one."""
 
-    batch_type = ControlledBatch
+    view = ControlledView()
     metric_names = ("nll_per_token", "nll_per_token/good", "nll_per_token/bad")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.policy.controls = (GOOD, BAD)
 
-    def track(self, stage: Stage, batch: SingleBatch, logps: ResponseLogps) -> None:
-        good = batch.desirable
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        good = batch.preferred
         self.means(stage).update(**{
             "nll_per_token": (-logps.mean, logps.lengths),
             "nll_per_token/good": (-logps.mean[good], logps.lengths[good]),

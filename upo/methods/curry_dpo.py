@@ -10,27 +10,27 @@ scores; pairs of one prompt with equal gaps share a stage.
 
 from attrs import frozen
 
-from upo.data.batch import PairedBatch, preference
 from upo.data.example import Example
+from upo.data.units import Draft
+from upo.data.views import PairedView, preference
 from upo.methods.dpo import DPO
 
 
-@frozen(eq=False)
-class TopPairedBatch(PairedBatch):
+@frozen
+class TopPairedView(PairedView):
     """Pairs of a prompt's best response with each worse one."""
 
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         """The widest gap first."""
         ranked = [(p, r) for r in example.responses if (p := preference(r)) is not None]
         if not ranked:
             return []
         top, best = max(ranked, key=lambda x: x[0])
         others = sorted((x for x in ranked if x[0] < top), key=lambda x: x[0])
-        return [example.with_responses((best, worse)) for _, worse in others[:max_pairs]]
+        return [Draft(example.with_responses((best, worse))) for _, worse in others[:max_pairs]]
 
 
 class CurryDPO(DPO):
     """DPO on the best response against each other one, for a curriculum"""
 
-    batch_type = TopPairedBatch
+    view = TopPairedView()

@@ -9,14 +9,12 @@ another score, fixed for the run, mostly from another prompt. Deviations: the in
 (the official code can do so).
 """
 
-from collections.abc import Sequence
-from typing import Self
-
 from attrs import evolve, frozen
 
-from upo.data.batch import LayOut, PairedBatch
+from upo.data.batch import Batch
 from upo.data.example import Example, Response
-from upo.data.layout import Tokens
+from upo.data.units import Draft, Unit
+from upo.data.views import PairedView
 from upo.errors import UserError
 from upo.methods.common.base import Stage
 from upo.methods.dpo import DPO
@@ -30,47 +28,36 @@ def judgement(response: Response) -> float | None:
     return None if response.desirable is None else float(response.desirable)
 
 
-@frozen(eq=False)
-class JointBatch(PairedBatch):
-    """B joint pairs, 2B prompts with a response each: row 2i is the chosen, row 2i + 1 the rejected one of pair i."""
+@frozen
+class JointView(PairedView):
+    """Joint pairs, two prompts with a response each: row 2i is the chosen, row 2i + 1 the rejected one of pair i."""
 
-    wants, unit = "response with a score or a label of its own", "joint pairs"
-    borrows_units = True
+    wants = "response with a score or a label of its own"
+    noun = "joint pairs"
+    pairs_up = True
 
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
-        return [example.with_responses((r,)) for r in example.responses if judgement(r) is not None]
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
+        return [Draft(example.with_responses((r,))) for r in example.responses if judgement(r) is not None]
 
-    @classmethod
-    def partner_key(cls, example: Example) -> str:
+    def partner_key(self, example: Example) -> str:
         return str(judgement(example.responses[0]))
 
-    @classmethod
-    def contradicts(cls, unit: Tokens) -> bool:
+    def contradicts(self, unit: Unit) -> bool:
         return False
 
-    @classmethod
-    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        if not borrowed:
+    def join(self, unit: Unit, partner: Unit | None, max_length: int) -> Unit:
+        if partner is None:
             raise UserError("joint preferences need responses of different scores or labels in each split")
-        pairs = [
-            sorted(pair, key=lambda u: -judgement(u.example.responses[0]))  # type: ignore[operator]
-            for pair in zip(units, borrowed, strict=True)
-        ]
-        return cls(lay_out([unit for pair in pairs for unit in pair]))
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """As the step counts them: a pair is one prompt with one response, its partner comes as a guest."""
-        pairs = len(self.responses.prompt_end) // 2
-        return {"prompts": pairs, "responses": pairs, "tokens": len(self.responses.targets)}
+        better, worse = sorted((unit, partner), key=lambda u: -judgement(u.example.responses[0]))  # type: ignore[operator]
+        columns = {name: (*better.columns[name], *worse.columns[name]) for name in unit.columns}
+        return evolve(unit, groups=(*better.groups, *worse.groups), columns=columns)
 
 
 class DOVE(DPO):
     """DPO on joint preferences over instruction-response pairs."""
 
-    batch_type = JointBatch
+    view = JointView()
 
-    def track(self, stage: Stage, batch: JointBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         """Margins are taken within joint pairs, which here stand for prompts."""
         super().track(stage, batch, evolve(logps, prompt_index=logps.prompt_index // 2))

@@ -12,6 +12,7 @@ Deviations: V is a head on the policy's detached hidden states at the prompt's e
 model with a value at every token to be better; its learning rate is its own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from upo.data.batch import UnpairedBatch
-from upo.data.layout import Tokens
+from upo.data.batch import Batch
+from upo.data.rounds import Round
+from upo.data.units import Unit
 from upo.errors import UserError
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
@@ -87,13 +89,13 @@ class DROV(UnpairedMethod):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
+    def prepare(self, round: Round) -> Round:
+        """Measures the scale of r on the training side; nothing of the round changes by it."""
         if self.measures_scale:
-            mean, deviation = self.measure_scale(self.trainer.datamodule.train.units)  # type: ignore[attr-defined]
-            self.reward_scale.copy_(torch.tensor([mean, deviation]))
+            self.reward_scale.copy_(torch.tensor(self.measure_scale(round.train.units)))
+        return super().prepare(round)
 
-    def measure_scale(self, units: list[Tokens]) -> tuple[float, float]:
+    def measure_scale(self, units: Sequence[Unit]) -> tuple[float, float]:
         """Mean and standard deviation of r over the responses of the training data.
 
         Raises:
@@ -111,14 +113,14 @@ class DROV(UnpairedMethod):
             )
         return every.mean().item(), deviation
 
-    def standardized(self, batch: UnpairedBatch, logps: ResponseLogps) -> Float[Tensor, "N"]:
+    def standardized(self, batch: Batch, logps: ResponseLogps) -> Float[Tensor, "N"]:
         """r of each response, standardised."""
-        reward = self.preference_weight * (2 * batch.desirable.to(self.reward_scale.dtype) - 1)
+        reward = self.preference_weight * (2 * batch.preferred.to(self.reward_scale.dtype) - 1)
         if self.reward_weights:
             reward = reward + logps.objective(self.reward_weights)
         return (reward - self.reward_scale[0]) / self.reward_scale[1]
 
-    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         reward = self.standardized(batch, logps)
         value = self.value_head(logps.extras["prompt_hidden"])[logps.prompt_index]
         return {

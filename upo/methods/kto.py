@@ -7,8 +7,7 @@ prompt, so that the value does not depend on how a step is cut.
 """
 
 import warnings
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -16,8 +15,10 @@ from jaxtyping import Bool, Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from upo.data.batch import LayOut, Step, UnpairedBatch
-from upo.data.layout import Responses, Tokens
+from upo.data.batch import Step
+from upo.data.partners import behind
+from upo.data.units import Unit
+from upo.data.views import UnpairedView
 from upo.methods.common.families import UnpairedMethod
 from upo.models.logps import ResponseLogps
 from upo.runtime.collectives import sum_over_ranks
@@ -44,24 +45,20 @@ def kto_loss(
     )
 
 
-@frozen(eq=False)
-class KTOBatch(UnpairedBatch):
+@frozen
+class KTOView(UnpairedView):
     """Labelled responses, and for z0 each prompt with its partner's responses."""
 
-    mismatched: Responses | None
+    pairs_up = True
 
-    borrows_responses = True
-
-    @classmethod
-    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        plain = UnpairedBatch.collate(units, lay_out, ())
-        return cls(plain.responses, plain.desirable, lay_out(borrowed) if borrowed else None)
+    def join(self, unit: Unit, partner: Unit | None, max_length: int) -> Unit:
+        return unit if partner is None else unit.with_group(behind(unit, partner, max_length))
 
 
 class KTO(UnpairedMethod):
     """Kahneman-Tversky Optimization."""
 
-    batch_type = KTOBatch
+    view = KTOView()
     metric_names = (*UnpairedMethod.metric_names, "kl")
     initial_loss = 0.5
 
@@ -88,7 +85,6 @@ class KTO(UnpairedMethod):
     def statistics(self, step: Step) -> dict[str, Tensor]:
         """z0 = max(0, mean of log-ratios of mismatched responses over the global step), in nats."""
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        batch: Any
         for batch in step.micro_batches:
             if batch.mismatched is not None:
                 logratio = self.response_logps(batch.mismatched).logratio

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
-from upo.data.batch import PairedBatch, Step
+from upo.data.batch import Batch, Step
 from upo.methods.common.base import Term
 from upo.methods.common.families import PairwiseMethod
 from upo.models.logps import ResponseLogps
@@ -62,7 +62,7 @@ class KTOPair(PairwiseMethod):
         chosen, rejected = (sum_over_ranks(total) / step.counts["prompts"]).clamp(min=0).float()
         return {"kl/chosen": chosen, "kl/rejected": rejected}
 
-    def terms(self, batch: PairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         values = kto_pair_loss(
             logps[0::2].logratio,
             logps[1::2].logratio,

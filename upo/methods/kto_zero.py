@@ -8,7 +8,8 @@ The formula is verified; the name is this project's.
 import torch
 from torch import Tensor
 
-from upo.data.batch import Step, UnpairedBatch
+from upo.data.batch import Step
+from upo.data.views import UnpairedView
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.kto import KTO
 
@@ -16,7 +17,7 @@ from upo.methods.kto import KTO
 class KTOZero(KTO):
     """Kahneman-Tversky Optimization with the reference point 0."""
 
-    batch_type = UnpairedBatch
+    view = UnpairedView()
     metric_names = UnpairedMethod.metric_names
 
     def statistics(self, step: Step) -> dict[str, Tensor]:

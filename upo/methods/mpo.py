@@ -17,7 +17,8 @@ from attrs import evolve
 from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
-from upo.data.batch import PairedBatch
+from upo.data.batch import Batch
+from upo.data.views import PairedView
 from upo.errors import UserError
 from upo.methods.common.base import Method, Term
 from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
@@ -76,7 +77,7 @@ class MPO(PairwiseMethod):
         object.__setattr__(self, "losses", made)  # kept out of the module tree: they share the policy
         self.weights, self.nll_weight = weights, nll_weight
 
-    def terms(self, batch: PairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         terms = {}
         for name, method in self.losses.items():
             for part, term in method.terms(batch, logps, statistics).items():
@@ -100,7 +101,7 @@ def _make(name: str, make: Loss, policy: Policy, reference: Reference | None) ->
         method = make(policy=policy, reference=reference)
     kind = type(method)
     if (
-        kind.batch_type is not PairedBatch
+        method.view != PairedView()
         or kind.statistics is not Method.statistics
         or kind.parameter_groups is not Method.parameter_groups
         or method.rewards

@@ -6,19 +6,19 @@ two scores, or whose chosen response has not the higher one, are left out (the l
 paper's other offset, the log of the scores' ratio, is not here.
 """
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from upo.data.batch import LayOut, PairedBatch
+from upo.data.batch import Batch
 from upo.data.example import Example
-from upo.data.layout import Tokens
+from upo.data.units import Draft
+from upo.data.views import PairedView, pairs_of
 from upo.methods.common.base import Term
 from upo.methods.common.families import PairwiseMethod
 from upo.models.logps import ResponseLogps
@@ -36,23 +36,18 @@ def odpo_loss(
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio) - alpha * score_gap.log())
 
 
-@frozen(eq=False)
-class ScoredPairBatch(PairedBatch):
-    """Pairs of which both responses have a score."""
-
-    score_gap: Float[Tensor, "pairs"]
-    """Score of the chosen response less that of the rejected one, above 0."""
+@frozen
+class ScoredPairView(PairedView):
+    """Pairs of which both responses have a score; the column `score_gaps` is above 0 for the chosen one."""
 
     wants = "pair of scored responses, the chosen one with the higher score"
 
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         scored = example.with_responses(tuple(r for r in example.responses if r.score is not None))
-        return [pair for pair in PairedBatch.views(scored, max_pairs) if gap(pair) > 0]
+        return [Draft(pair) for pair in pairs_of(scored, max_pairs) if gap(pair) > 0]
 
-    @classmethod
-    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        return cls(lay_out(units), torch.tensor([gap(u.example) for u in units], dtype=torch.float32))
+    def columns(self, example: Example) -> Mapping[str, Sequence[float]]:
+        return {**super().columns(example), "score_gaps": (float(gap(example)), -float(gap(example)))}
 
 
 def gap(pair: Example) -> float:
@@ -64,7 +59,7 @@ def gap(pair: Example) -> float:
 class ODPO(PairwiseMethod):
     """DPO with an offset."""
 
-    batch_type = ScoredPairBatch
+    view = ScoredPairView()
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, alpha: NonNegativeFloat = 1.0, **kwargs: Any):
         """
@@ -75,9 +70,9 @@ class ODPO(PairwiseMethod):
         super().__init__(*args, **kwargs)
         self.beta, self.alpha = beta, alpha
 
-    def terms(self, batch: ScoredPairBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         chosen, rejected = logps[0::2].logratio, logps[1::2].logratio
-        values = odpo_loss(chosen, rejected, batch.score_gap, beta=self.beta, alpha=self.alpha)
+        values = odpo_loss(chosen, rejected, batch["score_gaps"][0::2], beta=self.beta, alpha=self.alpha)
         return {"preference": Term(values, "prompts")}
 
     def reward(self, logps: ResponseLogps) -> Tensor:

@@ -24,7 +24,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from upo.data.batch import Step, UnpairedBatch
+from upo.data.batch import Batch, Step
 from upo.errors import UserError
 from upo.methods.common.base import Stage, Term
 from upo.methods.common.families import UnpairedMethod
@@ -125,17 +125,17 @@ class OPPO(UnpairedMethod):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
 
-    def last_reward(self, batch: UnpairedBatch) -> Float[Tensor, "N"]:
+    def last_reward(self, batch: Batch) -> Float[Tensor, "N"]:
         """The reward of each response, given on its last token."""
-        return 2.0 * batch.desirable - 1.0
+        return 2.0 * batch.preferred - 1.0
 
-    def token_rewards(self, batch: UnpairedBatch) -> Float[Tensor, "tokens"]:
+    def token_rewards(self, batch: Batch) -> Float[Tensor, "tokens"]:
         """0 on all tokens but the last of each response."""
         row = batch.responses.row
         last = pad(row[1:] != row[:-1], (0, 1), value=True)
         return torch.where(last, self.last_reward(batch)[row], 0.0)
 
-    def advantages(self, batch: UnpairedBatch, value: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    def advantages(self, batch: Batch, value: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Not yet whitened."""
         rewards, row = self.token_rewards(batch).to(value.dtype), batch.responses.row
         return generalized_advantage(rewards, value.detach(), row, gamma=self.gamma, lam=self.lam)
@@ -144,7 +144,7 @@ class OPPO(UnpairedMethod):
     def statistics(self, step: Step) -> dict[str, Tensor]:
         """Mean and standard deviation of the advantages of all tokens of the global step."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        batch: Any
+        batch: Batch
         for batch in step.micro_batches:
             hidden = self.policy(batch.responses, ("hidden",))["hidden"]
             if not batch.filler:
@@ -155,7 +155,7 @@ class OPPO(UnpairedMethod):
         variance = (squares / number - mean**2).clamp(min=0)
         return {"advantages/mean": mean, "advantages/std": (variance + 1e-8).sqrt()}
 
-    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         rho = self.token_logratio(logps)
         value = self.value_head(logps.extras["hidden"]).to(rho.dtype)
         raw = self.advantages(batch, value)
@@ -174,7 +174,7 @@ class OPPO(UnpairedMethod):
     def reward(self, logps: ResponseLogps) -> Tensor:
         return logps.logratio
 
-    def track(self, stage: Stage, batch: UnpairedBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
         ratio = self.token_logratio(logps).exp()
         self.means(stage).update(clipped=((ratio < self.clip_low) | (ratio > self.clip_high)).float())
@@ -195,15 +195,15 @@ class AOPPO(OPPO):
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
         self.rewards = tuple(self.reward_weights)
 
-    def objective(self, batch: UnpairedBatch) -> Float[Tensor, "N"]:
+    def objective(self, batch: Batch) -> Float[Tensor, "N"]:
         """R = sum_i w_i r_i."""
         assert batch.responses.rewards is not None, "the data module brings the columns named in `rewards`"
         return objective(batch.responses.rewards, self.reward_weights)
 
-    def last_reward(self, batch: UnpairedBatch) -> Float[Tensor, "N"]:
+    def last_reward(self, batch: Batch) -> Float[Tensor, "N"]:
         return super().last_reward(batch) + self.objective(batch)
 
-    def track(self, stage: Stage, batch: UnpairedBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
-        r, good = self.objective(batch), batch.desirable
+        r, good = self.objective(batch), batch.preferred
         self.means(stage).update(**{"objective/chosen": r[good], "objective/rejected": r[~good]})

@@ -20,7 +20,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import pad
 
-from upo.data.batch import UnpairedBatch
+from upo.data.batch import Batch
 from upo.data.layout import Responses
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
@@ -109,11 +109,11 @@ class OREO(UnpairedMethod):
         """Tokens at which a step begins: here every one."""
         return torch.ones_like(responses.row, dtype=torch.bool)
 
-    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         starts, rho = self.starts(batch.responses), logps.extras["token_logps"] - logps.reference_extras["token_logps"]
         logratio = rho.new_zeros(int(starts.sum())).index_add(0, starts.cumsum(0) - 1, rho)
         owner, value = batch.responses.row[starts], self.value_head(logps.extras["hidden"][starts]).to(rho.dtype)
-        reward = torch.where(batch.desirable, 1.0, self.wrong_reward).to(rho.dtype)
+        reward = torch.where(batch.preferred, 1.0, self.wrong_reward).to(rho.dtype)
         return {
             "preference": Term(oreo_policy_loss(logratio, value, reward, owner, beta=self.beta), "responses"),
             "value": Term(oreo_value_loss(logratio, value, reward, owner, beta=self.beta), "responses"),

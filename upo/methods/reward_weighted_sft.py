@@ -12,7 +12,8 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from upo.data.batch import UnpairedBatch
+from upo.data.batch import Batch
+from upo.data.views import UnpairedView
 from upo.errors import UserError
 from upo.methods.common.base import Method, Stage, Term
 from upo.models.logps import ResponseLogps
@@ -28,7 +29,7 @@ def reward_weighted_loss(
 class RewardWeightedSFT(Method):
     """Likelihood of all responses, weighted by auxiliary rewards."""
 
-    batch_type = UnpairedBatch
+    view = UnpairedView()
     needs_reference = False
     length_normalized = True
     metric_names = tuple(f"{name}/{side}" for name in ("objective", "nll") for side in ("chosen", "rejected"))
@@ -42,7 +43,7 @@ class RewardWeightedSFT(Method):
         self.reward_weights = dict(reward_weights)
         self.rewards = tuple(self.reward_weights)
 
-    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         rewards = logps.objective(self.reward_weights)
         if (lowest := rewards.min()) < 0:
             raise UserError(
@@ -51,7 +52,7 @@ class RewardWeightedSFT(Method):
             )
         return {"nll": Term(reward_weighted_loss(logps.logps, logps.lengths, rewards), "responses")}
 
-    def track(self, stage: Stage, batch: UnpairedBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         rewards, good = logps.objective(self.reward_weights), batch.preferred
         values = {"objective": rewards, "nll": -logps.mean}
         self.means(stage).update(**{f"{name}/chosen": x[good] for name, x in values.items()})

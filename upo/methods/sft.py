@@ -7,7 +7,8 @@ micro-batches are.
 from jaxtyping import Float
 from torch import Tensor
 
-from upo.data.batch import Batch, DemonstrationBatch
+from upo.data.batch import Batch
+from upo.data.views import DemonstrationView
 from upo.methods.common.base import Method, Stage, Term
 from upo.models.logps import ResponseLogps
 
@@ -20,7 +21,7 @@ def sft_loss(logps: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
 class SFT(Method):
     """Supervised fine-tuning on chosen responses."""
 
-    batch_type = DemonstrationBatch
+    view = DemonstrationView()
     needs_reference = False
     metric_names = ("nll_per_token", "logps/chosen", "lengths/chosen")
 

@@ -6,58 +6,56 @@ Both pull a margin that is too large for its p back; geometric averaging never d
 Soft cDPO is verified, the form of soft cIPO is from knowledge.
 """
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from attrs import evolve, frozen
 from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
-from upo.data.batch import LayOut, PairedBatch
+from upo.data.batch import Batch
 from upo.data.example import Example
-from upo.data.layout import Tokens
+from upo.data.units import Draft
+from upo.data.views import PairedView
 from upo.methods.common.base import Term
 from upo.methods.common.families import PairwiseMethod
 from upo.methods.dpo import dpo_loss
 from upo.models.logps import ResponseLogps
 
 
-@frozen(eq=False)
-class SoftPairedBatch(PairedBatch):
-    """B pairs with a soft label each; row 2i is the likelier one, an even vote (p = 1/2) keeps its order."""
-
-    soft_labels: Float[Tensor, "B"]
+@frozen
+class SoftPairedView(PairedView):
+    """Pairs with a soft label each; the likelier one comes first, an even vote (p = 1/2) keeps its order."""
 
     wants = "pair of responses with a soft label (`Example.soft_label`)"
 
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         if example.soft_label is None or len(example.responses) != 2:
             return []
         if not 0 <= example.soft_label <= 1:
             raise ValueError(f"a soft label is a probability, not {example.soft_label}")
         if example.soft_label >= 0.5:
-            return [example]
-        return [evolve(example, responses=example.responses[::-1], soft_label=1 - example.soft_label)]
+            return [Draft(example)]
+        return [Draft(evolve(example, responses=example.responses[::-1], soft_label=1 - example.soft_label))]
 
-    @classmethod
-    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        return cls(lay_out(units), torch.tensor([float(u.example.soft_label) for u in units]))  # type: ignore[arg-type]
+    def columns(self, example: Example) -> Mapping[str, Sequence[float]]:
+        """`soft_labels`: the probability that a response is preferred to the other one."""
+        p = float(example.soft_label)  # type: ignore[arg-type]
+        return {**super().columns(example), "soft_labels": (p, 1 - p)}
 
 
 class SoftLabelMethod(PairwiseMethod):
     """Methods that learn from pairs with soft labels: subclasses define `soft_loss`."""
 
-    batch_type = SoftPairedBatch
+    view = SoftPairedView()
 
     def soft_loss(self, chosen: ResponseLogps, rejected: ResponseLogps, soft_labels: Tensor) -> Tensor:
         """One value a pair [B], unreduced."""
         raise NotImplementedError
 
-    def terms(self, batch: SoftPairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        return {"preference": Term(self.soft_loss(logps[0::2], logps[1::2], batch.soft_labels), "prompts")}
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        return {"preference": Term(self.soft_loss(logps[0::2], logps[1::2], batch["soft_labels"][0::2]), "prompts")}
 
 
 def soft_cdpo_loss(

@@ -16,7 +16,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from upo.data.batch import PairedBatch
+from upo.data.batch import Batch
 from upo.errors import UserError
 from upo.methods.common.base import Stage
 from upo.methods.common.families import PairwiseMethod
@@ -100,7 +100,7 @@ class MaPO(PairwiseMethod):
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * sum(self.masked(logps))
 
-    def track(self, stage: Stage, batch: PairedBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
         kl, masks = logps.sums(logps.extras["kl"]), torch.cat(self.masks(logps))
         means = {"kl/chosen": kl[0::2], "kl/rejected": kl[1::2], "masks/mean": masks}

@@ -10,19 +10,19 @@ From knowledge (only the abstract could be read): K, gamma, the extractor (here 
 and that a CE is the mean over a response and its copies. L_align is DPO's.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from attrs import frozen
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from upo.data.batch import LayOut, PairedBatch
+from upo.data.batch import Batch
 from upo.data.example import Example, Response
 from upo.data.keyphrases import without_key_phrases
-from upo.data.layout import Tokens
+from upo.data.units import Draft
+from upo.data.views import PairedView, pairs_of
 from upo.methods.common.base import Stage, Term
 from upo.methods.dpo import DPO
 from upo.models.logps import ResponseLogps
@@ -33,57 +33,54 @@ def degree_loss(logits: Float[Tensor, "N degrees"], degrees: Int[Tensor, "N"]) -
     return nn.functional.cross_entropy(logits, degrees, reduction="none")
 
 
-@frozen(eq=False)
-class DegreeBatch(PairedBatch):
-    """B pairs, each followed by its degraded copies."""
+LEVELS = 3
+"""K: copy k of K has lost the most important k/K of its key phrases."""
 
-    degrees: Int[Tensor, "N"]
-    original: Bool[Tensor, "N"]
-    """The rows that make the pairs, chosen and rejected by turns."""
-    shares: Float[Tensor, "N"]
-    """1 / (how many rows a response has, its copies included): sums with them are CE_w + CE_l."""
 
-    levels: ClassVar[int] = 3
-    """K: copy k of K has lost the most important k/K of its key phrases."""
+@frozen
+class DegreeView(PairedView):
+    """Pairs, each followed by its degraded copies.
 
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
-        return [p.with_responses((*p.responses, *cls.copies(p))) for p in PairedBatch.views(example, max_pairs)]
+    Columns: `degrees` of loss; `originals`, the rows that make the pairs, chosen and rejected by turns; `shares`,
+    1 / (how many rows a response has, its copies included): sums with them are CE_w + CE_l.
+    """
 
-    @classmethod
-    def copies(cls, pair: Example) -> list[Response]:
-        """Degraded copies of both responses that are not empty; of equal ones the one with the highest degree."""
-        made = []
-        for place, response in enumerate(pair.responses):
-            seen = {"", response.text.strip()}
-            for level in range(cls.levels, 0, -1):
-                text = without_key_phrases(response.text, level / cls.levels)
-                if text not in seen:
-                    made.append(Response(text, attributes={"degree": level, "copy_of": place}))
-                seen.add(text)
-        return made
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
+        return [self._draft(pair) for pair in pairs_of(example, max_pairs)]
 
-    @classmethod
-    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        degrees = [int(r.attributes.get("degree", 0)) for u in units for r in u.example.responses]
-        original = [k < 2 for u in units for k in range(len(u.responses))]
-        shares: list[float] = []
-        for unit in units:
-            owners = [int(r.attributes.get("copy_of", k)) for k, r in enumerate(unit.example.responses)]
-            shares += [1 / owners.count(owner) for owner in owners]
-        return cls(lay_out(units), torch.tensor(degrees), torch.tensor(original), torch.tensor(shares))
+    def _draft(self, pair: Example) -> Draft:
+        rows = [(response, 0, place) for place, response in enumerate(pair.responses)] + copies(pair)
+        owners = [owner for _, _, owner in rows]
+        return Draft(
+            pair.with_responses(tuple(response for response, _, _ in rows)),
+            columns={
+                "degrees": [degree for _, degree, _ in rows],
+                "originals": [degree == 0 for _, degree, _ in rows],
+                "preferred": [degree == 0 and owner == 0 for _, degree, owner in rows],
+                "shares": [1 / owners.count(owner) for owner in owners],
+            },
+        )
 
-    @property
-    def preferred(self) -> Bool[Tensor, "N"]:
-        """Of the rows that make the pairs."""
-        return torch.arange(2 * len(self.responses.prompt_end), device=self.degrees.device) % 2 == 0
+
+def copies(pair: Example) -> list[tuple[Response, int, int]]:
+    """Degraded copies of both responses that are not empty, each with its degree and whose copy it is; of equal ones
+    the one with the highest degree."""
+    made = []
+    for place, response in enumerate(pair.responses):
+        seen = {"", response.text.strip()}
+        for level in range(LEVELS, 0, -1):
+            text = without_key_phrases(response.text, level / LEVELS)
+            if text not in seen:
+                made.append((Response(text), level, place))
+            seen.add(text)
+    return made
 
 
 class SPODegree(DPO):
     """DPO with a self-supervised preference degree."""
 
     reward_is_log_odds = False
-    batch_type = DegreeBatch
+    view = DegreeView()
     extras = ("hidden",)
     initial_loss = None
     metric_names = (*DPO.metric_names, "loss/preference", "loss/degree", "degree/accuracies")
@@ -100,7 +97,7 @@ class SPODegree(DPO):
     def configure_model(self) -> None:
         super().configure_model()
         if not hasattr(self, "degree_head"):
-            self.degree_head = nn.Linear(self.policy.hidden_size, self.batch_type.levels + 1)  # type: ignore[attr-defined]
+            self.degree_head = nn.Linear(self.policy.hidden_size, LEVELS + 1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [*super().parameter_groups(), {"params": list(self.degree_head.parameters()), "lr": self.head_lr}]
@@ -111,13 +108,13 @@ class SPODegree(DPO):
         with torch.autocast(last.device.type, enabled=False):
             return self.degree_head(last.to(self.degree_head.weight.dtype))
 
-    def terms(self, batch: DegreeBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        degree = batch.shares * degree_loss(self.degree_logits(logps), batch.degrees)
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        degree = batch["shares"] * degree_loss(self.degree_logits(logps), batch["degrees"])
         both = degree.new_zeros(len(batch.responses.prompt_end)).index_add(0, logps.prompt_index, degree)
-        preference = super().terms(batch, logps[batch.original], statistics)
+        preference = super().terms(batch, logps[batch["originals"]], statistics)
         return preference | {"degree": Term(both, "prompts", scale=self.gamma)}
 
-    def track(self, stage: Stage, batch: DegreeBatch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps[batch.original])
-        right = self.degree_logits(logps).argmax(1) == batch.degrees
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().track(stage, batch, logps[batch["originals"]])
+        right = self.degree_logits(logps).argmax(1) == batch["degrees"]
         self.means(stage).update(**{"degree/accuracies": right.float()})

@@ -10,18 +10,18 @@ takes half). From a list the best and the worst response make the pair; scores a
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
-from upo.data.batch import LayOut, PairedBatch, preference
+from upo.data.batch import Batch
 from upo.data.example import Example, Response
-from upo.data.layout import Tokens
+from upo.data.units import Draft
+from upo.data.views import PairedView, preference
 from upo.methods.common.base import Term
 from upo.methods.common.families import PairwiseMethod
 from upo.models.logps import ResponseLogps
@@ -47,15 +47,12 @@ def beats(a: Response, b: Response) -> float:
     return 0.5 * ((gap > 0) - (gap < 0) + 1)
 
 
-@frozen(eq=False)
-class WinRateBatch(PairedBatch):
-    """B pairs, each response with its probability of winning."""
+@frozen
+class WinRateView(PairedView):
+    """Pairs, each response with its probability of winning: the column `win_rates`."""
 
-    win_rates: Float[Tensor, "N"]
-
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
-        """The best against the worst response of a prompt, with the win rates in their attributes."""
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
+        """The best against the worst response of a prompt, with their win rates against all of its responses."""
         known = [r for r in example.responses if preference(r) is not None]
         if example.soft_label is not None and len(known) == 2:
             rates = [example.soft_label, 1 - example.soft_label]
@@ -64,12 +61,8 @@ class WinRateBatch(PairedBatch):
         if not known or min(rates) == max(rates):
             return []
         ends = (rates.index(max(rates)), rates.index(min(rates)))
-        pair = tuple(evolve(known[i], attributes=known[i].attributes | {"win_rate": rates[i]}) for i in ends)
-        return [example.with_responses(pair)]
-
-    @classmethod
-    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        return cls(lay_out(units), torch.tensor([r.attributes["win_rate"] for u in units for r in u.example.responses]))
+        pair = example.with_responses(tuple(known[i] for i in ends))
+        return [Draft(pair, columns={"win_rates": [float(rates[i]) for i in ends]})]
 
 
 class SPPOHard(PairwiseMethod):
@@ -94,9 +87,9 @@ class SPPOHard(PairwiseMethod):
 class SPPOSoft(SPPOHard):
     """Self-Play Preference Optimization with estimated probabilities of winning."""
 
-    batch_type = WinRateBatch
+    view = WinRateView()
 
-    def terms(self, batch: WinRateBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        ratio, rates = logps.logratio, batch.win_rates
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        ratio, rates = logps.logratio, batch["win_rates"]
         values = sppo_loss(ratio[0::2], ratio[1::2], rates[0::2], rates[1::2], beta=self.beta)
         return {"preference": Term(values, "prompts")}

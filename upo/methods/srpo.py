@@ -13,18 +13,17 @@ that a combination of two losses exists; the identities are derived, so is L_pi.
 beta's, and that gradients of Q flow in L_pi are choices. An improver that ignores what it is shown leaves IPO.
 """
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
-import torch
 from attrs import frozen
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from torch import Tensor
 
-from upo.data.batch import LayOut, PairedBatch
+from upo.data.batch import Batch
 from upo.data.example import Example, Prompt
-from upo.data.layout import Tokens
+from upo.data.units import Draft, DraftGroup
+from upo.data.views import PairedView, pairs_of
 from upo.methods.common.base import Stage, Term
 from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
 from upo.models.logps import ResponseLogps
@@ -52,34 +51,23 @@ def improver_prompt(prompt: Prompt, shown: str) -> Prompt:
     return (*prompt, {"role": "assistant", "content": shown}, {"role": "user", "content": IMPROVE})
 
 
-@frozen(eq=False)
-class SRPOBatch(PairedBatch):
-    """B pairs, each under three prompts: rows 6i to 6i + 5 are w|x, l|x, w|x,w, l|x,w, w|x,l, l|x,l."""
+@frozen
+class SRPOView(PairedView):
+    """Pairs, each under three prompts: rows 6i to 6i + 5 are w|x, l|x, w|x,w, l|x,w, w|x,l, l|x,l."""
 
-    @classmethod
-    def contexts(cls, example: Example) -> list[Prompt]:
-        return [improver_prompt(example.prompt, response.text) for response in example.responses]
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
+        return [Draft(pair, improvers(pair)) for pair in pairs_of(example, max_pairs)]
 
-    @classmethod
-    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        return cls(lay_out([part for unit in units for part in unit.parts]))
 
-    @property
-    def preferred(self) -> Bool[Tensor, "N"]:
-        """Of the pairs' own responses, w|x and l|x."""
-        return torch.arange(len(self.responses.lengths) // 3, device=self.responses.lengths.device) % 2 == 0
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Pairs and their own responses; what the improver scores again is not counted."""
-        lengths = self.responses.lengths.view(-1, 6)[:, :2]
-        return {"prompts": len(lengths), "responses": lengths.numel(), "tokens": int(lengths.sum())}
+def improvers(pair: Example) -> tuple[DraftGroup, ...]:
+    """The pair's responses again, behind each of them."""
+    return tuple(DraftGroup("improver", improver_prompt(pair.prompt, r.text)) for r in pair.responses)
 
 
 class SRPO(PairwiseMethod):
     """Self-Improving Robust Preference Optimization"""
 
-    batch_type = SRPOBatch
+    view = SRPOView()
     metric_names = (*PREFERENCE_METRICS, "loss/generator", "loss/improver")
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, alpha: ClosedUnitInterval = 0.5, **kwargs: Any):
@@ -92,20 +80,18 @@ class SRPO(PairwiseMethod):
         super().__init__(*args, **kwargs)
         self.beta, self.alpha = beta, alpha
 
-    def terms(self, batch: SRPOBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        r_w, r_l, *q = logps.logratio.view(-1, 6).unbind(1)
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        r_w, r_l, w_w, l_w, w_l, l_l = logps.logratio.view(-1, 6).unbind(1)
+        generator = generator_loss(r_w, r_l, w_w, l_w, w_l, l_l, beta=self.beta)
+        improver = improver_loss(w_w, l_w, w_l, l_l, beta=self.beta)
         return {
-            "generator": Term(generator_loss(r_w, r_l, *q, beta=self.beta), "prompts", scale=self.alpha),
-            "improver": Term(improver_loss(*q, beta=self.beta), "prompts", scale=1 - self.alpha),
+            "generator": Term(generator, "prompts", scale=self.alpha),
+            "improver": Term(improver, "prompts", scale=1 - self.alpha),
         }
 
-    def track(self, stage: Stage, batch: SRPOBatch, logps: ResponseLogps) -> None:
-        """Of the generator alone."""
-        super().track(
-            stage,
-            batch,
-            logps[torch.arange(len(logps.lengths), device=logps.lengths.device).view(-1, 6)[:, :2].flatten()],
-        )
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        """Rewards and margins are those of the generator alone."""
+        super().track(stage, batch, logps[batch.own])
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logratio

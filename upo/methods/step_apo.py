@@ -8,21 +8,20 @@ Deviations: which pairs are taken is the data's matter; the authors keep those w
 and whose worst is below, and scale the Q of solution-type steps by 0.3.
 """
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from upo.data.batch import LayOut
+from upo.data.batch import Batch
 from upo.data.example import Example
-from upo.data.layout import Tokens
+from upo.data.units import Draft
 from upo.methods.common.base import Term
-from upo.methods.step_dpo import StepDPO, StepPairedBatch
+from upo.methods.step_dpo import StepDPO, StepPairedView
 from upo.models.logps import ResponseLogps
 
 
@@ -41,31 +40,25 @@ def step_apo_loss(
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio) - alpha * q_gap.detach())
 
 
-@frozen(eq=False)
-class ValuedStepBatch(StepPairedBatch):
-    """Pairs of steps with the Q of both: their scores."""
-
-    q_gap: Float[Tensor, "pairs"]
-    """Q of the chosen step less that of the rejected one; negative where search and outcome disagree."""
+@frozen
+class ValuedStepView(StepPairedView):
+    """Pairs of steps with the Q of both, their scores: the column `q`."""
 
     wants = "pair of scored solutions that part at the first wrong step"
 
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         scored = tuple(r for r in example.responses if r.score is not None)
-        return StepPairedBatch.views(example.with_responses(scored), max_pairs)
+        return super().drafts(example.with_responses(scored), max_pairs)
 
-    @classmethod
-    def collate(cls, units: Sequence[Tokens], lay_out: LayOut, borrowed: Sequence[Tokens]) -> Self:
-        scores = torch.tensor([[r.score for r in u.example.responses] for u in units], dtype=torch.float32)
-        return cls(lay_out(units), scores[:, 0] - scores[:, 1])
+    def columns(self, example: Example) -> Mapping[str, Sequence[float]]:
+        return {**super().columns(example), "q": [float(r.score) for r in example.responses]}  # type: ignore[arg-type]
 
 
 class StepAPO(StepDPO):
     """Step-DPO with an advantage offset."""
 
     reward_is_log_odds = False
-    batch_type = ValuedStepBatch
+    view = ValuedStepView()
     initial_loss = None
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.3, alpha: NonNegativeFloat = 1.0, **kwargs: Any):
@@ -78,7 +71,8 @@ class StepAPO(StepDPO):
         super().__init__(*args, beta=beta, **kwargs)
         self.alpha = alpha
 
-    def terms(self, batch: ValuedStepBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         chosen, rejected = logps[0::2].logratio, logps[1::2].logratio
-        values = step_apo_loss(chosen, rejected, batch.q_gap, beta=self.beta, alpha=self.alpha)
+        q_gap = batch["q"][0::2] - batch["q"][1::2]
+        values = step_apo_loss(chosen, rejected, q_gap, beta=self.beta, alpha=self.alpha)
         return {"preference": Term(values, "prompts")}

@@ -14,20 +14,21 @@ from typing import Any
 from attrs import evolve, frozen
 from jsonargparse.typing import PositiveFloat
 
-from upo.data.batch import PairedBatch
 from upo.data.example import Example, Response
+from upo.data.units import Draft
+from upo.data.views import PairedView, pairs_of
 from upo.methods.dpo import DPO
 
 
-@frozen(eq=False)
-class StepPairedBatch(PairedBatch):
+@frozen
+class StepPairedView(PairedView):
     """Pairs of single steps, one a line: what both solutions begin with belongs to the prompt, what follows is cut."""
 
     wants = "pair of solutions that part at the first wrong step"
 
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
-        return [step for pair in PairedBatch.views(example, max_pairs) if (step := first_difference(pair)) is not None]
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
+        steps = (first_difference(pair) for pair in pairs_of(example, max_pairs))
+        return [Draft(step) for step in steps if step is not None]
 
 
 def first_difference(pair: Example) -> Example | None:
@@ -65,7 +66,7 @@ def _behind(pair: Example, prefix: str):
 class StepDPO(DPO):
     """DPO on the first step that is wrong."""
 
-    batch_type = StepPairedBatch
+    view = StepPairedView()
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.4, **kwargs: Any):
         """

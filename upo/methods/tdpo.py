@@ -13,7 +13,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from upo.data.batch import PairedBatch
+from upo.data.batch import Batch
 from upo.methods.common.base import Stage
 from upo.methods.common.families import PairwiseMethod
 from upo.models.logps import ResponseLogps
@@ -71,7 +71,7 @@ class TDPO1(PairwiseMethod):
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * (logps.logratio + logps.sums(logps.extras["kl"]))
 
-    def track(self, stage: Stage, batch: PairedBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
         kl = logps.sums(logps.extras["kl"])
         self.means(stage).update(**{"kl/chosen": kl[0::2], "kl/rejected": kl[1::2]})

@@ -7,18 +7,19 @@ response, not a model. Deviation: the likelihood is the mean over a response's t
 averages over all tokens of a micro-batch, which would weigh triples by how a step is cut.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from attrs import frozen
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from upo.data.batch import Batch, preference
+from upo.data.batch import Batch
 from upo.data.example import Example
-from upo.data.layout import Tokens
+from upo.data.units import Draft, Unit
+from upo.data.views import View, preference
 from upo.methods.common.base import Stage, Term
 from upo.methods.common.families import PairwiseMethod, _preference_means
 from upo.models.logps import ResponseLogps
@@ -34,34 +35,32 @@ def tpo_loss(
     return -logsigmoid(beta * (chosen - rejected) - gamma)
 
 
-@frozen(eq=False)
-class TripleBatch(Batch):
-    """B triples: rows 3i, 3i + 1, 3i + 2 are the gold, the chosen and the rejected response of prompt i."""
+@frozen
+class TripleView(View):
+    """Triples: rows 3i, 3i + 1, 3i + 2 are the gold, the chosen and the rejected response of prompt i."""
 
-    wants, unit = "gold, chosen and rejected response (three ranked or scored ones)", "triples"
+    wants = "gold, chosen and rejected response (three ranked or scored ones)"
+    noun = "triples"
 
-    @classmethod
-    def contradicts(cls, unit: Tokens) -> bool:
-        return unit.responses[1] == unit.responses[2]
-
-    @classmethod
-    def views(cls, example: Example, max_pairs: int) -> list[Example]:
+    def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         """Gold is the best response, chosen the next one, rejected the worst; gold and chosen may tie."""
         ranked = sorted(((p, -i) for i, r in enumerate(example.responses) if (p := preference(r)) is not None))[::-1]
         if len(ranked) < 3 or ranked[1][0] == ranked[-1][0]:
             return []
-        return [example.with_responses(tuple(example.responses[-i] for _, i in (*ranked[:2], ranked[-1])))]
+        return [Draft(example.with_responses(tuple(example.responses[-i] for _, i in (*ranked[:2], ranked[-1]))))]
 
-    def place(self, k: int) -> Bool[Tensor, "N"]:
-        """The gold (0), chosen (1) or rejected (2) responses."""
-        return torch.arange(len(self.responses.lengths), device=self.responses.lengths.device) % 3 == k
+    def columns(self, example: Example) -> Mapping[str, Sequence[float]]:
+        return {"chosen": (False, True, False), "rejected": (False, False, True)}
+
+    def contradicts(self, unit: Unit) -> bool:
+        return unit.responses[1] == unit.responses[2]
 
 
 class TPO(PairwiseMethod):
     """Triple Preference Optimization."""
 
     reward_is_log_odds = True
-    batch_type = TripleBatch
+    view = TripleView()
     needs_reference = False
     metric_names = (*PairwiseMethod.metric_names, "loss/preference", "loss/gold", "logps/gold")
 
@@ -79,7 +78,7 @@ class TPO(PairwiseMethod):
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         return tpo_loss(chosen.logps, rejected.logps, beta=self.beta)
 
-    def terms(self, batch: TripleBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         return {
             "preference": Term(self.loss(logps[1::3], logps[2::3]), "prompts"),
             "gold": Term(-logps[0::3].mean, "prompts", scale=self.alpha),
@@ -88,8 +87,8 @@ class TPO(PairwiseMethod):
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logps
 
-    def track(self, stage: Stage, batch: TripleBatch, logps: ResponseLogps) -> None:
-        means = _preference_means(self.reward(logps), logps, batch.place(1), batch.place(2))
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        means = _preference_means(self.reward(logps), logps, batch["chosen"], batch["rejected"])
         self.means(stage).update(**means, **{"logps/gold": logps.logps[0::3]})
 
 

@@ -216,7 +216,7 @@ class AuxiliaryRewards(Method):
             "value": Term(self.value_loss(errors).mean(1), "responses", scale=self.value_coefficient),
         }
 
-    def track(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
         objective, value, preferred = self.objective(logps), self.value(logps), batch.preferred
         weights = advantage_weights(objective, value, lam=self.lam, clip=self.weight_clip)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
-from upo.data.batch import PairedBatch
+from upo.data.batch import Batch
 from upo.methods.common.base import Stage
 from upo.methods.dpo import DPO, dpo_loss
 from upo.models.logps import ResponseLogps
@@ -65,6 +65,6 @@ class WPO(DPO):
             weights = self.weights(chosen, rejected)
         return wpo_loss(chosen.logratio, rejected.logratio, weights, beta=self.beta)
 
-    def track(self, stage: Stage, batch: PairedBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
         self.means(stage).update(weights=self.weights(logps[0::2], logps[1::2]))

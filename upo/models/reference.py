@@ -11,7 +11,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from upo.data.layout import Responses, Tokens
+from upo.data.layout import Responses
+from upo.data.rounds import Round
+from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.adapters import START, below, only
 from upo.models.policy import Policy
@@ -43,8 +45,8 @@ class Reference(ABC):
             "of each token; set model.reference: FrozenReference"
         )
 
-    def stored(self, trainer: pl.Trainer) -> Callable[[Sequence[Tokens]], Tensor] | None:
-        """What finds the log-probs of the data's units, where they are known before training; called at its start."""
+    def stored(self, trainer: pl.Trainer, round: Round) -> Callable[[Sequence[Group]], Tensor] | None:
+        """What finds the log-probs of a round's groups, where they are known before training; called at its start."""
         return None
 
     def linear_head(self) -> LinearHead:

@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from upo.data.batch import Batch
-from upo.data.layout import Tokens
+from upo.data.rounds import Round, Split
 from upo.data.samplers import StepPlan, one_pass
 from upo.data.steps import StepData
+from upo.data.units import Group, Unit
 from upo.errors import UserError
 from upo.models.policy import Policy
 from upo.models.store import LogpsStore
@@ -33,13 +33,13 @@ SAMPLE = 8
 class Filling:
     """One run's way to all the values that it needs: read, check a sample, compute the rest."""
 
-    def __init__(self, model: Policy, store: LogpsStore, trainer: pl.Trainer):
+    def __init__(self, model: Policy, store: LogpsStore, trainer: pl.Trainer, round: Round):
         self.model, self.store, self.trainer = model, store, trainer
         self.device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
         self.data: PreferenceData = data
-        self.wanted: dict[bytes, tuple[Tokens, int]] = {}
-        for split in (data.train, data.val):
-            for row in split.rows():
+        self.wanted: dict[bytes, tuple[Group, int]] = {}
+        for split in (round.train, round.val):
+            for row in sorted(split.groups(), key=lambda group: group.role == "mismatched"):
                 for k, response in enumerate(row.responses):
                     self.wanted.setdefault(store.key(row.prompt, response), (row, k))
 
@@ -100,14 +100,10 @@ class Filling:
         """Keys with their log-probs, by forward passes of responses of like length; all ranks make as many."""
         groups = [list(g) for _, g in groupby(keys, lambda key: id(self.wanted[key][0].prompt))]
         split = StepData(
-            [self._unit(group) for group in groups],
-            Batch,
+            Split(tuple(self._unit(group) for group in groups)),
             layout=self.data.layout,
             tokens_per_microbatch=self.data.tokens_per_microbatch,
-            max_length=self.data.max_length,
-            pad_id=self.data.train.pad_id,
-            rewards=(),
-            seed=0,
+            pad_id=self.data.pad_id,
         )
         costs = [split.cost(i) for i in range(len(split))]
         plan = one_pass(costs, split.row_tokens, alike=True, rank=rank, world_size=world_size)
@@ -124,10 +120,10 @@ class Filling:
             if i < wanted:
                 yield [key for unit in share.units for key in groups[unit]], logps.double().tolist()
 
-    def _unit(self, keys: Sequence[bytes]) -> Tokens:
+    def _unit(self, keys: Sequence[bytes]) -> Unit:
         """The responses that these keys stand for, behind their prompt."""
         found = [self.wanted[key] for key in keys]
-        return Tokens(found[0][0].prompt, tuple(row.responses[k] for row, k in found), found[0][0].example)
+        return Unit.of(found[0][0].prompt, tuple(row.responses[k] for row, k in found))
 
     def _any_rank(self, mine: bool) -> bool:
         return bool(max_over_ranks(torch.tensor(float(mine), device=self.device)))

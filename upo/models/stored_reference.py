@@ -13,7 +13,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from upo.data.layout import Responses, Tokens
+from upo.data.layout import Responses
+from upo.data.rounds import Round
+from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.loading import tensors_hash
 from upo.models.policy import Policy
@@ -109,7 +111,7 @@ class StoredReference(Reference):
 
     # ---- the store -------------------------------------------------------------------------------------------
 
-    def stored(self, trainer: pl.Trainer) -> "StoredLogps":
+    def stored(self, trainer: pl.Trainer, round: Round) -> "StoredLogps":
         device = trainer.strategy.root_device
         method: Any = trainer.lightning_module
         if names := [*method.reference_extras, *({"kl"} & set(method.extras))]:
@@ -125,7 +127,7 @@ class StoredReference(Reference):
             fingerprint = json.dumps([self.weights, compute, LAYOUT_VERSION])
             name = f"{model.model_config.model_type}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}"
             store = LogpsStore(self.folder / name, fingerprint)
-            values = Filling(model, store, trainer).values(tolerance(compute))
+            values = Filling(model, store, trainer, round).values(tolerance(compute))
         self._complete = True
         if tolerance(compute) == ROUGH:
             self.starts_as_policy = False
@@ -142,16 +144,17 @@ class StoredReference(Reference):
 
 @frozen
 class StoredLogps:
-    """Finds the log-probs of units; batches are collated with it."""
+    """Finds the log-probs of groups."""
 
     store: LogpsStore
     values: Mapping[bytes, float]
     dtype: torch.dtype
     """float32 at least: a sum of -600 in bfloat16 has a step of 4 nats."""
 
-    def __call__(self, units: Sequence[Tokens]) -> Tensor:
+    def __call__(self, groups: Sequence[Group]) -> Tensor:
+        """One a response, in the order of the groups."""
         try:
-            found = [self.values[self.store.key(u.prompt, r)] for u in units for r in u.responses]
+            found = [self.values[self.store.key(u.prompt, r)] for u in groups for r in u.responses]
         except KeyError:
             raise UserError(
                 "a batch holds a response that is not in the reference store: it was not in the data when training "

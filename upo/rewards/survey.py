@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from upo.data.annotate import annotate
-from upo.data.batch import PairedBatch
 from upo.data.example import Example, Response, prompt_key
 from upo.data.rewards import Reward, VectorReward, fit_all
+from upo.data.views import pairs_of
 from upo.errors import UserError
 from upo.metrics.intervals import wilson
 
@@ -83,7 +83,7 @@ def _sides(
     train: Sequence[Example], max_pairs: int, rewards: Mapping[str, Reward], cache_dir: Path
 ) -> tuple[tuple[Side, Side], bool]:
     """Chosen and rejected responses of all pairs; or, where there is none, the desirable and the undesirable ones."""
-    pairs = [pair for example in train for pair in PairedBatch.views(example, max_pairs)]
+    pairs = [pair for example in train for pair in pairs_of(example, max_pairs)]
     if pairs:
         done = annotate(pairs, rewards, cache_dir)
         keys: list[object] = [prompt_key(e.prompt) for e in done]

@@ -15,6 +15,9 @@ from torch import Tensor
 from upo.data.batch import Batch, Step
 from upo.data.layout import Responses
 from upo.data.module import PreferenceData
+from upo.data.rounds import Round
+from upo.data.steps import REFERENCE_LOGPS
+from upo.data.views import View
 from upo.errors import UserError
 from upo.methods.common.term import Term
 from upo.metrics.means import Means
@@ -32,7 +35,8 @@ Stage = Literal["train", "val"]
 class Method(pl.LightningModule):
     """Base of all methods: owns the policy, the reference, the optimizer and the logging."""
 
-    batch_type: ClassVar[type[Batch]]
+    view: ClassVar[View]
+    """What the method sees of an example: pairs, labels, lists, ..."""
     needs_reference: ClassVar[bool] = True
     length_normalized: ClassVar[bool] = False
     """Whether the loss reads log-probs a token (`.mean`) instead of their sums."""
@@ -224,12 +228,22 @@ class Method(pl.LightningModule):
                 whole = getattr(norm, "full_tensor", norm.clone)()
                 self.log_dict({"train/grad_norm": whole, "train/lr": group["lr"]})
 
+    def prepare(self, round: Round) -> Round:
+        """A round with the columns that the method knows before its first step; a new one, nothing is changed.
+
+        Here: reference log-probs, where a reference stores them.
+        """
+        stored = self.reference and self.reference.stored(self.trainer, round)
+        if not stored:
+            return round
+        return round.map(lambda split: split.with_column(REFERENCE_LOGPS, stored(tuple(split.groups()))))
+
     def on_fit_start(self) -> None:
-        """Learns the run's seed; batches bring reference log-probs along where they are known beforehand."""
+        """Learns the run's seed, and prepares what is known before the first step."""
         quick_logs()
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
             self.data_seed = data.seed % 2**64
-            data.train.stored = data.val.stored = self.reference and self.reference.stored(self.trainer)
+            data.begin(self)
 
     def on_train_start(self) -> None:
         check_trainer(self.trainer)

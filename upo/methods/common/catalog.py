@@ -34,11 +34,11 @@ class Entry:
 
     @property
     def batch(self) -> str:
-        return self.kind.batch_type.__name__.removesuffix("Batch").lower()
+        return type(self.kind.view).__name__.removesuffix("View").lower()
 
     @property
     def wants(self) -> str:
-        return self.kind.batch_type.wants
+        return self.kind.view.wants
 
     @property
     def reference(self) -> str:

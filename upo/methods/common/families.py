@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from upo.data.batch import ListwiseBatch, PairedBatch, UnpairedBatch
+from upo.data.batch import Batch
+from upo.data.views import ListwiseView, PairedView, UnpairedView
 from upo.functional.lists import rectangle
 from upo.methods.common.base import Method, Stage, Term
 from upo.metrics.means import wins
@@ -18,58 +19,58 @@ PREFERENCE_METRICS = (
 class PairwiseMethod(Method):
     """Methods that learn from pairs: subclasses define `loss(chosen, rejected)`."""
 
-    batch_type = PairedBatch
+    view = PairedView()
     metric_names = PREFERENCE_METRICS
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         """One value a pair [B], unreduced."""
         raise NotImplementedError
 
-    def terms(self, batch: PairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         return {"preference": Term(self.loss(logps[0::2], logps[1::2]), "prompts")}
 
-    def track(self, stage: Stage, batch: PairedBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         self.means(stage).update(**_preference_means(self.reward(logps), logps, batch.preferred, ~batch.preferred))
 
 
 class UnpairedMethod(Method):
     """Methods that learn from single labelled responses: subclasses define `loss(responses, desirable, statistics)`."""
 
-    batch_type = UnpairedBatch
+    view = UnpairedView()
     metric_names = PREFERENCE_METRICS
 
     def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
         """One value a response [N], unreduced."""
         raise NotImplementedError
 
-    def terms(self, batch: UnpairedBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        return {"preference": Term(self.loss(logps, batch.desirable, statistics), "responses")}
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        return {"preference": Term(self.loss(logps, batch.preferred, statistics), "responses")}
 
-    def track(self, stage: Stage, batch: UnpairedBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         self.means(stage).update(**_preference_means(self.reward(logps), logps, batch.preferred, ~batch.preferred))
 
 
 class ListwiseMethod(Method):
     """Methods that learn from K scored responses a prompt: subclasses define `loss(responses, scores, mask)`."""
 
-    batch_type = ListwiseBatch
+    view = ListwiseView()
     metric_names = PREFERENCE_METRICS
 
     def loss(self, responses: ResponseLogps, scores: Tensor, mask: Tensor) -> Tensor:
         """One value a prompt [B], unreduced, from lists [B, K]; outside `mask` stands a copy to ignore."""
         raise NotImplementedError
 
-    def terms(self, batch: ListwiseBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         rows, mask = rectangle(logps.prompt_index)
-        return {"preference": Term(self.loss(logps[rows], batch.scores[rows], mask), "prompts")}
+        return {"preference": Term(self.loss(logps[rows], batch["scores"][rows], mask), "prompts")}
 
-    def track(self, stage: Stage, batch: ListwiseBatch, logps: ResponseLogps) -> None:
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         """`chosen` and `rejected` are a list's best and worst; margins are over all couples of unequal score."""
         rows, mask = rectangle(logps.prompt_index)
-        scores = batch.scores[rows]
+        scores = batch["scores"][rows]
         best = (scores == scores.masked_fill(~mask, -torch.inf).amax(1, keepdim=True))[mask]
         worst = (scores == scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True))[mask]
-        better = batch.scores[:, None] > batch.scores
+        better = batch["scores"][:, None] > batch["scores"]
         self.means(stage).update(**_preference_means(self.reward(logps), logps, best & ~worst, worst & ~best, better))
 
 

@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from attrs import evolve
 from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from upo.data.batch import SingleBatch
-from upo.data.layout import Tokens, lay_out
+from upo.data.batch import Batch
+from upo.data.layout import lay_out
 from upo.data.module import PreferenceData
 from upo.data.priority import ADVANTAGE
+from upo.data.rounds import Round, Split
 from upo.data.samplers import one_pass
-from upo.data.steps import StepData
+from upo.data.units import Group, Unit
+from upo.data.views import SingleView
 from upo.errors import UserError
 from upo.functional.value_fit import fit_value
 from upo.methods.common.base import Method, Stage, Term
@@ -35,7 +36,7 @@ from upo.runtime.collectives import sum_over_ranks
 class FittedValue(Method):
     """Methods that learn from responses of positive advantage: subclasses define `loss(responses, advantage)`."""
 
-    batch_type = SingleBatch
+    view = SingleView()
     metric_names = ("logps", "advantages", "desirable")
 
     def __init__(
@@ -67,32 +68,30 @@ class FittedValue(Method):
         """One value a response [N], unreduced; all advantages are positive."""
         raise NotImplementedError
 
-    def terms(self, batch: SingleBatch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        assert logps.rewards is not None, "on_fit_start brings the advantages"
-        return {"preference": Term(self.loss(logps, logps.rewards[:, -1]), "responses")}
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+        return {"preference": Term(self.loss(logps, batch[ADVANTAGE]), "responses")}
 
-    def track(self, stage: Stage, batch: SingleBatch, logps: ResponseLogps) -> None:
-        assert logps.rewards is not None
-        good = batch.desirable.float()
-        self.means(stage).update(logps=logps.logps, advantages=logps.rewards[:, -1], desirable=good)
+    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        good = batch.preferred.float()
+        self.means(stage).update(logps=logps.logps, advantages=batch[ADVANTAGE], desirable=good)
 
     # ---- before training -------------------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
-        data: PreferenceData = self.trainer.datamodule  # type: ignore[attr-defined]
-        splits = {"train": data.train, "val": data.val}
+    def prepare(self, round: Round) -> Round:
+        """Units of positive advantage, with it as a column."""
         if not self.advantages:
-            self.advantages = self._fitted(data, splits)
-        for name, split in splits.items():
-            _keep_positive(split, self.advantages[name])
-        if not len(data.train):
+            self.advantages = self._fitted(self.trainer.datamodule, round)  # type: ignore[attr-defined]
+        made = Round(
+            _positive(round.train, self.advantages["train"]), _positive(round.val, self.advantages["val"]), round.number
+        )
+        if not len(made.train):
             raise UserError("V is above the reward of every response; fit it longer (model.value_warmup_steps)")
-        super().on_fit_start()
+        return super().prepare(made)
 
     @torch.no_grad()
-    def _fitted(self, data: PreferenceData, splits: dict[str, StepData]) -> dict[str, Tensor]:
+    def _fitted(self, data: PreferenceData, round: Round) -> dict[str, Tensor]:
         """r - V(x) of every response, from a value head that saw the training split."""
-        units = [u for split in splits.values() for u in split.units]
+        units = [*round.train.units, *round.val.units]
         prompts: dict[tuple[int, ...], int] = {}
         index = torch.tensor([prompts.setdefault(tuple(u.prompt), len(prompts)) for u in units])
         targets = torch.tensor([self.target(u) for u in units])
@@ -101,7 +100,7 @@ class FittedValue(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(data.seed)
             head = ValueHead(states.shape[1], dropout=0.0)
-        n, rank = len(splits["train"]), self.trainer.global_rank
+        n, rank = len(round.train), self.trainer.global_rank
         fit_value(
             head,
             states,
@@ -120,15 +119,15 @@ class FittedValue(Method):
             print(f"V explains {explained:.1%} of the reward; {kept} of {n} responses have a positive advantage")
         return {"train": advantage[:n], "val": advantage[n:]}
 
-    def target(self, unit: Tokens) -> float:
+    def target(self, unit: Unit) -> float:
         """r = label + R of a unit's response."""
         (response,) = unit.example.responses
         label = 1.0 if response.desirable else self.undesirable_reward
         return label + sum(w * response.rewards[name] for name, w in self.reward_weights.items())
 
-    def _prompt_states(self, units: Sequence[Tokens], data: PreferenceData) -> Float[Tensor, "B D"]:
+    def _prompt_states(self, units: Sequence[Unit], data: PreferenceData) -> Float[Tensor, "B D"]:
         """The policy's last hidden state at the end of each prompt, on every rank; ranks share the work."""
-        short = [evolve(u, responses=(u.responses[0][:1],)) for u in units]  # nothing is read behind the prompt
+        short = [Group(u.prompt, (u.responses[0][:1],)) for u in units]  # nothing is read behind the prompt
         plan = one_pass(
             [u.cost for u in short],
             data.tokens_per_microbatch,
@@ -155,17 +154,11 @@ class FittedValue(Method):
         self.advantages = checkpoint["advantages"]
 
 
-def _keep_positive(split: StepData, advantage: Float[Tensor, "units"]) -> None:
-    """Drops units without a positive advantage; the others carry theirs as the last reward column."""
+def _positive(split: Split, advantage: Float[Tensor, "units"]) -> Split:
+    """The units of positive advantage, which is the column `ADVANTAGE`."""
     if len(advantage) != len(split):
         raise UserError(
             f"the checkpoint knows the advantages of {len(advantage)} responses, the data has {len(split)}; "
             "resume with the data that the run began with"
         )
-    kept = []
-    for unit, a in zip(split.units, advantage.tolist(), strict=True):
-        if a > 0:
-            (response,) = unit.example.responses
-            known = evolve(response, rewards=response.rewards | {ADVANTAGE: a})
-            kept.append(evolve(unit, example=unit.example.with_responses((known,))))
-    split.units, split.rewards = kept, (*split.rewards, ADVANTAGE)
+    return split.with_column(ADVANTAGE, advantage).where(advantage > 0)

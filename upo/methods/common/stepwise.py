@@ -63,12 +63,10 @@ class CoupledLoss(Method):
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
         """Gives a micro-batch its own rows of the statistics, so that the reference runs once only."""
         if batch.filler:
-            start, zeros = 0, torch.zeros(len(batch.responses.lengths), device=self.device)
+            rows, zeros = slice(None), torch.zeros(len(batch.responses.lengths), device=self.device)
             statistics = statistics | {"slopes": zeros, "reference_logps": zeros}
         else:
-            place = next(i for i, other in enumerate(step.micro_batches) if other is batch)
-            start = sum(len(b.responses.lengths) for b in step.micro_batches[:place] if not b.filler)
-        rows = slice(start, start + len(batch.responses.lengths))
+            rows = step.rows_of(batch)
         batch = evolve(batch, responses=evolve(batch.responses, reference_logps=statistics["reference_logps"][rows]))
         slopes = step.counts["prompts"] * statistics["slopes"][rows]
         return super().loss_of(batch, step, statistics | {"slopes": slopes}, stage)

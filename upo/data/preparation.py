@@ -1,0 +1,50 @@
+"""From examples to a split: drafts, token ids, limits, partners and columns; everything left out is counted."""
+
+from collections.abc import Sequence
+
+from attrs import evolve
+
+from upo.data.codec import TextCodec
+from upo.data.example import Example
+from upo.data.partners import with_partners
+from upo.data.report import DataReport
+from upo.data.rounds import Split
+from upo.data.tokenize import Limits
+from upo.data.views import View
+
+
+def split_of(
+    examples: Sequence[Example],
+    view: View,
+    codec: TextCodec,
+    limits: Limits,
+    report: DataReport,
+    *,
+    side: str,
+    rewards: Sequence[str] = (),
+    max_pairs: int = 5,
+    seed: int = 0,
+) -> Split:
+    """The units that a view makes of examples.
+
+    Args:
+        side: of the data, for the report: "train" or "validation".
+        rewards: auxiliary rewards by name that the examples bring along, one column each.
+        max_pairs: of a ranked list that is seen as pairs.
+        seed: of the partners.
+    """
+    drafts = []
+    for example in examples:
+        mine = view.drafts(example, max_pairs)
+        if not mine:
+            report.drop(example.source, f"no {view.wants}")
+        drafts += mine
+    units = []
+    for unit in codec.encode(drafts, limits, report):
+        if unit is not None and view.contradicts(unit):
+            report.drop(unit.example.source, "equal tokens, different preference")
+        elif unit is not None:
+            measured = {name: [float(r.rewards[name]) for r in unit.example.responses] for name in rewards}
+            units.append(evolve(unit, columns={**unit.columns, **measured}))
+            report.keep(unit.example.source, kind=f"{side} {view.noun}")
+    return Split.of(with_partners(units, view, seed, limits.max_length), view)
