@@ -414,7 +414,8 @@ def test_evaluation_knows_the_reward(kind, run):
     method, data, units = done.method, done.data, done.data.train.units[:4]
     reference = getattr(method.reference, "model", None)
     known = log_probs(method.policy, reference, units, data, "")
-    responses = lay_out(units, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0)
+    groups = [unit.groups[0] for unit in units]
+    responses = lay_out(groups, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0)
     with torch.no_grad():
         expected = method.reward(method.response_logps(responses, method.extras, method.reference_extras))
     torch.testing.assert_close(rewards(method, known, units, data), expected.float(), rtol=1e-4, atol=1e-5)

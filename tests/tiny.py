@@ -17,7 +17,7 @@ from upo.data.report import SourceReport
 from upo.data.rounds import Split
 from upo.data.sources import hh
 from upo.data.steps import StepData
-from upo.data.units import Unit
+from upo.data.units import Group, Unit
 from upo.data.views import View
 from upo.models.policy import Policy
 
@@ -118,9 +118,13 @@ def units(lengths: Sequence[tuple[int, Sequence[int]]], seed: int = 0, vocabular
     return [unit(draw(p), *(draw(r) for r in responses)) for p, responses in lengths]
 
 
-def arrange(units: Sequence[Unit], layout: str = "packed") -> Responses:
+def groups_of(units: Sequence[Unit]) -> list[Group]:
     """All groups of the units, one behind the other."""
-    return lay_out([group for unit in units for group in unit.groups], layout, row_tokens=64, pad_id=0)
+    return [group for unit in units for group in unit.groups]
+
+
+def arrange(units: Sequence[Unit], layout: str = "packed") -> Responses:
+    return lay_out(groups_of(units), layout, row_tokens=64, pad_id=0)
 
 
 def examples_of(view: View, example: Example, max_pairs: int) -> list[Example]:

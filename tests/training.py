@@ -69,6 +69,14 @@ def flat(module: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
 
+def trainer_for(*callbacks: pl.Callback, steps: int) -> pl.Trainer:
+    return pl.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, callbacks=list(callbacks),
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+    )  # fmt: skip
+
+
 def fit(
     method: Method,
     folder: Path,
@@ -86,10 +94,7 @@ def fit(
     module = PreferenceData((Source(source, path=pairs or pairs_file(folder)),), **options)
     watch = Watch(stop_at)
     save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=save_every, save_top_k=-1)
-    trainer = pl.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, callbacks=[*callbacks, watch, save],
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-    )  # fmt: skip
+    trainer = trainer_for(*callbacks, watch, save, steps=steps)
     torch.manual_seed(1)
     try:
         trainer.fit(method, datamodule=module, ckpt_path=ckpt_path, weights_only=True)

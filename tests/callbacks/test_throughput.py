@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import tiny
 import torch
+from tiny import groups_of
 from training import fit, make, pairs_file
 
 import upo.callbacks.throughput as throughput
@@ -25,12 +26,12 @@ UNITS = [tiny.unit([3, 4, 5], [6, 7, 2], [8, 2]), tiny.unit([9, 9], [3, 2], [4, 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_prompt_counts_once(layout: str) -> None:
     """3 + 2 + 1 and 2 + 1 + 3 input tokens: EOS is never read."""
-    assert unique_tokens(lay_out(UNITS, layout, row_tokens=16, pad_id=0)) == 12
+    assert unique_tokens(lay_out(groups_of(UNITS), layout, row_tokens=16, pad_id=0)) == 12
 
 
 def test_needed_operations_of_a_step() -> None:
     """Forward and backward, once more through a live reference; fillers do not count, stored log-probs cost nothing."""
-    responses = lay_out(UNITS, "packed", row_tokens=16, pad_id=0)
+    responses = lay_out(groups_of(UNITS), "packed", row_tokens=16, pad_id=0)
     cost = Cost(weights=100, scores=10, head=50)
     once = cost.of_responses(responses)
     step = Step((PairedView(responses), PairedView(responses, filler=True)), {})

@@ -112,7 +112,7 @@ def test_disk_and_time() -> None:
 def test_shapes_without_memory_keep_what_real_ones_keep(kind: str) -> None:
     """The same tensors as autograd really keeps, counted once; parameters left out."""
     real = tiny.policy(kind)
-    responses = lay_out(tiny.units([(20, (10, 12)), (30, (5, 9))]), "packed", row_tokens=128, pad_id=0)
+    responses = lay_out(tiny.groups_of(tiny.units([(20, (10, 12)), (30, (5, 9))])), "packed", row_tokens=128, pad_id=0)
     own = {t.untyped_storage()._cdata for t in (*real.model.parameters(), *real.model.buffers())}
     kept, alive = {}, []
 
@@ -154,7 +154,7 @@ def test_needed_operations_of_a_batch_by_hand() -> None:
     units = [tiny.unit([3, 4, 5], [6, 7, 2], [8, 2])]
     seen = (1 + 2 + 3) + (4 + 5) + 4
     for layout in ("packed", "padded"):
-        responses = lay_out(units, layout, row_tokens=16, pad_id=0)
+        responses = lay_out(tiny.groups_of(units), layout, row_tokens=16, pad_id=0)
         assert prompt_lengths(responses) == [3]
         assert cost.of_responses(responses) == 2 * (100 * 6 + 10 * seen + 50 * 5)
     policy = tiny.policy("llama")

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from attrs import evolve
-from tiny import arrange, batch_of, examples_of, unit, units
+from tiny import arrange, batch_of, examples_of, groups_of, unit, units
 
 from upo.data.batch import Step
 from upo.data.example import Example, Response
@@ -102,7 +102,7 @@ def test_rewards_stand_beside_their_responses():
 
 def test_padding_with_any_id_changes_nothing_but_the_padding():
     work = units(SHAPES)
-    a, b = (lay_out(work, "packed", row_tokens=64, pad_id=i) for i in (0, 2))
+    a, b = (lay_out(groups_of(work), "packed", row_tokens=64, pad_id=i) for i in (0, 2))
     real = a.prompt_of >= 0
     assert torch.equal(a.prompt_of, b.prompt_of) and torch.equal(a.input_ids[real], b.input_ids[real])
     assert (b.input_ids[~real] == 2).all() and torch.equal(a.targets, b.targets)

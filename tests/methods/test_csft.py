@@ -61,14 +61,16 @@ def test_each_response_stands_behind_its_own_token():
 def test_labels_decide_where_there_are_labels():
     example = Example("x", tuple(Response(t, desirable=t == "b") for t in "abc"))
     assert [v.control for v in examples_of(ControlledView(), example, 9)] == [BAD, GOOD, BAD]
-    assert ControlledView().views(Example("x", (Response("a"),)), 9) == []
+    assert examples_of(ControlledView(), Example("x", (Response("a"),)), 9) == []
 
 
 def test_the_loss_is_cross_entropy_of_the_response_behind_the_token():
     method = make()
     method.configure_model()
     enc = Encoder(method.policy.tokenizer)
-    views = ControlledView().views(Example("Sky is", (Response(" blue", rank=0), Response(" a fish", rank=1))), 9)
+    views = examples_of(
+        ControlledView(), Example("Sky is", (Response(" blue", rank=0), Response(" a fish", rank=1))), 9
+    )
     units = enc.encode(views, DataReport())
     batch = batch_of(units, ControlledView())
     logps = method.response_logps(batch.responses)
@@ -89,9 +91,12 @@ def test_only_good_data_is_sft_with_a_constant_end_of_the_prompt():
     enc = Encoder(method.policy.tokenizer)
     example = Example("Say hello.", (Response(" Hello!", desirable=True),))
     losses = []
-    for m, view in ((method, examples_of(ControlledView(), example, 9)[0]), (plain, SFT.view.views(example, 9)[0])):
+    for m, view in (
+        (method, examples_of(ControlledView(), example, 9)[0]),
+        (plain, examples_of(SFT.view, example, 9)[0]),
+    ):
         (unit,) = enc.encode([view], DataReport())  # generation's own token where a view has none: the good one
-        batch = m.view.collate([unit], arrange, ())
+        batch = batch_of([unit], m.view)
         losses.append(m.terms(batch, m.response_logps(batch.responses), {})["nll"].values.item())
     assert losses[0] == losses[1]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from attrs import evolve
-from tiny import arrange, batch_of, data_of, examples_of, plain_logps, unit, units
+from tiny import batch_of, data_of, examples_of, plain_logps, unit, units
 
 from upo.data.batch import Step
 from upo.data.example import Example, Response
@@ -66,10 +66,10 @@ def by_hand(dove: DPO, data: StepData) -> torch.Tensor:
         return plain_logps(dove.policy, u.prompt, u.responses[0]).sum() - reference
 
     losses = []
-    for own, partner in enumerate(data.partners):
-        a, b = data.units[own], data.units[partner]
-        assert SCORES[own] != SCORES[partner]
-        good, bad = (a, b) if SCORES[own] > SCORES[partner] else (b, a)
+    known = {tuple(u.prompt): score for u, score in zip(scored(), SCORES, strict=True)}
+    for u in data.units:
+        good, bad = u.groups
+        assert known[tuple(good.prompt)] > known[tuple(bad.prompt)]
         losses.append(torch.log1p(torch.exp(-dove.beta * (ratio(good) - ratio(bad)))))
     return torch.stack(losses).mean()
 
@@ -97,7 +97,7 @@ def test_loss_and_gradient_however_the_step_is_cut(dove, budget, layout):
 
 def test_both_prompts_are_carried_the_better_one_first():
     low, high = unit([3, 4], [5, 6, 7], score=1.0), unit([8], [9, 10], score=2.0)
-    batch = JointView().collate([low], arrange, [high])
+    batch = batch_of([low, high], JointView())
     assert batch.responses.targets.tolist() == [9, 10, 5, 6, 7]
     assert batch.responses.lengths.tolist() == [2, 3], "each response has its own length"
     assert batch.responses.prompt_index.tolist() == [0, 1]
@@ -106,7 +106,7 @@ def test_both_prompts_are_carried_the_better_one_first():
 
 def test_one_prompt_for_both_is_dpo(dove):
     """The same two responses, as a joint pair and as a pair of one prompt."""
-    joint = JointView().collate([unit([3, 4], [5, 6, 7], score=2.0)], arrange, [unit([3, 4], [9, 10], score=1.0)])
+    joint = batch_of([unit([3, 4], [5, 6, 7], score=2.0), unit([3, 4], [9, 10], score=1.0)], JointView())
     pair = batch_of([unit([3, 4], [5, 6, 7], [9, 10])], PairedView())
     dpo = method(DPO)
     values = [
@@ -137,7 +137,5 @@ def test_every_scored_response_is_a_unit_and_ranks_are_not_enough():
 
 
 def test_equal_scores_cannot_be_joined():
-    data = split(100, scores=[1.0] * 6)
-    assert data.partners is None
     with pytest.raises(UserError, match="different scores"):
-        step(data, 100)
+        split(100, scores=[1.0] * 6)

@@ -10,7 +10,6 @@ from fake_ranks import on_ranks
 from tiny import data_of, plain_logps, unit, units
 
 from upo.data.batch import Step
-from upo.data.example import prompt_key
 from upo.data.samplers import StepSampler
 from upo.data.steps import StepData
 from upo.methods.kto import KTO, KTOView, kto_loss
@@ -202,7 +201,7 @@ def test_fillers_count_neither_in_z0_nor_in_loss_and_metrics(kto):
 
 def test_one_prompt_only_gives_0_and_says_so(kto):
     data = split([unit([5, 6], [7, 2]), unit([5, 6], [8, 9, 2])])
-    assert data.partners is None
+    assert not any(u.mismatched for u in data.units)
     with pytest.warns(UserWarning, match="all prompts of the split are the same"):
         assert kto.statistics(step(data, 1000))["kl"].item() == 0
 
@@ -216,13 +215,18 @@ def test_no_warning_otherwise(kto):
 def test_mismatched_prompts_are_others_and_fit_into_the_context(kto):
     work = units([(30, [3]), (4, [34, 2]), (33, [5]), (2, [2])])
     data = split(work, max_length=38)
-    for own, donor in enumerate(data.partners):
-        mixed = data._mismatch(own, donor)
-        assert prompt_key(work[own].example.prompt) != prompt_key(work[donor].example.prompt)
-        assert mixed.responses == work[donor].responses
+    borrowed = [mixed for own in data.units for mixed in own.mismatched]
+    assert sorted(work.index(donor) for mixed in borrowed for donor in work if donor.responses == mixed.responses) == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    for own, mixed in enumerate(borrowed):
+        assert mixed.responses != work[own].responses
         assert len(mixed.prompt) + max(map(len, mixed.responses)) <= 38
         assert mixed.prompt[:1] == work[own].prompt[:1] and mixed.prompt[-1] == work[own].prompt[-1]
-    assert any(len(data._mismatch(i, d).prompt) < len(work[i].prompt) for i, d in enumerate(data.partners))
+    assert any(len(mixed.prompt) < len(work[i].prompt) for i, mixed in enumerate(borrowed))
 
 
 def test_gradient_of_the_loss_does_not_run_through_z0(kto):

@@ -9,18 +9,21 @@ from losses import assert_gradcheck, draws, gradients, logps_of, made
 from losses import minus_log_sigmoid as ls
 from tiny import batch_of, examples_of, tokenizer, unit
 
+from upo.data.batch import Batch
+from upo.data.codec import TextCodec
 from upo.data.example import Example, Response
 from upo.data.report import DataReport
-from upo.data.tokenize import Encoder
+from upo.data.tokenize import Limits
+from upo.data.units import Group
 from upo.methods.dpo import DPO
 from upo.methods.orpo import ORPO
 from upo.methods.rationale import RDPO, RORPO, RationaleView, rationale_loss
 
 
-def batch() -> RationaleView():
+def batch() -> Batch:
     work = [
-        evolve(unit([3, 4], [5, 6], [7]), contexts=(unit([3, 4, 5, 6, 7, 8], [9, 9, 9]),)),
-        evolve(unit([3], [5], [7, 8]), contexts=(unit([3, 5, 7, 8, 8], [9]),)),
+        unit([3, 4], [5, 6], [7]).with_group(Group([3, 4, 5, 6, 7, 8], ([9, 9, 9],), "rationale")),
+        unit([3], [5], [7, 8]).with_group(Group([3, 5, 7, 8, 8], ([9],), "rationale")),
     ]
     return batch_of(work, RationaleView())
 
@@ -83,9 +86,9 @@ def test_metrics_and_counts_leave_rationales_out():
 @pytest.mark.parametrize("prompt", ["Q: two and two?\n", ({"role": "user", "content": "Two and two?"},)])
 def test_the_rationale_answers_a_prompt_that_shows_both_responses(prompt):
     pair = Example(prompt, (Response("Four.", rank=0), Response("Five.", rank=1)), rationale="Counting gives four.")
-    (view,) = examples_of(RationaleView(), pair, 5)
-    (told,) = RationaleView().companions(view)
-    (tokens,) = Encoder(tokenizer()).encode([told], DataReport())
+    units = TextCodec(tokenizer()).encode(RationaleView().drafts(pair, 5), Limits(256, 256, [], None), DataReport())
+    _, tokens = units[0].groups
+    assert tokens.role == "rationale"
     decode = tokenizer().decode
     shown = decode(tokens.prompt)
     assert "wo and two?" in shown and "Four." in shown and "Five." in shown and "Counting" not in shown

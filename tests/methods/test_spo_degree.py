@@ -8,11 +8,12 @@ from losses import assert_gradcheck
 from tiny import data_of, examples_of, tokenizer
 
 from upo.data.batch import Step
+from upo.data.codec import TextCodec
 from upo.data.example import Example, Response
 from upo.data.keyphrases import key_phrases, without_key_phrases
 from upo.data.report import DataReport
 from upo.data.samplers import StepSampler
-from upo.data.tokenize import Encoder
+from upo.data.tokenize import Limits
 from upo.data.views import PairedView
 from upo.methods.dpo import DPO
 from upo.methods.spo_degree import DegreeView, SPODegree, degree_loss
@@ -42,13 +43,11 @@ def method(kind: type = SPODegree, **options):
     return made
 
 
-def steps(budget: int, kind: type = DegreeView()) -> Step:
+def steps(budget: int, view: PairedView = DegreeView()) -> Step:
     examples = [pair(), pair(TEXT.replace("dog", "old grey dog"), "No."), pair("Some swim well.", TEXT)]
-    views = [v for e in examples for v in kind.views(e, 5)]
-    data = data_of(
-        Encoder(tokenizer()).encode(views, DataReport()), kind, layout="packed", tokens_per_microbatch=budget,
-        max_length=256, pad_id=0, rewards=(), seed=0,
-    )  # fmt: skip
+    drafts = [draft for e in examples for draft in view.drafts(e, 5)]
+    units = TextCodec(tokenizer()).encode(drafts, Limits(256, 256, [], None), DataReport())
+    data = data_of(units, view, tokens_per_microbatch=budget)
     costs = [data.cost(i) for i in range(len(data))]
     (plan,) = StepSampler(costs, units_per_step=3, tokens_per_microbatch=budget, shuffle=False, seed=0)
     return data[plan]
@@ -72,24 +71,27 @@ def test_shares_of_the_key_phrases_go_the_most_important_first():
 
 
 def test_copies_are_distinct_never_empty_and_know_their_degree():
-    (view,) = examples_of(DegreeView(), pair(), 5)
-    texts = [r.text for r in view.responses]
-    assert texts[:2] == [TEXT, "Cats are fish."] and [r.rank for r in view.responses[:2]] == [0, 1]
+    (draft,) = DegreeView().drafts(pair(), 5)
+    responses = draft.example.responses
+    texts = [r.text for r in responses]
+    assert texts[:2] == [TEXT, "Cats are fish."] and [r.rank for r in responses[:2]] == [0, 1]
     assert len(set(texts)) == len(texts) and all(texts)
-    assert [r.attributes.get("copy_of") for r in view.responses] == [None, None, 0, 0, 0, 1, 1]
-    assert [r.attributes.get("degree", 0) for r in view.responses] == [0, 0, 3, 2, 1, 3, 1]
+    assert draft.columns["shares"] == [1 / 4, 1 / 3, 1 / 4, 1 / 4, 1 / 4, 1 / 3, 1 / 3]
+    assert draft.columns["degrees"] == [0, 0, 3, 2, 1, 3, 1]
     (bare,) = examples_of(DegreeView(), pair("Paris", "Rome"), 5)
     assert len(bare.responses) == 2, "nothing is left without the only phrase"
-    assert DegreeView().views(Example("p", (Response("a"), Response("b"))), 5) == []
+    assert examples_of(DegreeView(), Example("p", (Response("a"), Response("b"))), 5) == []
 
 
 def test_rows_of_pairs_and_copies():
     one = steps(10_000)
     (batch,) = one.micro_batches
-    assert batch.original.sum() == 6 == len(batch.preferred) and batch.preferred.tolist() == [True, False] * 3
-    assert (batch.degrees[batch.original] == 0).all() and (batch.degrees[~batch.original] > 0).all()
-    assert one.counts["responses"] == len(batch.degrees) == batch.counts["responses"]
-    assert one.counts["prompts"] == 3 and batch.shares.sum().item() == pytest.approx(6), "each response weighs 1"
+    degrees, originals = batch["degrees"], batch["originals"]
+    assert originals.sum() == 6 and batch.preferred[originals].tolist() == [True, False] * 3
+    assert not batch.preferred[~originals].any()
+    assert (degrees[originals] == 0).all() and (degrees[~originals] > 0).all()
+    assert one.counts["responses"] == len(degrees) == batch.counts["responses"]
+    assert one.counts["prompts"] == 3 and batch["shares"].sum().item() == pytest.approx(6), "each response weighs 1"
 
 
 # ---- the loss ------------------------------------------------------------------------------------------------------
@@ -138,13 +140,13 @@ def test_the_loss_however_the_step_is_cut_and_what_it_is_made_of():
     (batch,) = steps(10_000).micro_batches
     logps = made.response_logps(batch.responses, made.extras)
     terms = made.terms(batch, logps, {})
-    ratio = logps.logratio[batch.original]
+    ratio = logps.logratio[batch["originals"]]
     preference = -torch.nn.functional.logsigmoid(0.1 * (ratio[0::2] - ratio[1::2])).mean()
-    ce, of = degree_loss(made.degree_logits(logps), batch.degrees).tolist(), logps.prompt_index.tolist()
+    ce, of = degree_loss(made.degree_logits(logps), batch["degrees"]).tolist(), logps.prompt_index.tolist()
     both = [0.0] * 3
     for start in (of.index(b) for b in range(3)):
         rows = list(range(start, start + of.count(of[start])))
-        copies = batch.degrees[rows[2:]].tolist()  # 3, 2, 1 of the chosen one, then those of the rejected one
+        copies = batch["degrees"][rows[2:]].tolist()  # 3, 2, 1 of the chosen one, then those of the rejected one
         turn = next((i for i in range(1, len(copies)) if copies[i] >= copies[i - 1]), len(copies))
         for mine in ([rows[0], *rows[2 : 2 + turn]], [rows[1], *rows[2 + turn :]]):
             both[of[start]] += sum(ce[i] for i in mine) / len(mine)

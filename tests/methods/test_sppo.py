@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from attrs import evolve
 from losses import assert_finite_far_out, assert_gradcheck, draws, gradients, logps_of, made
-from tiny import batch_of, examples_of, unit
+from tiny import batch_of, unit
 
 from upo.data.example import Example, Response
-from upo.data.units import Unit
 from upo.methods.sppo import SPPOHard, SPPOSoft, WinRateView, beats, sppo_loss
 
 W, R = draws(2, 30)
@@ -63,9 +63,9 @@ def test_gradcheck_signs_and_finite_far_out():
 
 
 def rates(*responses: Response, soft_label: float | None = None) -> dict[str, float]:
-    views = examples_of(WinRateView(), Example("p", responses, soft_label=soft_label), 5)
-    assert len(views) <= 1
-    return {r.text: r.attributes["win_rate"] for view in views for r in view.responses}
+    drafts = WinRateView().drafts(Example("p", responses, soft_label=soft_label), 5)
+    assert len(drafts) <= 1
+    return {r.text: x for d in drafts for r, x in zip(d.example.responses, d.columns["win_rates"], strict=True)}
 
 
 def test_scores_are_bradley_terry_logits():
@@ -98,16 +98,10 @@ def test_equal_responses_and_missing_scores_give_no_pair():
 
 
 def test_rates_reach_the_loss():
-    def responses(p, q):
-        return (Response("a", attributes={"win_rate": p}), Response("b", attributes={"win_rate": q}))
-
     work = [unit([3], [4, 5], [6]), unit([7, 8], [9], [10])]
-    work = [
-        Unit.of(u.prompt, u.responses, u.example.with_responses(responses(*pq)))
-        for u, pq in zip(work, ((0.9, 0.2), (0.6, 0.5)), strict=True)
-    ]
+    work = [evolve(u, columns={"win_rates": pq}) for u, pq in zip(work, ((0.9, 0.2), (0.6, 0.5)), strict=True)]
     batch = batch_of(work, WinRateView())
-    assert batch.win_rates.tolist() == pytest.approx([0.9, 0.2, 0.6, 0.5])
+    assert batch["win_rates"].tolist() == pytest.approx([0.9, 0.2, 0.6, 0.5])
     logps = logps_of([-4.0, -6.0, -3.0, -9.0], reference=[-5.0, -5.0, -5.0, -5.0], prompts=[0, 0, 1, 1])
     (soft,) = made(SPPOSoft, beta=0.1).terms(batch, logps, {}).values()
     assert soft.values.tolist() == pytest.approx([(1 - 4) ** 2 + (-1 + 3) ** 2, (2 - 1) ** 2 + (-4 - 0) ** 2], rel=1e-5)

@@ -111,7 +111,7 @@ def test_six_log_probs_a_pair(layout):
     }
     got = method.policy(batch.responses)["logps"].view(3, 6)
     for row, unit in zip(got, module.train.units, strict=True):
-        asked = [unit.prompt, *(c.prompt for c in unit.contexts)]
+        asked = [unit.prompt, *(c.prompt for c in unit.groups[1:])]
         texts = [tokenizer().decode(p) for p in asked]
         shown = [r.text for r in unit.example.responses]
         assert texts[1:] == [f"{texts[0]}{s}\n\n{IMPROVE}\n\n" for s in shown], "chosen first, then rejected"
@@ -123,13 +123,13 @@ def test_six_log_probs_a_pair(layout):
 
 def test_a_pair_whose_improver_does_not_fit_is_dropped_whole():
     everyone = len(data().train)
-    longest = max(len(p.prompt) + max(map(len, p.responses)) for u in data().train.units for p in u.parts)
+    longest = max(len(p.prompt) + max(map(len, p.responses)) for u in data().train.units for p in u.groups)
     fewer = data(max_length=longest - 1)
-    assert 0 < len(fewer.train) < everyone and all(len(u.contexts) == 2 for u in fewer.train.units)
+    assert 0 < len(fewer.train) < everyone and all(len(u.groups) == 3 for u in fewer.train.units)
     cut = data(max_length=longest - 1, overlong=["truncate_prompt_left"])
     assert len(cut.train) == everyone
     for unit in cut.train.units:
-        assert all(c.responses == unit.responses for c in unit.contexts)
+        assert all(c.responses == unit.responses for c in unit.groups)
 
 
 def test_start_and_alpha(tmp_path):

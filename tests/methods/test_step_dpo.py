@@ -78,7 +78,7 @@ def test_equals_dpo_with_the_prefix_written_into_the_prompt(layout):
     for kind, example in ((StepDPO, whole), (DPO, sliced)):
         method = kind(policy(), FrozenReference(), beta=0.4)
         method.reference.model = policy(seed=1)
-        units = Encoder(method.policy.tokenizer).encode(method.view.views(example, 5), DataReport())
+        units = Encoder(method.policy.tokenizer).encode(examples_of(method.view, example, 5), DataReport())
         data = data_of(units, method.view, layout=layout, tokens_per_microbatch=64, max_length=128, pad_id=0,
                         rewards=(), seed=0)  # fmt: skip
         batch = data.batch([0])

@@ -64,7 +64,7 @@ def method(kind: type[AuxiliaryRewards] = UPO, **options) -> AuxiliaryRewards:
 
 
 def step(made, budget: int = 10_000, rank: int = 0, world_size: int = 1, layout: str = "packed") -> Step:
-    kind = made.view if made.view is PairedView() else KTOView()
+    kind = made.view if made.view == PairedView() else KTOView()
     data = data_of(
         work(), kind, layout=layout, tokens_per_microbatch=budget, max_length=64, pad_id=0,
         rewards=tuple(COLUMNS), seed=3,

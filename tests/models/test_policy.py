@@ -5,14 +5,14 @@ import warnings
 
 import pytest
 import torch
-from tiny import SHAPES, arrange, plain_logps, policy, tokenizer, units
+from tiny import SHAPES, arrange, groups_of, plain_logps, policy, tokenizer, units
 from torch.nn.functional import layer_norm, rms_norm
 
 from upo.data.layout import Responses, lay_out
 from upo.data.report import DataReport
 from upo.data.source import Source
-from upo.data.tokenize import Encoder, fit
-from upo.data.units import Unit
+from upo.data.tokenize import Encoder, Limits, truncate
+from upo.data.units import Group, Unit
 from upo.errors import UserError
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference, Reference
@@ -114,7 +114,7 @@ def test_neither_the_width_of_rows_nor_the_id_of_padding_matters(row_tokens, lay
     model = policy(dtype="float64")
     expected = model(arrange(WORK))["logps"]
     for pad_id in (0, 2, WORK[0].responses[0][-1]):
-        got = model(lay_out(WORK, layout, row_tokens=row_tokens, pad_id=pad_id))["logps"]
+        got = model(lay_out(groups_of(WORK), layout, row_tokens=row_tokens, pad_id=pad_id))["logps"]
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
 
 
@@ -166,10 +166,8 @@ def hh(shared, stories260k) -> list[Unit]:
     report = DataReport()
     encoder = Encoder(Policy(path=stories260k).tokenizer)
     overlong = ["truncate_prompt_left", "truncate_response"]
-    units = [
-        fit(t, max_length=512, max_response=256, overlong=overlong, bos=encoder.bos, report=report)
-        for t in encoder.encode(source.examples(report), report)
-    ]
+    limits = Limits(512, 256, overlong, encoder.bos)
+    units = [truncate(t, limits, report) for t in encoder.encode(source.examples(report), report) if t]
     assert all(units) and report.sources["hh"].altered["prompt cut on the left"] > 0
     return units[:16]
 
@@ -185,7 +183,7 @@ def test_real_pairs_under_a_real_model(hh, stories):
     with torch.no_grad():
         expected = alone(stories, hh)
         for layout in LAYOUTS:
-            responses = lay_out(hh, layout, row_tokens=1024, pad_id=2)
+            responses = lay_out(groups_of(hh), layout, row_tokens=1024, pad_id=2)
             out = stories(responses, ("token_logps",))
             torch.testing.assert_close(out["token_logps"], expected, atol=5e-5, rtol=0)
             torch.testing.assert_close(
@@ -348,3 +346,24 @@ def test_a_reference_of_sums_says_what_it_cannot_give():
 
     with pytest.raises(UserError, match=r"Sums knows only .* needs token_logps"):
         Sums().extras(arrange(WORK), ("token_logps",))
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_only_scored_tokens_count(layout):
+    """A tool's output within a response is read, not learned: its tokens stand in no sum, length or gradient."""
+    model = policy(dtype="float64")
+    prompt, response = [5, 9, 7], [11, 12, 20, 21, 22, 13, 2]
+    mask = (True, True, False, False, False, True, True)
+    groups = [Group(prompt, (response, [8, 2]), scored=(mask, None)), Group([4, 4], ([6, 6, 2],))]
+    responses = lay_out(groups, layout, row_tokens=32, pad_id=0)
+    out = model(responses, ("token_logps",))
+    whole = plain_logps(model, prompt, response)
+    kept = whole[torch.tensor(mask)]
+    assert responses.lengths.tolist() == [4, 2, 3] == [n for g in groups for n in g.scored_lengths]
+    torch.testing.assert_close(out["logps"][0], kept.sum())
+    torch.testing.assert_close(out["logps"][1], plain_logps(model, prompt, [8, 2]).sum())
+    torch.testing.assert_close(out["token_logps"][:4], kept)
+    ours = torch.autograd.grad(out["logps"][0], list(model.parameters()), retain_graph=True)
+    theirs = torch.autograd.grad(kept.sum(), list(model.parameters()))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)

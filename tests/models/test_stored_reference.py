@@ -13,6 +13,8 @@ from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from training import CONFIG, fit, flat, make, pairs_file
 
 from upo.callbacks.reference_sync import ReferenceSync
+from upo.data.steps import REFERENCE_LOGPS
+from upo.data.units import Group
 from upo.errors import UserError
 from upo.methods import DPO, KTO
 from upo.models import store_filling
@@ -346,9 +348,10 @@ def test_what_is_not_stored_is_an_error(folder, tmp_path):
     split = done.data.train
     batch = split.batch([0, 1])
     assert batch.responses.reference_logps is not None and batch.mismatched.reference_logps is not None
-    split.partners = split.partners[1:] + split.partners[:1]
+    find = done.method.reference.stored(done.trainer, done.data.round)
+    assert find(tuple(split.split.groups())).isfinite().all()
     with pytest.raises(UserError, match="not in the reference store"):
-        [split.batch([i]) for i in range(8)]
+        find([Group([5, 6], ([7, 8],))])
     with pytest.raises(UserError, match="knows only responses of the data"):
         done.method.response_logps(evolve(batch.responses, reference_logps=None))
 
@@ -357,10 +360,10 @@ def test_the_next_method_on_the_same_data_has_its_own_reference(folder, tmp_path
     import lightning.pytorch as pl
 
     done = fit(stored(DPO, folder), tmp_path, steps=1)
-    assert done.data.train.stored is not None and done.data.val.stored is not None
+    assert REFERENCE_LOGPS in done.data.train.split.columns and REFERENCE_LOGPS not in done.data.read.train.columns
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     pl.Trainer(max_steps=0, accelerator="cpu", **options).fit(make(DPO), datamodule=done.data)
-    assert done.data.train.stored is None and done.data.train.batch([0]).responses.reference_logps is None
+    assert done.data.train.batch([0]).responses.reference_logps is None
 
 
 def test_a_reference_that_moves_is_refused(folder, tmp_path):

@@ -15,8 +15,8 @@ class Feeding:
         self.feed = feed
         self.begun: list[int] = []
         """The optimizer step with which each round began."""
-        self.steps: int | None = None
-        """Steps of the round that is on; None where this process has not asked for one yet."""
+        self.round: Round | None = None
+        """The one that is on; None where this process has not asked for it yet."""
 
     @property
     def number(self) -> int:
@@ -29,24 +29,20 @@ class Feeding:
         Raises:
             UserError: a round without a unit to train on.
         """
-        if self.begun and self.steps is None:  # resumed
-            round = self._ask(self.number, read, method, units_per_step)
-            if round is not None and step < self.begun[-1] + (self.steps or 0):
+        if self.begun:
+            round = self.round or self._ask(self.number, read, method)  # resumed: it is made once more
+            if round is not None and step < self.begun[-1] + -(-len(round.train) // units_per_step):
                 return round
-        round = self._ask(self.number + 1, read, method, units_per_step)
-        if round is not None:
+        if (round := self._ask(self.number + 1, read, method)) is not None:
             self.begun.append(step)
         return round
 
-    def _ask(self, number: int, read: Round, method: Any, units_per_step: int) -> Round | None:
+    def _ask(self, number: int, read: Round, method: Any) -> Round | None:
         round = self.feed.next(number, read, method)
-        if round is None:
-            return None
-        round = method.prepare(evolve(round, number=number))
-        self.steps = -(-len(round.train) // units_per_step)
-        if self.steps == 0:
+        self.round = round and method.prepare(evolve(round, number=number))
+        if self.round is not None and not len(self.round.train):
             raise UserError(f"round {number} of {type(self.feed).__name__} has nothing to train on; look at its units")
-        return round
+        return self.round
 
     def state_dict(self) -> dict[str, Any]:
         return {"begun": list(self.begun), "feed": self.feed.state_dict()}
