@@ -7,11 +7,10 @@ import torch
 from attrs import evolve
 from tiny import arrange, batch_of, examples_of, groups_of, unit, units
 
-from upo.data.batch import Step
+from upo.data.batch import Batch, Step
 from upo.data.example import Example, Response
 from upo.data.layout import lay_out
-from upo.data.views import DemonstrationView, ListwiseView, PairedView, UnpairedView
-from upo.methods.kto import KTOView
+from upo.data.views import DemonstrationView, ListwiseView, PairedView, UnpairedView, View
 
 SHAPES = [(3, [9, 2]), (5, [1]), (1, [4, 4, 7, 1, 2]), (70, [2, 3]), (1, [1])]
 """Among them a unit longer than a row, a prompt of one token, responses of one token."""
@@ -96,7 +95,7 @@ def test_rewards_stand_beside_their_responses():
         rated = tuple(evolve(r, rewards={"a": next(values), "b": -1.0}) for r in u.example.responses)
         made[i] = evolve(u, example=u.example.with_responses(rated))
     for layout in ("packed", "padded"):
-        got = arrange(made, layout, ["b", "a"]).rewards
+        got = batch_of(made, View(), layout=layout, rewards=["b", "a"]).responses.rewards
         torch.testing.assert_close(got, torch.tensor([[-1.0, 0.1], [-1.0, 0.2], [-1.0, 0.3]]))
 
 
@@ -111,7 +110,7 @@ def test_padding_with_any_id_changes_nothing_but_the_padding():
 def test_batches_keep_their_dtypes_move_and_pickle():
     """float64 and int64 stay what they are, wherever a batch goes."""
     responses = evolve(arrange(units(SHAPES)), reference_logps=torch.randn(11, dtype=torch.float64))
-    batch = KTOView(responses, torch.rand(11) > 0.5, arrange(units(SHAPES, seed=1)))
+    batch = Batch(responses, {"preferred": torch.rand(11) > 0.5}, None, arrange(units(SHAPES, seed=1)))
     step = Step((batch, evolve(batch, filler=True)), {"prompts": 5, "responses": 11, "tokens": 35})
     for moved in (step.to("cpu"), pickle.loads(pickle.dumps(step))):
         assert [b.filler for b in moved.micro_batches] == [False, True]
@@ -122,7 +121,10 @@ def test_batches_keep_their_dtypes_move_and_pickle():
         assert torch.equal(got.mismatched.targets, batch.mismatched.targets) and got.responses.layout == "packed"
     meta = step.to("meta").micro_batches[1]
     assert (
-        meta.responses.input_ids.device.type == meta.mismatched.row.device.type == meta.desirable.device.type == "meta"
+        meta.responses.input_ids.device.type
+        == meta.mismatched.row.device.type
+        == meta["preferred"].device.type
+        == "meta"
     )
 
 

@@ -12,6 +12,7 @@ from training import Watch, fit
 from training import make as plain_method
 
 from upo.data.priority import ADVANTAGE, PrioritySampler
+from upo.data.rounds import Split
 from upo.errors import UserError
 from upo.functional.value_fit import fit_value
 from upo.methods import ALOL, ALOLKL, DPO, ALOLRefFree, ALOLSequence
@@ -128,10 +129,10 @@ def test_negative_advantages_are_dropped_and_the_others_travel_along(tmp_path):
     advantage = method.advantages["train"]
     assert len(advantage) == 16 and 0 < len(units) < 16
     assert len(units) == (advantage > 0).sum()
-    kept = [u.example.responses[0].rewards[ADVANTAGE] for u in units]
+    kept = done.data.train.split.columns[ADVANTAGE].tolist()
     assert kept == advantage[advantage > 0].tolist() and min(kept) > 0
     batch = done.data.train.batch(list(range(len(units))))
-    torch.testing.assert_close(batch.responses.rewards[:, -1], torch.tensor(kept))
+    assert batch[ADVANTAGE].tolist() == kept
     spread = advantage.view(8, 2)
     assert ((spread[:, 0] - spread[:, 1] - 1).abs() < 1e-6).all(), "one V a prompt, labels 1 and 0"
     assert not [n for n, _ in method.named_parameters() if "value" in n], "V is frozen: nothing of it trains"
@@ -168,7 +169,7 @@ def test_two_runs_on_one_data_module_do_not_share_advantages(tmp_path):
     for split in ("train", "val"):
         assert torch.equal(second.advantages[split], alone.method.advantages[split])
     assert not torch.equal(second.advantages["train"], first.method.advantages["train"])
-    assert first.data.train.rewards == (ADVANTAGE,), "one column, not one of each run"
+    assert ADVANTAGE not in first.data.read.train.columns, "what was read stays as it was"
     assert watch.losses == alone.watch.losses
     trainer.fit(second, datamodule=first.data)
     assert len(first.data.train) == (second.advantages["train"] > 0).sum(), "continued with what it has"
@@ -194,9 +195,9 @@ def test_the_reward_is_label_plus_objectives():
 
 
 def sampler(weights: list[float], epoch: int = 0, **options) -> PrioritySampler:
-    units = [unit([1], [2], rewards={ADVANTAGE: w}) for w in weights]
+    split = Split(tuple(unit([1], [2]) for _ in weights)).with_column(ADVANTAGE, torch.tensor(weights))
     given = {"units_per_step": 4, "tokens_per_microbatch": 100, "shuffle": True, "seed": 0} | options
-    return PrioritySampler([2] * len(units), units=units, start=lambda: (epoch, 0), **given)
+    return PrioritySampler([2] * len(weights), split=split, start=lambda: (epoch, 0), **given)
 
 
 def test_draws_are_in_proportion_to_the_advantages():

@@ -52,7 +52,7 @@ def test_without_likelihood_it_is_dpo_with_a_reference_that_has_no_preference():
 def test_terms_are_logged_without_their_weights_and_averaged_over_pairs():
     """Means over pairs of the global step: a token mean of a micro-batch would depend on how the step is cut."""
     rows = logps_of([-6.0, -8.0, -30.0, -9.0], lengths=[3, 2, 10, 3], prompts=[0, 0, 1, 1])
-    terms = made(CPO, alpha=0.3).terms(batch_of(units([(2, [3, 2]), (2, [10, 3])], PairedView())), rows, {})
+    terms = made(CPO, alpha=0.3).terms(batch_of(units([(2, [3, 2]), (2, [10, 3])]), PairedView()), rows, {})
     assert list(terms) == ["preference", "nll"] and terms["nll"].values.tolist() == [2, 3]
     assert [t.scale for t in terms.values()] == [1, 0.3] and {t.per for t in terms.values()} == {"prompts"}
     assert {"loss/preference", "loss/nll"} <= set(made(CPO).names)

@@ -11,6 +11,7 @@ from training import fit, make, resumed_equals_uninterrupted
 from upo.callbacks.staged_reference import StagedReference
 from upo.data.curriculum import CurriculumSampler, stages_of
 from upo.data.example import Example, Response
+from upo.data.rounds import Split
 from upo.data.units import Unit
 from upo.errors import UserError
 from upo.methods import DPO
@@ -45,7 +46,7 @@ def test_stages_by_gap_within_a_prompt():
 
 def sampler(units: list[Unit], epoch: int = 0, **options) -> CurriculumSampler:
     given = {"units_per_step": 2, "tokens_per_microbatch": 100, "shuffle": True, "seed": 0} | options
-    return CurriculumSampler([u.cost for u in units], units=units, start=lambda: (epoch, 0), **given)
+    return CurriculumSampler([u.cost for u in units], split=Split(tuple(units)), start=lambda: (epoch, 0), **given)
 
 
 def test_stages_follow_one_another_and_no_step_mixes_them():

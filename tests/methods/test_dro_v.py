@@ -5,9 +5,10 @@ import pytest
 import torch
 from attrs import evolve
 from losses import assert_gradcheck, draws, gradients, made
-from tiny import batch_of, examples_of, unit, units
+from tiny import arrange, examples_of, unit, units
 from training import fit, make, pairs_file, resumed_equals_uninterrupted
 
+from upo.data.batch import Batch
 from upo.data.example import Example, Response
 from upo.data.units import Unit
 from upo.data.views import UnpairedView
@@ -106,7 +107,7 @@ def test_equal_rewards_are_refused():
 def test_terms_use_the_scale_and_the_prompts_value():
     method = made(DROV, reward_weights={"length": 0.5}, reward_scale=(1.0, 2.0), tau=0.5, preference_weight=2.0)
     method.value_head = lambda hidden: hidden.sum(1)
-    batch = batch_of(units([(2, [1, 1]), (2, [1])])), torch.tensor([True, False, True], UnpairedView())
+    batch = Batch(arrange(units([(2, [1, 1]), (2, [1])])), {"preferred": torch.tensor([True, False, True])})
     logps = ResponseLogps(
         torch.tensor([-1.0, -2.0, -3.0]), torch.ones(3, dtype=torch.long), torch.tensor([0, 0, 1]),
         torch.tensor([-1.5, -2.0, -1.0]), torch.tensor([[2.0], [0.0], [4.0]]),

@@ -5,6 +5,7 @@ from attrs import evolve
 from losses import logps_of, made
 from tiny import batch_of, units
 
+from upo.data.example import Response
 from upo.data.views import ListwiseView
 from upo.methods.common.families import ListwiseMethod
 
@@ -22,7 +23,10 @@ class Plain(ListwiseMethod):
 
 LOGPS = logps_of([1.0, 2.0, 3.0, 4.0, 5.0], reference=[0.5] * 5, lengths=[1, 2, 3, 4, 5], prompts=[0, 0, 1, 1, 1])
 SCORES = ((0.0, 9.0), (2.0, 2.0, 1.0))
-WORK = [evolve(u, columns={"scores": x}) for u, x in zip(units([(3, [1, 2]), (2, [3, 4, 5])]), SCORES, strict=True)]
+WORK = [
+    evolve(u, example=u.example.with_responses(tuple(Response("r", score=s) for s in scores)))
+    for u, scores in zip(units([(3, [1, 2]), (2, [3, 4, 5])]), SCORES, strict=True)
+]
 BATCH = batch_of(WORK, ListwiseView())
 
 

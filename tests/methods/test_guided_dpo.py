@@ -20,7 +20,7 @@ def test_by_hand():
     """Gold, chosen, rejected: -0.1 * -6 / 3 a token, and z = 0.5 (1 + 1) = 1."""
     method = made(GuidedDPO, beta=0.5)
     rows = logps_of([-6.0, -6.0, -8.0], reference=[-9.0, -7.0, -7.0], lengths=[3, 2, 2], prompts=[0, 0, 0])
-    terms = method.terms(batch_of(units([(2, [3, 2, 2])], TripleView())), rows, {})
+    terms = method.terms(batch_of(units([(2, [3, 2, 2])]), TripleView()), rows, {})
     assert terms["preference"].values.item() == pytest.approx(0.3132617)
     assert terms["gold"].scale * terms["gold"].values.item() == pytest.approx(0.2)
     assert method.reward(rows).tolist() == [1.5, 0.5, -0.5]

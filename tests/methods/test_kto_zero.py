@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny import batch_of, units
+from tiny import arrange, units
 
-from upo.data.batch import Step
-from upo.data.views import UnpairedView
+from upo.data.batch import Batch, Step
 from upo.methods.apo_anchored import apo_zero_loss
 from upo.methods.kto import kto_loss
 from upo.methods.kto_zero import KTOZero
@@ -37,7 +36,8 @@ def slow(r: float, good: bool) -> float:
 
 
 def test_terms_are_kto_with_z0_of_0(method):
-    batch = batch_of(units([(3, [9, 2]), (5, [1, 4])])), torch.tensor([True, False, False, True], UnpairedView())
+    labels = torch.tensor([True, False, False, True])
+    batch = Batch(arrange(units([(3, [9, 2]), (5, [1, 4])])), {"preferred": labels})
     statistics = method.statistics(Step((batch,), batch.counts))
     logps = method.response_logps(batch.responses)
     (term,) = method.terms(batch, logps, statistics).values()
@@ -59,5 +59,5 @@ def test_a_pair_is_apo_zero():
 
 
 def test_it_asks_for_no_mismatched_responses_and_logs_no_kl():
-    assert not KTOZero.view.borrows_responses
+    assert not KTOZero.view.pairs_up
     assert "kl" not in KTOZero.metric_names

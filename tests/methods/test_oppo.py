@@ -6,10 +6,9 @@ import pytest
 import torch
 from attrs import evolve
 from losses import assert_gradcheck, draws, gradients, made
-from tiny import arrange, batch_of, policy, units
+from tiny import arrange, policy, units
 
-from upo.data.batch import Step
-from upo.data.views import UnpairedView
+from upo.data.batch import Batch, Step
 from upo.errors import UserError
 from upo.methods.oppo import AOPPO, OPPO, discounted_sums, generalized_advantage, ppo_loss
 from upo.models.reference import FrozenReference
@@ -96,15 +95,14 @@ def method(kind=OPPO, **options):
     return made
 
 
-def batch(which: slice = slice(None), filler: bool = False) -> UnpairedView():
+def batch(which: slice = slice(None), filler: bool = False) -> Batch:
     rewards = REWARDS.view(3, 2, 2)[which].reshape(-1, 2)
     n = len(rewards)
-    return UnpairedView(
-        evolve(arrange(WORK[which]), rewards=rewards), torch.tensor([True, False] * (n // 2)), filler=filler
-    )
+    labels = {"preferred": torch.tensor([True, False] * (n // 2))}
+    return Batch(evolve(arrange(WORK[which]), rewards=rewards), labels, filler=filler)
 
 
-def everything(*batches: UnpairedView()) -> Step:
+def everything(*batches: Batch) -> Step:
     return Step(batches, batch().counts)
 
 
@@ -125,7 +123,7 @@ def test_a_token_alone_without_value_is_likelihood_weighted_by_whitened_rewards(
     made.reference.model = made.policy
     torch.nn.init.zeros_(made.value_head.layers[-1].weight)
     torch.nn.init.zeros_(made.value_head.layers[-1].bias)
-    one = batch_of(units([(3, [1, 1]), (2, [1, 1])])), torch.tensor([True, False] * 2, UnpairedView())
+    one = Batch(arrange(units([(3, [1, 1]), (2, [1, 1])])), {"preferred": torch.tensor([True, False] * 2)})
     statistics = made.statistics(Step((one,), one.counts))
     assert [x.item() for x in statistics.values()] == pytest.approx([0.0, 1.0], abs=1e-6)
     logps = made.response_logps(one.responses, made.extras, made.reference_extras)

@@ -5,9 +5,8 @@ import torch
 from losses import assert_gradcheck, draws, gradients, made
 from tiny import arrange, policy, unit
 
-from upo.data.batch import Step
+from upo.data.batch import Batch, Step
 from upo.data.units import Unit
-from upo.data.views import UnpairedView
 from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO, later_sums, oreo_policy_loss, oreo_value_loss
 from upo.models.reference import FrozenReference
 
@@ -117,7 +116,7 @@ def test_terms_of_a_real_policy(kind):
     method.reference.model = policy(seed=1)
     method.configure_model()
     responses = lines(method, "One.\nTwo.", "Blue")
-    batch = UnpairedView(responses, torch.tensor([True, False]))
+    batch = Batch(responses, {"preferred": torch.tensor([True, False])})
     logps = method.response_logps(responses, method.extras, method.reference_extras)
     terms = method.terms(batch, logps, {})
     starts = method.starts(responses)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from attrs import evolve
 from losses import assert_gradcheck, draws, gradients, logps_of, made
-from tiny import batch_of, units
+from tiny import arrange, units
 
-from upo.data.views import UnpairedView
+from upo.data.batch import Batch
 from upo.errors import UserError
 from upo.methods.reward_weighted_sft import RewardWeightedSFT, reward_weighted_loss
 
@@ -42,8 +42,8 @@ def test_the_optimum_on_a_bandit_is_the_data_times_reward_over_length():
     assert gradients(risk, torch.zeros(3).double())[0].abs().max() > 0.05
 
 
-def batch() -> UnpairedView():
-    return batch_of(units([(2, [1, 1]), (2, [1])])), torch.tensor([True, False, True], UnpairedView())
+def batch() -> Batch:
+    return Batch(arrange(units([(2, [1, 1]), (2, [1])])), {"preferred": torch.tensor([True, False, True])})
 
 
 def test_the_class_takes_every_response_whatever_its_label():

@@ -13,7 +13,6 @@ from upo.data.example import Example, Response
 from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.data.units import Unit
-from upo.data.views import PairedView
 from upo.methods.dpo import dpo_loss
 from upo.methods.soft_labels import SoftCDPO, SoftCIPO, SoftPairedView, soft_cdpo_loss, soft_cipo_loss
 
@@ -111,7 +110,7 @@ def test_labels_reach_the_loss_in_the_order_of_the_pairs():
         Unit.of(u.prompt, u.responses, evolve(u.example, soft_label=p)) for u, p in zip(units, (0.6, 1.0), strict=True)
     ]
     batch = batch_of(units, SoftPairedView())
-    assert isinstance(batch, PairedView()) and batch.to("cpu").soft_labels.tolist() == pytest.approx([0.6, 1.0])
+    assert batch.to("cpu")["soft_labels"].tolist() == pytest.approx([0.6, 0.4, 1.0, 0.0])
     logps = logps_of([-4.0, -6.0, -3.0, -9.0], reference=[-5.0, -5.0, -5.0, -5.0], prompts=[0, 0, 1, 1])
     for kind, loss, options in ((SoftCDPO, soft_cdpo_loss, {"beta": 0.2}), (SoftCIPO, soft_cipo_loss, {"tau": 0.2})):
         (term,) = made(kind, **options).terms(batch, logps, {}).values()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from losses import FIRST, SECOND
-from tiny import arrange, policy, units
+from tiny import arrange, batch_of, policy, units
 
 from upo.data.views import PairedView
 from upo.errors import UserError
@@ -155,5 +155,5 @@ def test_margins_of_rewards_are_the_argument_of_the_sigmoid(kind):
     reward = made.reward(logps)
     margin = -torch.nn.functional.logsigmoid(reward[0::2] - reward[1::2])
     torch.testing.assert_close(made.loss(logps[0::2], logps[1::2]), margin)
-    made.track("train", PairedView(arrange(WORK)), logps)
+    made.track("train", batch_of(WORK, PairedView()), logps)
     assert 0 < made.collect("train")["masks/density"] <= 1

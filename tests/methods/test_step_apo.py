@@ -4,9 +4,10 @@ import pytest
 import torch
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, gradients, logps_of, made
 from losses import minus_log_sigmoid as ls
-from tiny import batch_of, examples_of, unit
+from tiny import batch_of, examples_of
 
 from upo.data.example import Example, Response
+from upo.data.units import Unit
 from upo.methods.dpo import dpo_loss
 from upo.methods.step_apo import StepAPO, ValuedStepView, step_apo_loss
 
@@ -54,9 +55,9 @@ def example(*scores: float | None) -> Example:
 def test_q_is_the_score_and_adding_a_constant_changes_nothing():
     views = examples_of(ValuedStepView(), example(0.75, -0.5, 1.0), 5)
     assert [[r.text for r in v.responses] for v in views] == [["b\n", "x\n"], ["b\n", "z"]]
-    tokens = [unit([5], [1, 2], [3, 2]).__class__([5], ([1, 2], [3, 2]), v) for v in views]
+    tokens = [Unit.of([5], ([1, 2], [3, 2]), v) for v in views]
     batch = batch_of(tokens, ValuedStepView())
-    assert batch.q_gap.tolist() == [1.25, -0.25]
+    assert batch["q"].tolist() == [0.75, -0.5, 0.75, 1.0]
     method = made(StepAPO, beta=0.5, alpha=2.0)
     terms = method.terms(batch, logps_of([-3.0, -5.0, -3.0, -5.0], reference=[-4.0] * 4, prompts=[0, 0, 1, 1]), {})
     assert terms["preference"].values.tolist() == pytest.approx([ls(1 - 2.5), ls(1 + 0.5)])

@@ -98,7 +98,7 @@ def method(kind: type[TDPO1], moved: bool):
 def test_a_model_against_full_logits(kind, layout):
     """Value, and gradient of every parameter, through Hugging Face's own logits, one sequence at a time."""
     made = method(kind, True)
-    batch = batch_of(WORK, layout, PairedView())
+    batch = batch_of(WORK, PairedView(), layout=layout)
     logps = made.response_logps(batch.responses, made.extras)
     ours = made.loss(logps[0::2], logps[1::2])
     expected = []

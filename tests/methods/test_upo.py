@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 from attrs import evolve
-from tiny import arrange, batch_of, policy, units
+from tiny import arrange, policy, units
 
-from upo.data.batch import Step
-from upo.data.views import PairedView, UnpairedView
+from upo.data.batch import Batch, Step
 from upo.functional.value_losses import Expectile, Linex
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import UPO, UPODPO, advantage_weights, auxiliary_loss
@@ -35,16 +34,14 @@ def method(kind: type = UPO, **options) -> UPO:
     return made
 
 
-def batch(kind: type, rewards: torch.Tensor = REWARDS):
+def batch(rewards: torch.Tensor = REWARDS) -> Batch:
+    """Pairs, or a desirable and an undesirable response each: their rows are the same."""
     responses = evolve(arrange(WORK), rewards=rewards)
-    if kind is PairedView():
-        return PairedView(responses)
-    return UnpairedView(responses, torch.tensor([True, False] * 3))
+    return Batch(responses, {"preferred": torch.tensor([True, False] * 3)})
 
 
 def terms(made, rewards=REWARDS):
-    kind = PairedView() if isinstance(made, UPODPO) else UnpairedView()
-    one = batch(kind, rewards)
+    one = batch(rewards)
     logps = made.response_logps(one.responses, made.extras)
     return made.terms(one, logps, {"kl": torch.tensor(0.0)}), logps
 
@@ -105,7 +102,7 @@ def test_on_an_enumerable_bandit_the_optimum_is_the_tilted_data(lam, normalize):
     """One prompt, six whole responses with free probabilities, the auxiliary term of UPO alone, through the class."""
     made = method(lam=lam, length_normalize=normalize, reward_weights={"safety": 1.0})
     rows = torch.repeat_interleave(torch.arange(6), DATA)
-    labelled = batch_of(units([(3, [1] * len(rows))])), torch.arange(len(rows, UnpairedView()) % 2 == 0)
+    labelled = Batch(arrange(units([(3, [1] * len(rows))])), {"preferred": torch.arange(len(rows)) % 2 == 0})
     hidden = torch.randn(1, 32)
     theta = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([theta], max_iter=300, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
@@ -160,7 +157,7 @@ def test_total_loss_is_the_weighted_sum_of_global_means():
     parts = []
     for part, rows in ((WORK[:1], slice(0, 2)), (WORK[1:], slice(2, 6))):
         responses = evolve(arrange(part), rewards=REWARDS[rows])
-        parts.append(UnpairedView(responses, torch.tensor([True, False] * len(part))))
+        parts.append(Batch(responses, {"preferred": torch.tensor([True, False] * len(part))}))
     step = Step(tuple(parts), {"prompts": 3, "responses": 6, "tokens": 23})
     total = sum(made.loss_of(b, step, {"kl": torch.tensor(0.0)}, "train") for b in parts)
     torch.testing.assert_close(total, expected)
@@ -203,7 +200,7 @@ def cut(shares: list[list[int]], layout: str = "packed") -> Step:
     for share in shares:
         places = torch.tensor([2 * i + k for i in share for k in (0, 1)])
         responses = evolve(arrange([work[i] for i in share], layout), rewards=rewards[places])
-        batches.append(UnpairedView(responses, places % 2 == 0, places=places))
+        batches.append(Batch(responses, {"preferred": places % 2 == 0}, places=places))
     return Step(tuple(batches), {"prompts": 8, "responses": 16, "tokens": 55})
 
 
@@ -311,7 +308,7 @@ def test_the_head_learns_v_of_each_prompt(loss, of):
 
 def test_large_weights_are_reported_once_after_the_warm_up():
     made = method(lam=50.0)
-    one = batch(UnpairedView())
+    one = batch()
     step = Step((one,), {"prompts": 3, "responses": 6, "tokens": 23})
     with pytest.warns(UserWarning, match="advantage weight"):
         made.loss_of(one, step, {"kl": torch.tensor(0.0)}, "train")

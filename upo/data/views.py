@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from upo.data.example import Example, Response, prompt_key
 from upo.data.units import Draft, Unit
 
 
-@frozen
 class View:
     """Base of views. Two of one class and equal options are equal: data made for one serve the other."""
 
@@ -19,6 +18,12 @@ class View:
     """What the sampler counts, in words."""
     pairs_up: ClassVar[bool] = False
     """Whether each unit gets a partner from its split, by `join`."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
     def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         """The units that an example gives; an empty list where it lacks the annotation.
@@ -45,7 +50,6 @@ class View:
         return unit
 
 
-@frozen
 class DemonstrationView(View):
     """One response a prompt to imitate: the best one, or every desirable one."""
 
@@ -59,7 +63,6 @@ class DemonstrationView(View):
         return [Draft(example.with_responses((r,))) for r in good]
 
 
-@frozen
 class PairedView(View):
     """Pairs: the chosen response, then the rejected one."""
 
@@ -77,7 +80,6 @@ class PairedView(View):
         return unit.responses[0] == unit.responses[1]
 
 
-@frozen
 class UnpairedView(View):
     """Responses with a label each; those of one prompt stay side by side and share it."""
 
@@ -101,7 +103,6 @@ class UnpairedView(View):
         return len({ids for ids, _ in labels}) < len(labels)
 
 
-@frozen
 class SingleView(UnpairedView):
     """Labelled responses, each a unit of its own: for methods that draw them, or write their prompts, one by one."""
 
@@ -112,7 +113,6 @@ class SingleView(UnpairedView):
         return [Draft(e.with_responses((r,))) for e in examples for r in e.responses]
 
 
-@frozen
 class ListwiseView(View):
     """K responses of one prompt with a score each; higher is better."""
 

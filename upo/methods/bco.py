@@ -122,7 +122,7 @@ class BCO(UnpairedMethod):
         """delta, in units of the reward."""
         if self.training:
             rewards = self.beta * step_logps(self, step).logratio.double()
-            desirable = torch.cat([b.desirable[: 0 if b.filler else None] for b in step.micro_batches])  # type: ignore[attr-defined]
+            desirable = torch.cat([b.preferred[: 0 if b.filler else None] for b in step.micro_batches])  # type: ignore[attr-defined]
             classes = torch.stack([desirable, ~desirable]).double()
             self.reward_totals += sum_over_ranks(torch.stack([classes @ rewards, classes.sum(1)], dim=1))
         return {"delta": running_delta(self.reward_totals).float()}

@@ -12,7 +12,7 @@ Deviations: pairs are split, with a prompt of its own for each response, because
 
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from upo.data.batch import Batch
 from upo.data.example import Example
@@ -25,7 +25,6 @@ from upo.models.logps import ResponseLogps
 GOOD, BAD = "<|good|>", "<|bad|>"
 
 
-@frozen
 class ControlledView(SingleView):
     """Labelled responses, each behind the token that says its label."""
 

@@ -8,15 +8,12 @@ From knowledge (the curriculum itself is confirmed by abstracts). The gap is one
 scores; pairs of one prompt with equal gaps share a stage.
 """
 
-from attrs import frozen
-
 from upo.data.example import Example
 from upo.data.units import Draft
 from upo.data.views import PairedView, preference
 from upo.methods.dpo import DPO
 
 
-@frozen
 class TopPairedView(PairedView):
     """Pairs of a prompt's best response with each worse one."""
 

@@ -9,7 +9,7 @@ another score, fixed for the run, mostly from another prompt. Deviations: the in
 (the official code can do so).
 """
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from upo.data.batch import Batch
 from upo.data.example import Example, Response
@@ -28,7 +28,6 @@ def judgement(response: Response) -> float | None:
     return None if response.desirable is None else float(response.desirable)
 
 
-@frozen
 class JointView(PairedView):
     """Joint pairs, two prompts with a response each: row 2i is the chosen, row 2i + 1 the rejected one of pair i."""
 

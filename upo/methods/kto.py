@@ -10,7 +10,6 @@ import warnings
 from typing import Any
 
 import torch
-from attrs import frozen
 from jaxtyping import Bool, Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
@@ -45,7 +44,6 @@ def kto_loss(
     )
 
 
-@frozen
 class KTOView(UnpairedView):
     """Labelled responses, and for z0 each prompt with its partner's responses."""
 

@@ -9,7 +9,6 @@ paper's other offset, the log of the scores' ratio, is not here.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
@@ -36,7 +35,6 @@ def odpo_loss(
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio) - alpha * score_gap.log())
 
 
-@frozen
 class ScoredPairView(PairedView):
     """Pairs of which both responses have a score; the column `score_gaps` is above 0 for the chosen one."""
 

@@ -8,7 +8,6 @@ Read in that code; the paper's form in a published summary. Deviation: the wordi
 
 from typing import Any
 
-from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
@@ -34,7 +33,6 @@ def rationale_loss(
     return -logsigmoid(gamma * rationale_logps) if log_sigmoid else -gamma * rationale_logps
 
 
-@frozen
 class RationaleView(PairedView):
     """Pairs with a rationale each: rows 3i, 3i + 1, 3i + 2 are chosen, rejected, rationale."""
 

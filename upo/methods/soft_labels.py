@@ -9,7 +9,7 @@ Soft cDPO is verified, the form of soft cIPO is from knowledge.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
@@ -24,7 +24,6 @@ from upo.methods.dpo import dpo_loss
 from upo.models.logps import ResponseLogps
 
 
-@frozen
 class SoftPairedView(PairedView):
     """Pairs with a soft label each; the likelier one comes first, an even vote (p = 1/2) keeps its order."""
 

@@ -13,7 +13,6 @@ and that a CE is the mean over a response and its copies. L_align is DPO's.
 from typing import Any
 
 import torch
-from attrs import frozen
 from jaxtyping import Float, Int
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
@@ -37,7 +36,6 @@ LEVELS = 3
 """K: copy k of K has lost the most important k/K of its key phrases."""
 
 
-@frozen
 class DegreeView(PairedView):
     """Pairs, each followed by its degraded copies.
 

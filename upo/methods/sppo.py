@@ -13,7 +13,6 @@ import math
 from typing import Any
 
 import torch
-from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
@@ -47,7 +46,6 @@ def beats(a: Response, b: Response) -> float:
     return 0.5 * ((gap > 0) - (gap < 0) + 1)
 
 
-@frozen
 class WinRateView(PairedView):
     """Pairs, each response with its probability of winning: the column `win_rates`."""
 

@@ -15,7 +15,6 @@ beta's, and that gradients of Q flow in L_pi are choices. An improver that ignor
 
 from typing import Any
 
-from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from torch import Tensor
@@ -51,7 +50,6 @@ def improver_prompt(prompt: Prompt, shown: str) -> Prompt:
     return (*prompt, {"role": "assistant", "content": shown}, {"role": "user", "content": IMPROVE})
 
 
-@frozen
 class SRPOView(PairedView):
     """Pairs, each under three prompts: rows 6i to 6i + 5 are w|x, l|x, w|x,w, l|x,w, w|x,l, l|x,l."""
 

@@ -11,7 +11,6 @@ and whose worst is below, and scale the Q of solution-type steps by 0.3.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
@@ -40,7 +39,6 @@ def step_apo_loss(
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio) - alpha * q_gap.detach())
 
 
-@frozen
 class ValuedStepView(StepPairedView):
     """Pairs of steps with the Q of both, their scores: the column `q`."""
 

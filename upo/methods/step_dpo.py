@@ -11,7 +11,7 @@ closed by its line end instead of EOS: EOS would teach to stop after every step.
 
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 from jsonargparse.typing import PositiveFloat
 
 from upo.data.example import Example, Response
@@ -20,7 +20,6 @@ from upo.data.views import PairedView, pairs_of
 from upo.methods.dpo import DPO
 
 
-@frozen
 class StepPairedView(PairedView):
     """Pairs of single steps, one a line: what both solutions begin with belongs to the prompt, what follows is cut."""
 

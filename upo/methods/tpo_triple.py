@@ -10,7 +10,6 @@ averages over all tokens of a micro-batch, which would weigh triples by how a st
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from attrs import frozen
 from jaxtyping import Float
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
@@ -35,7 +34,6 @@ def tpo_loss(
     return -logsigmoid(beta * (chosen - rejected) - gamma)
 
 
-@frozen
 class TripleView(View):
     """Triples: rows 3i, 3i + 1, 3i + 2 are the gold, the chosen and the rejected response of prompt i."""
 
