@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from upo import four_bits
 from upo.adapters import CONFIG, TRAINED, inject, owner, parts
 from upo.errors import UserError, hub_errors
 
@@ -120,6 +121,7 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
         options["quantization_config"] = quantization
     with hub_errors(base, "model below the adapter"):
         model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, **options)
+    four_bits.keep_layout(model)
     check_base(content, content.get(BASE) and base_hash(model), base)
     if exact and options:
         model = model.dequantize()

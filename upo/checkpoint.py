@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upo import four_bits
 from upo.adapters import CONFIG
 from upo.errors import UserError
 
@@ -38,6 +39,7 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
         return model_from(read_checkpoint(file), file)
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto")
+        four_bits.keep_layout(model)
         return model.eval(), AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError, KeyError) as error:  # the last one from a broken adapter
         reason = str(error).strip().splitlines()[0][:200]
