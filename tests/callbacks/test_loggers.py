@@ -1,6 +1,8 @@
 """Loggers by class path: what reaches them, and one W&B run for one run folder, offline."""
 
+import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from upo.callbacks import loggers
 from upo.cli.main import main
+from upo.study.workers import Task, run_tasks
 
 CONFIG = """
 model:
@@ -72,6 +75,7 @@ def test_wandb_offline_end_to_end_and_resumed(without_account: Path) -> None:
     config, folder = write(WANDB), Path("runs/logged")
     main(["--config", config])
     run_id = (folder / "wandb_id.txt").read_text()
+    assert "WANDB_SERVICE" not in os.environ, "W&B's service has written all of it and is gone"
     (first,) = Path("wandb").glob(f"offline-run-*-{run_id}")
     written = records(next(first.glob("*.wandb")))
     for word in ("ablation-of-beta", "tiny-tag", "train/rewards/accuracies", "policy/win_rate_vs_chosen_low",
@@ -91,6 +95,36 @@ def test_wandb_offline_end_to_end_and_resumed(without_account: Path) -> None:
     assert [row.split(",")[0] for row in rows] == ["step", "0", "1", "2"], "the CSV is always there"
     saved = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]
     assert saved["init_args"]["group"] == "ablation-of-beta", "config.yaml is the run, its group too"
+
+
+def fails() -> None:
+    import wandb
+
+    wandb.init(project="test").log({"the-last-word": 1})
+    Path("pid").write_text(str(os.getpid()))
+    raise SystemExit(3)
+
+
+def services_of(pid: str) -> list[Path]:
+    """W&B's services that a process has started and that still live."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [file] if f"\0--pid\0{pid}\0".encode() in file.read_bytes() else []
+    return found
+
+
+@pytest.mark.slow
+def test_a_forked_run_that_fails_ends_with_all_that_it_logged(
+    without_account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    codes = []
+    run_tasks([Task("fails", fails, ())], 1, ended=lambda task, code, seconds: codes.append(code))
+    assert codes == [3]
+    assert not services_of(Path("pid").read_text()), "all of it is on the disk"
+    (file,) = Path("wandb").glob("offline-run-*/*.wandb")
+    assert b"the-last-word" in records(file)
 
 
 def test_tensorboard(without_account: Path) -> None:

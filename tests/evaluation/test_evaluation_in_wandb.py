@@ -1,12 +1,12 @@
 """An evaluation reaches the run's own W&B run, without an account."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 import wandb
 import yaml
+from test_loggers import records
 
 from upo.cli.main import main
 from upo.evaluate import main as evaluate
@@ -44,7 +44,6 @@ def test_figures_samples_and_report_are_in_the_offline_run(
     monkeypatch.chdir(tmp_path)
     Path("sft.yaml").write_text(yaml.safe_dump(yaml.safe_load(CONFIG)))
     main(["--config", "sft.yaml"])
-    wandb.finish()
     run = Path("runs/sft")
     run_id = (run / "wandb_id.txt").read_text()
     (first,) = Path("wandb").glob(f"offline-run-*-{run_id}")
@@ -68,10 +67,6 @@ def check(folder: Path, run: Path) -> int:
     assert [row[1:] for row in content["data"]] == [[line["policy"], line["chosen"]] for line in lines]
     figures = json.loads((run / "evaluation.json").read_text())["metrics"]
     (file,) = folder.glob("*.wandb")
-    deadline = time.monotonic() + 60
-    while missing := [name for name in figures if name.encode() not in file.read_bytes()]:
-        if len(missing) < 5:  # a name may lie across two blocks of the file
-            break
-        assert time.monotonic() < deadline, missing  # W&B writes the file's end a little later than it says
-        time.sleep(0.2)
+    written = records(file)
+    assert not [name for name in figures if name.encode() not in written]
     return len(lines)

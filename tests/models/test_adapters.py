@@ -321,34 +321,6 @@ def test_merging_averages_products_not_factors(base, tmp_path):
         torch.testing.assert_close(x, 0.25 * first[name] + 0.75 * second[name], rtol=1e-5, atol=1e-6)
 
 
-def test_4_bits(base, tmp_path, capsys):
-    """The export is the twin whose 4-bit weights are written out; on the CPU it is as good as the run itself."""
-    pytest.importorskip("bitsandbytes")
-    policy = adapted(base, learned=True, quantization="nf4")
-    layer = policy.model.model.layers[0].mlp.up_proj
-    assert layer.base_layer.weight.dtype == torch.uint8
-    reference = AdapterReference()
-    reference.build(policy)
-    gap = (logps(policy) - of_model(policy.model)).abs().max()
-    assert gap < 1e-3 and (logps(policy) - reference.logps(tiny.arrange(UNITS))).abs().max() > 0.1
-    export(adapter_run(tmp_path / "run", policy), tmp_path / "merged", merge=True)
-    assert "merging moves log-probs by" in capsys.readouterr().out
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    torch.testing.assert_close(of_model(model), of_model(policy.model), rtol=1e-4, atol=1e-2)
-    twin = AutoModelForCausalLM.from_pretrained(base, quantization_config=policy.model.config.quantization_config)
-    exact = twin.dequantize().model.layers[0].mlp.up_proj.weight + layer.get_delta_weight("default")
-    torch.testing.assert_close(model.model.layers[0].mlp.up_proj.weight, exact, rtol=1e-5, atol=1e-6)
-    assert not hasattr(model.config, "quantization_config")
-
-
-def test_4_bit_training(base, tmp_path):
-    made = make(
-        DPO, policy=Policy(path=base, adapter=LoRA(r=4), quantization="nf4"), reference=AdapterReference(), lr=3e-3
-    )
-    after = fit(made, tmp_path, steps=3, pairs_per_step=8).watch.losses
-    assert after[0] == pytest.approx(math.log(2), abs=1e-6) and after[2] < math.log(2) - 0.01
-
-
 # ---- rounds --------------------------------------------------------------------------------------------------------
 
 

@@ -102,18 +102,24 @@ def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def close(loggers: Sequence[Logger], folder: Path) -> None:
-    """Ends W&B runs, so that the next run of this process starts its own; with `log_model` the report goes along."""
-    for logger in loggers:
-        if not isinstance(logger, WandbLogger) or logger._experiment is None:
-            continue
-        if logger._log_model:
-            import wandb
+    """Ends W&B runs, so that the next run of this process starts its own; with `log_model` the report goes along.
 
+    All that they logged is on the disk then. W&B's `finish` alone leaves up to 32 KiB, the report among them, with a
+    service process, which writes them a moment later if it still lives.
+    """
+    ours = [logger for logger in loggers if isinstance(logger, WandbLogger) and logger._experiment is not None]
+    if not ours:
+        return
+    import wandb
+
+    for logger in ours:
+        if logger._log_model:
             report = wandb.Artifact(f"report-{logger.experiment.id}", type="report")
             for file in sorted(file for pattern in REPORT for file in folder.glob(pattern)):
                 report.add_file(str(file), name=file.name)
             logger.experiment.log_artifact(report)
         logger.experiment.finish()
+    wandb.teardown()
 
 
 @contextmanager

@@ -120,6 +120,7 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
         options["quantization_config"] = quantization
     with hub_errors(base, "model below the adapter"):
         model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, **options)
+    quantization.keep_layout(model)
     check_base(content, content.get(BASE) and base_hash(model), base)
     if exact and options:
         model = model.dequantize()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upo.errors import UserError
+from upo.models import quantization
 from upo.models.adapters import CONFIG
 from upo.models.checkpoint_files import find_checkpoint, policy_folder, read_checkpoint
 
@@ -28,6 +29,7 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
         return model_from(read_checkpoint(file), file)
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto")
+        quantization.keep_layout(model)
         return model.eval(), AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError, KeyError) as error:  # the last one from a broken adapter
         reason = str(error).strip().splitlines()[0][:200]

@@ -43,6 +43,7 @@ def read_model(path: str, config: "PretrainedConfig", **options: Any) -> "PreTra
     begun = time.monotonic()
     with hub_errors(path, "model"):
         model = AutoModelForCausalLM.from_pretrained(path, config=config, **options)
+    quantization.keep_layout(model)
     if (size := model.get_memory_footprint()) >= LARGE:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         dtype = str(model.dtype).removeprefix("torch.")

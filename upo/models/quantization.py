@@ -32,6 +32,18 @@ def replace_layers(model: "PreTrainedModel", config: Any) -> None:
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     quantizer.preprocess_model(model, device_map=None)
     quantizer.postprocess_model(model)
+    keep_layout(model)
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Keeps 4-bit weights in the order in which they were read, whatever the CPU; for each model that was read.
+
+    Where the CPU has avx512_bf16, bitsandbytes' layers would write them anew in their first forward pass outside
+    training: in an order that narrow layers and shards have not, with constants in bfloat16, and without a backward
+    pass from then on.
+    """
+    for layer in filter(is_quantized, model.modules()):
+        layer.support_avx512bf16_for_cpu = False
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -57,4 +69,3 @@ def receive(layer: Any, device: torch.device) -> None:
     dist.broadcast(whole, 0)
     layer.weight = nn.Parameter(whole, requires_grad=False)
     layer.quant_state = QuantState.from_dict(constants, device)
-    layer.support_avx512bf16_for_cpu = False  # it would rewrite weights in an order of its own, which shards have not

@@ -20,12 +20,15 @@ def load_scorer(name: str, what: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from upo.models import quantization
+
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"no {what} at `{name}`: {first}") from error
+    quantization.keep_layout(model)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise UserError(f"`{name}` is no trained {what}: its weights lack `{missing}`")

@@ -156,8 +156,9 @@ def _enter(task: Task, folder: str, env: Mapping[str, str], crowded: bool) -> No
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     finally:
-        if "wandb" in sys.modules:  # its own hook runs at the exit of an interpreter, which a forked process has not
-            sys.modules["wandb"].finish(exit_code=code)
+        if (wandb := sys.modules.get("wandb")) is not None:  # its hook at the exit of an interpreter: a fork has none
+            wandb.finish(exit_code=code)
+            wandb.teardown(exit_code=code)
 
 
 def _end_with_parent() -> None:
