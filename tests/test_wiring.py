@@ -8,7 +8,6 @@ A new method is tested here as soon as `upo.methods.__all__` names it, and fails
 Everything is in float64: the model has no part that rounds (GPT-2), and `Tensor.float` is `Tensor.double`.
 """
 
-import copy
 import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -24,35 +23,19 @@ from by_hand import (  # noqa: F401  each names the references of its methods
     pairs,
     pairs_alone,
     pairs_annotated,
+    pairs_shaped,
     tokens,
     unified,
     values,
 )
 from by_hand.answers import PlainStep, Reader
 from by_hand.case import CASES, Case, Expected
-from by_hand.unified import DATA_SEED
+from by_hand.driven import FIRST, HELD_OUT, PLANS, Driven
 from torch import Tensor
 
 import upo.methods
-from upo.data.batch import Step
-from upo.data.samplers import StepPlan
-from upo.data.steps import StepData
-from upo.logps import ResponseLogps
 from upo.methods.base import Method
-from upo.policy import Policy
-from upo.reference import FrozenReference
 
-PLANS = (
-    (StepPlan([3, 0, 5, 1, 4, 2], [[5], [0, 3, 4], [1, 2], [3]], fillers=1), "packed"),
-    (StepPlan([7, 6, 8], [[6, 8], [7]], fillers=0), "padded"),
-)
-"""Of the nine units: one, three and two beside a filler, then two and one."""
-HELD_OUT = (StepPlan([3, 0, 5, 1, 4, 2], [[3, 0, 5, 4], [1, 2]], 0), StepPlan([7, 6, 8], [[7, 6, 8]], 0))
-"""The same steps in fewer pieces."""
-FIRST = 5
-"""Optimizer steps before the first one here: UPO still warms up in it, and no longer in the second."""
-WORLD_SIZE = 2
-"""By which strategies divide gradients."""
 ELSEWHERE = {
     *("policy", "reference", "optimizer", "scheduler"),
     *("value_lr", "value_grad_clip", "head_lr", "mask_lr", "mask_weight_decay"),
@@ -65,12 +48,11 @@ SET_BY_THE_CLASS = {"GuidedDPO": {"alpha"}}
 @pytest.fixture(scope="module")
 def models() -> SimpleNamespace:
     """Policy and reference, which differ, and who reads them."""
-    policy, reference = (tiny.policy("gpt2", dtype="float64", seed=seed) for seed in (0, 0))
-    generator = torch.Generator().manual_seed(21)
+    policy = tiny.policy("gpt2", dtype="float64")
+    reference, generator = policy.frozen_copy(), torch.Generator().manual_seed(21)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    reference.requires_grad_(False)
     return SimpleNamespace(policy=policy, reference=reference, reader=Reader(policy.model, reference.model))
 
 
@@ -81,84 +63,6 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-class Known(FrozenReference):
-    """A reference that is there already."""
-
-    def __init__(self, model: Policy):
-        super().__init__("elsewhere")
-        self.model = model
-
-    def build(self, policy: Policy) -> None:
-        """Nothing to do."""
-
-
-class Driven:
-    """A method with its data, taken through its steps as a Trainer would."""
-
-    def __init__(self, case: Case, models: SimpleNamespace):
-        reference = Known(models.reference) if case.kind.needs_reference else None
-        self.method: Any = case.kind(copy.copy(models.policy), reference, **case.options)
-        self.data = StepData(
-            case.units(), case.kind.batch_type, layout="packed", tokens_per_microbatch=24, max_length=64, pad_id=0,
-            rewards=self.method.rewards, seed=0,
-        )  # fmt: skip
-        splits = {"train": self.data, "val": copy.copy(self.data)}
-        self.method.trainer = SimpleNamespace(
-            world_size=WORLD_SIZE, global_step=FIRST, datamodule=SimpleNamespace(**splits)
-        )
-        torch.manual_seed(2)
-        self.method.configure_model()
-        self.method.double()
-        with torch.no_grad():
-            for name, parameter in self.method.named_parameters():
-                if not name.startswith("policy."):
-                    parameter += 0.15 * torch.randn_like(parameter)
-        case.prepare(self.method, self.data)
-        self.method.on_fit_start()
-        self.method.data_seed = DATA_SEED
-        self.logged: dict[str, Tensor] = {}
-        self.losses: list[Tensor] = []
-        self.rewards: list[Tensor] = []
-        self.method.log = lambda name, x, **_: self.logged.update({name: x})
-        self.method.optimizers = lambda use_pl_optimizer: self.method  # for its zero_grad
-        self.loss_of, self.method.loss_of = self.method.loss_of, self.keep
-        self.track, self.method.track = self.method.track, self.keep_rewards
-
-    def keep(self, *args: Any) -> Tensor:
-        self.losses.append(self.loss_of(*args))
-        return self.losses[-1]
-
-    def keep_rewards(self, stage: str, batch: Any, logps: ResponseLogps) -> None:
-        """Of a micro-batch's responses."""
-        self.track(stage, batch, logps)
-        if type(self.method).reward is not Method.reward:
-            self.rewards.append(self.method.reward(logps))
-
-    def step(self, plan: StepPlan, layout: Any) -> Step:
-        self.data.layout = layout
-        step = self.data[plan]
-        return step._map(lambda x: x.double() if x.is_floating_point() else x)
-
-    def train(self, step: Step, number: int) -> dict[str, Tensor]:
-        """Gradients by parameter."""
-        self.method.train()
-        self.method.trainer.global_step = number
-        self.losses.clear()
-        self.logged.clear()
-        self.method.training_step(step, 0).backward()
-        return {n: p.grad / WORLD_SIZE for n, p in self.method.named_parameters() if p.grad is not None}
-
-    @torch.inference_mode()
-    def validate(self, steps: list[Step]) -> None:
-        self.method.eval()
-        self.method.trainer.global_step += 1
-        self.logged.clear()
-        self.rewards.clear()
-        for i, step in enumerate(steps):
-            self.method.validation_step(step, i)
-        self.method.on_validation_epoch_end()
 
 
 def missing(kind: type[Method]) -> str:
@@ -172,7 +76,7 @@ def missing(kind: type[Method]) -> str:
 def every_case() -> Iterator[Any]:
     for name in sorted(upo.methods.__all__):
         kind = getattr(upo.methods, name)
-        for i, case in enumerate(CASES[kind] or [None]):
+        for i, case in enumerate(CASES.get(kind, [None])):
             yield pytest.param(kind, case, id=name if i == 0 else f"{name}-{i + 1}")
 
 

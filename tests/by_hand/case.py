@@ -15,7 +15,7 @@ It follows the paper's equation, one response at a time, and calls nothing of th
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class Case:
         return self.by_hand(step, **self.options)
 
 
-CASES: dict[type[Method], list[Case]] = defaultdict(list)
+CASES: dict[type[Method], list[Case]] = {}
 
 
 def case(
@@ -96,7 +96,7 @@ def case(
     """Names the function below it the reference of a method; all options are arguments of both."""
 
     def add(by_hand: Callable[..., Expected]) -> Callable[..., Expected]:
-        CASES[kind].append(Case(kind, options, units, by_hand, prepare, rows))
+        CASES.setdefault(kind, []).append(Case(kind, options, units, by_hand, prepare, rows))
         return by_hand
 
     return add
@@ -191,6 +191,7 @@ def expected(
     sides: Sequence[Sides] = (),
     scales: Mapping[str, float] = {},
     metrics: Mapping[str, Values] = {},
+    silent: Collection[str] = (),
     count: int | None = None,
     summary: Callable[[Mapping[str, Values]], dict[str, float]] = means,
 ) -> Expected:
@@ -202,13 +203,14 @@ def expected(
         sides: for the metrics of chosen and rejected answers; empty for methods without.
         scales: factors of terms; 1 where none is named.
         metrics: further values to log.
+        silent: terms that are not logged by themselves.
         count: what the first term is averaged over, where it has not as many values.
     """
     named = terms if isinstance(terms, Mapping) else {"": terms}
     loss = total(scales.get(name, 1.0) * mean(values) for name, values in named.items())
     count = len(next(iter(named.values()))) if count is None else count
     values = {"loss": [(loss, count)], **metrics}
-    values |= {f"loss/{name}": x for name, x in named.items() if name}
+    values |= {f"loss/{name}": x for name, x in named.items() if name and name not in silent}
     if sides:
         assert reward is not None
         values |= preferences(sides, reward)

@@ -10,16 +10,16 @@ from attrs import evolve
 from by_hand.answers import PlainStep, Unit
 from by_hand.case import Expected, Values, case, expected, mean, means, number, of_labels, value
 from by_hand.coupled import kto
-from by_hand.pairs import dpo, ipo, scaled
+from by_hand.driven import DATA_SEED
+from by_hand.pairs import dpo, scaled
+from by_hand.pairs_shaped import ipo
 from by_hand.units import labelled, pairs
 from torch import Tensor
 
-from upo.functional.value_losses import Expectile, Linex, ValueLoss
+from upo.functional.value_losses import Expectile, Linex
 from upo.methods import UPO, UPODPO, UPOIPO, AuxiliaryOnly, UPOShuffled
 from upo.methods.ranges import FlipRate
 
-DATA_SEED = 11
-"""The run's seed, which dropout is drawn from."""
 PLAIN = {
     "reward_weights": {"clear": 0.5, "safe": 1.5},
     "gamma": 0.3,
@@ -68,12 +68,18 @@ def values_of(step: PlainStep, unit: Unit, options: Mapping[str, Any], seed: tup
     return found
 
 
-def fitted(step: PlainStep, error: Tensor, loss: ValueLoss) -> Tensor:
-    """An expectile's |tau - 1(u < 0)| u^2, or exp(lam u) - lam u - 1."""
-    if isinstance(loss, Linex):
-        return torch.exp(loss.lam * error) - loss.lam * error - 1
+def expectile(step: PlainStep, error: Tensor, loss: Any) -> Tensor:
+    """|tau - 1(u < 0)| u^2."""
     positive = step.largest(error, 0.0, "R is above V") > 0
     return (loss.tau if positive else 1 - loss.tau) * error**2
+
+
+def linex(step: PlainStep, error: Tensor, loss: Any) -> Tensor:
+    """exp(lam u) - lam u - 1."""
+    return torch.exp(loss.lam * error) - loss.lam * error - 1
+
+
+VALUE_LOSSES = {Expectile: expectile, Linex: linex}
 
 
 def auxiliary(
@@ -82,7 +88,8 @@ def auxiliary(
     """Terms and what the metrics are made of."""
     weights, clip = options["reward_weights"], options.get("weight_clip")
     of_heads = [1.0] if not options.get("value_per_reward") else list(weights.values())
-    value_loss: Values = []
+    value_loss, fitted = options["value_loss"], VALUE_LOSSES[type(options["value_loss"])]
+    errors_of: Values = []
     plain: Values = []  # weights before they are made one another's
     known: Values = []
     for unit in step.units:
@@ -97,7 +104,7 @@ def auxiliary(
             errors = []
             for (_, own), noisy_v, sign in zip(heads(step, options), noisy, of_heads, strict=True):
                 errors.append(math.copysign(1.0, sign) * (y.objective(own) - noisy_v))
-            value_loss.append(mean([fitted(step, u, options["value_loss"]) for u in errors]))
+            errors_of.append(mean([fitted(step, u, value_loss) for u in errors]))
     used = [w / mean(plain) for w in plain] if options.get("normalize_weights") else plain
     if shuffle_seed is not None:
         generator = torch.Generator().manual_seed(1_000_003 * shuffle_seed + step.number)
@@ -107,7 +114,7 @@ def auxiliary(
     per_token = options.get("length_normalize", True)
     terms = {
         "auxiliary": [-w * (y.a if per_token else y.pi) for w, (y, _, _) in zip(used, known, strict=True)],
-        "value": value_loss,
+        "value": errors_of,
     }
     return terms, {"w": plain, "R": [r for _, r, _ in known], "V": [v for _, _, v in known]}
 
