@@ -31,12 +31,15 @@ def step_apo_loss(
     *,
     beta: float,
     alpha: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (r_w - r_l) - alpha (Q_w - Q_l)); alpha is not multiplied by beta.
+    """-log sigmoid(z), z = beta (r_w - r_l) - alpha (Q_w - Q_l); alpha is not multiplied by beta.
 
-    One value a pair, unreduced; a large gap of Q asks for a large margin.
+    Smoothed as DPO's loss: -(1 - eps) log sigmoid(z) - eps log sigmoid(-z). One value a pair, unreduced; a large gap of
+    Q asks for a large margin.
     """
-    return -logsigmoid(beta * (chosen_logratio - rejected_logratio) - alpha * q_gap.detach())
+    z = beta * (chosen_logratio - rejected_logratio) - alpha * q_gap.detach()
+    return -(1 - label_smoothing) * logsigmoid(z) - label_smoothing * logsigmoid(-z)
 
 
 class ValuedStepView(StepPairedView):
@@ -72,5 +75,6 @@ class StepAPO(StepDPO):
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         chosen, rejected = logps[0::2].logratio, logps[1::2].logratio
         q_gap = batch["q"][0::2] - batch["q"][1::2]
-        values = step_apo_loss(chosen, rejected, q_gap, beta=self.beta, alpha=self.alpha)
+        options = {"beta": self.beta, "alpha": self.alpha, "label_smoothing": self.label_smoothing}
+        values = step_apo_loss(chosen, rejected, q_gap, **options)
         return {"preference": Term(values, "prompts")}

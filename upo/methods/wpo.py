@@ -35,9 +35,10 @@ def wpo_loss(
     weights: Float[Tensor, "pairs"],
     *,
     beta: float,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
-    """-w log sigmoid(beta (r_w - r_l)); one value a pair, unreduced."""
-    return weights * dpo_loss(chosen_logratio, rejected_logratio, beta=beta)
+    """-w log sigmoid(beta (r_w - r_l)), or w times DPO's smoothed loss; one value a pair, unreduced."""
+    return weights * dpo_loss(chosen_logratio, rejected_logratio, beta=beta, label_smoothing=label_smoothing)
 
 
 class WPO(DPO):
@@ -63,7 +64,8 @@ class WPO(DPO):
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         with torch.no_grad():
             weights = self.weights(chosen, rejected)
-        return wpo_loss(chosen.logratio, rejected.logratio, weights, beta=self.beta)
+        options = {"beta": self.beta, "label_smoothing": self.label_smoothing}
+        return wpo_loss(chosen.logratio, rejected.logratio, weights, **options)
 
     def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().track(stage, batch, logps)
