@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-YAMLS = [f"experiments/{name}.yaml" for name in ("quickstart", "quickstart_kto", "quickstart_upo_lambda0")]
+YAMLS = [f"experiments/quickstart/{name}.yaml" for name in ("quickstart", "quickstart_kto", "quickstart_upo_lambda0")]
 
 
 @pytest.fixture(

@@ -91,7 +91,7 @@ def test_hardware_goes_with_an_experiment(path: Path, monkeypatch: pytest.Monkey
     printed = []
     for overlay in ([], ["--config", str(path)]):
         with pytest.raises(SystemExit) as exit_:
-            CLI(["--config", str(ROOT / "experiments/quickstart.yaml"), *overlay, "--print_config"])
+            CLI(["--config", str(ROOT / "experiments/quickstart/quickstart.yaml"), *overlay, "--print_config"])
         assert exit_.value.code == 0
         printed.append(yaml.safe_load(capsys.readouterr().out))
     alone, both = printed

@@ -25,7 +25,7 @@ def summaries(tmp_path_factory: pytest.TempPathFactory, stories260k: str) -> dic
     options = "--self_prompts 4500 --prompt_tokens 20 --responses 4 --max_new_tokens 40 --margin 0.1 --judge Sentiment"
     command("upo.generate", "--model", stories260k, *options.split(), "--out", "runs/stories/pairs.jsonl")
     for name in ("dpo", "kto", "upo"):
-        command("upo.fit", "--config", str(ROOT / "experiments" / f"stories_{name}.yaml"))
+        command("upo.fit", "--config", str(ROOT / "experiments" / "stories" / f"stories_{name}.yaml"))
     return {
         name: json.loads((folder / "runs" / f"stories_{name}" / "summary.json").read_text())
         for name in ("dpo", "kto", "upo")

@@ -1,4 +1,4 @@
-"""Trains: `python -m upo.fit --config experiments/quickstart.yaml [--model.beta 0.2]`."""
+"""Trains: `python -m upo.fit --config experiments/quickstart/quickstart.yaml [--model.beta 0.2]`."""
 
 import gc
 import sys

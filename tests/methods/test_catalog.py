@@ -49,7 +49,7 @@ def test_an_experiment_and_readable_defaults(capsys, monkeypatch):
     monkeypatch.chdir(README.parents[2])
     main(["FDPO"])
     text = capsys.readouterr().out
-    assert "--config experiments/hh_stories260k_f_dpo.yaml" in text and "divergence (default JensenShannon)" in text
+    assert "--config experiments/hh/hh_stories260k_f_dpo.yaml" in text and "divergence (default JensenShannon)" in text
     main(["RegularizedPO"])
     assert "beta eta log policy(y_w|x)" in capsys.readouterr().out
     monkeypatch.chdir("/")

@@ -23,10 +23,12 @@ def test_a_slice_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder.mkdir(parents=True)
     (folder / "base.yaml").write_text((ROOT / folder.relative_to(tmp_path) / "base.yaml").read_text())
     study = yaml.safe_load((ROOT / folder.relative_to(tmp_path) / "study.yaml").read_text())
-    first = yaml.safe_load((ROOT / "experiments" / "quickstart_sft.yaml").read_text())
+    stage = Path("experiments/quickstart/quickstart_sft.yaml")
+    first = yaml.safe_load((ROOT / stage).read_text())
     first["data"] |= {"sources": [WORLD], "validation": 40, "tokens_cache": None}
     first["trainer"] |= {"max_steps": 4, "accelerator": "cpu"}
-    (tmp_path / "experiments" / "quickstart_sft.yaml").write_text(yaml.safe_dump(first))
+    stage.parent.mkdir()
+    stage.write_text(yaml.safe_dump(first))
     study |= {"seeds": [0], "baseline": "upo", "overrides": SMALL | {
         "trainer.max_steps": 2, "evaluation.prompts": 10, "evaluation.max_new_tokens": 8, "data.rewards_cache": "cache",
     }}  # fmt: skip

@@ -6,8 +6,8 @@ BEFORE preference training is fine-tuned on these answers: it gets what was lear
     trainer.callbacks: [{class_path: upo.callbacks.rebirth.RebirthTargets}]        in the preference run
     after: [that run's YAML], method SFT from the first model on `{name: trl, path: runs/NAME/rebirth.jsonl}`
 
-The second run is a stage like any other, see experiments/tldr_stories260k_rebirth.yaml. From knowledge: that there is
-such a step and what it is for. Ours: one sampled answer to each prompt, and the settings of the sampling.
+The second run is a stage like any other, see experiments/tldr/tldr_stories260k_rebirth.yaml. From knowledge: that there
+is such a step and what it is for. Ours: one sampled answer to each prompt, and the settings of the sampling.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Checks a run before it is started: `python -m upo.check experiments/quickstart.yaml --devices 8 --gpu a100-40gb`."""
+"""Checks a run before it is started: `python -m upo.check CONFIG [CONFIG ...] --devices 8 --gpu a100-40gb`."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from upo.errors import UserError, did_you_mean, short_errors
 from upo.runtime.flops import GPUS
+from upo.runtime.moved import no_such_file
 
 USAGE = """%(prog)s CONFIG [CONFIG ...] [--devices N] [--gpu NAME] [options of upo.fit]
        %(prog)s STUDY [CONFIG ...] [--devices N] [--gpu NAME] [options of upo.fit]"""
@@ -43,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with short_errors(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not files:
-            raise UserError("give a config first: python -m upo.check experiments/quickstart.yaml")
+            raise UserError("give a config first: python -m upo.check experiments/quickstart/quickstart.yaml")
         if given.gpu is not None and given.gpu not in GPUS:
             alike = [name for name in GPUS if name.startswith(given.gpu)]
             raise UserError(f"--gpu {given.gpu}: {did_you_mean(given.gpu, alike or GPUS)}")
@@ -58,7 +59,7 @@ def _check(files: list[Path], overrides: list[str], devices: int | None, gpu: st
 
     for file in files:
         if not file.is_file():
-            raise UserError(f"no such config: {file}")
+            raise UserError(f"no such config: {no_such_file(file)}")
     if "runs" in content_of(files[0]):
         check_study(files[0], files[1:], overrides, devices, gpu)
     else:

@@ -36,6 +36,7 @@ from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
 from upo.models.checkpoint_files import latest
 from upo.ops.memory import keep_memory
+from upo.runtime.moved import no_such_file
 
 QUIET = (
     ".*does not have many workers.*",
@@ -68,8 +69,9 @@ class CLI(LightningCLI):
             warnings.filterwarnings("ignore", noise)
         self.files = _config_files(sys.argv[1:] if args is None else args)
         for file in self.files:
-            if file.is_file():
-                content_of(file)
+            if not file.is_file():
+                raise UserError(f"--config: no such file {no_such_file(file)}")
+            content_of(file)
         super().__init__(
             model_class=Method,
             datamodule_class=PreferenceData,

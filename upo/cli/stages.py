@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from upo.errors import UserError
 from upo.models.checkpoint_files import latest
+from upo.runtime.moved import file_below
 
 LAUNCHED = re.compile(r"SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|NODE_|ROLE_)?RANK$|(LOCAL_|ROLE_)?WORLD_SIZE$|MASTER_")
 """What srun and torchrun tell their processes: a stage that rank 0 starts is not one of them."""
@@ -22,9 +23,17 @@ STARTED = time.time()
 
 
 def beside(path: str, configs: Sequence[Path]) -> Path:
-    """A path of the config, relative to the YAML that names it or to the working directory."""
-    folders = [config.parent for config in configs]
-    return next((f / path for f in reversed(folders) if (f / path).exists()), Path(path))
+    """A path of the config, relative to the YAML that names it or to the working directory.
+
+    Configs made before the experiments moved into folders name `experiments/NAME.yaml`: the file is found there.
+    """
+    places = [*(config.parent / path for config in reversed(configs)), Path(path)]
+    if there := [place for place in places if place.exists()]:
+        return there[0]
+    if moved := [found for place in places if (found := file_below(place))]:
+        print(f"after: {path} has moved to {moved[0]}; the old path still works", file=sys.stderr)
+        return moved[0]
+    return Path(path)
 
 
 def content_of(config: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 TRAINER = ("max_epochs", "max_steps", "gradient_clip_val", "precision", "callbacks")
@@ -13,7 +14,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that makes a result, the seed aside: dotted key to plain value; classes lose their `init_args`."""
     trainer = {k: config["trainer"].get(k) for k in TRAINER}
     data = {k: v for k, v in config["data"].items() if k not in HARMLESS}
-    after = {"after": config["after"]} if config.get("after") else {}
+    # where the YAMLs of earlier stages lie is no setting, and has changed when the experiments moved into folders
+    after = {"after": [Path(path).name for path in config["after"]]} if config.get("after") else {}
     return _flat({"model": config["model"], "data": data, "trainer": trainer} | after, "")
 
 

@@ -13,6 +13,7 @@ import upo.rewards
 from upo.cli.command import ShortErrors
 from upo.errors import UserError
 from upo.rewards import Reward, VectorReward
+from upo.runtime.moved import no_such_file
 
 DIRECTIONS = {True: "higher is better", False: "lower is better", None: "no direction"}
 
@@ -55,7 +56,7 @@ def listing() -> None:
 def show(config: Path, out: Path | None = None, limit: int | None = None) -> dict[str, Any]:
     """What `python -m upo.rewards --config` does; returns the content of rewards.json."""
     if not config.is_file():
-        raise UserError(f"--config: no such file {config}")
+        raise UserError(f"--config: no such file {no_such_file(config)}")
     from upo.callbacks.run_folder import write_json
     from upo.cli.stages import run_folder
     from upo.evaluation.runs import from_config

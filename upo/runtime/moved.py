@@ -1,13 +1,14 @@
 """Old import paths: what configs, checkpoints and notebooks made before a move name is found where it is now.
 
 `upo/__init__.py` calls `install`. An old module, once asked for, is an alias that looks names up in the new ones and
-says so in one line.
+says so in one line. YAMLs of experiments moved too, from experiments/NAME.yaml to experiments/FOLDER/NAME.yaml.
 """
 
 import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -101,3 +102,15 @@ def install() -> None:
     """From now on old paths can be imported."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(MovedFinder())
+
+
+def file_below(path: Path) -> Path | None:
+    """The one file that has the name of a missing `path` and lies one folder further down, if there is exactly one."""
+    found = [] if path.exists() else list(path.parent.glob(f"*/{path.name}"))
+    return found[0] if len(found) == 1 else None
+
+
+def no_such_file(path: Path) -> str:
+    """For the end of an error: the path that is not there and, where it is known, where the file is now."""
+    found = file_below(path)
+    return str(path) if found is None else f"{path}; did you mean {found}?"

@@ -98,8 +98,13 @@ def _chosen(study: Study, only: Sequence[str]) -> list[Planned]:
 def _refuse_other_config(run: Planned) -> None:
     """A run folder that an earlier version of the study began is neither kept nor continued in silence."""
     begun = finished(run) or (run.folder / "checkpoints").exists()
-    if begun and run.file.exists() and yaml.load(run.file.read_text(), LOADER) != run.config:
+    if begun and run.file.exists() and _settings(yaml.load(run.file.read_text(), LOADER)) != _settings(run.config):
         raise UserError(f"{run.folder} was made with other settings ({run.file}); delete it, or name another `folder`")
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the names of its earlier stages alone: where their YAMLs lie is no setting of the run."""
+    return {**config, "after": [Path(path).name for path in config.get("after") or []]}
 
 
 def _checked(missing: Sequence[Planned], by_entry: bool) -> list[tuple[Path, Path]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from upo.errors import UserError
+from upo.runtime.moved import no_such_file
 from upo.study import tasks
 from upo.study.workers import Task, run_tasks
 
@@ -15,7 +16,7 @@ def folders_of(run: Path, seeds: int) -> list[Path]:
     if run.suffix not in YAML:
         return [run]
     if not run.is_file():
-        raise UserError(f"no such experiment: {run}")
+        raise UserError(f"no such experiment: {no_such_file(run)}")
     from upo.cli.stages import run_folder
 
     folder = run_folder(run)

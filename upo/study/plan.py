@@ -17,6 +17,7 @@ import yaml
 from attrs import frozen
 
 from upo.errors import UserError, did_you_mean
+from upo.runtime.moved import no_such_file
 
 KEYS = ("folder", "generate", "seeds", "baseline", "overrides", "runs", "compare", "league")
 ENTRY_KEYS = ("name", "config", "overrides", "grid", "list", "seeds")
@@ -104,7 +105,7 @@ def load(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text())
         plain = OmegaConf.to_container(OmegaConf.create(content or {}), resolve=True)
     except OSError as error:
-        raise UserError(f"no such study: {file}") from error
+        raise UserError(f"no such study: {no_such_file(file)}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{file}: {str(error).splitlines()[0]}") from error
     if not isinstance(plain, dict):
@@ -131,7 +132,8 @@ def _expand(entry: Any, study: Mapping[str, Any], file: Path, folder: Path) -> I
         raise UserError(f"{where}: `seeds` is a list of integers, e.g. [0, 1, 2]")
     base = next((p for p in (file.parent / entry["config"], Path(entry["config"])) if p.is_file()), None)
     if base is None:
-        raise UserError(f"{where}: no such config {entry['config']}, neither beside {file} nor from here")
+        missing = no_such_file(Path(entry["config"]))
+        raise UserError(f"{where}: neither beside {file} nor from here: no such config {missing}")
     start = _beside(yaml.safe_load(base.read_text()) or {}, base)
     for change in _points(entry, where):
         config = deepcopy(start)

@@ -134,7 +134,7 @@ def losses(kind: type[Method]) -> list[Callable[..., object]]:
 def example(name: str) -> Path | None:
     """An experiment that trains the method, where the repository's are at hand; the shortest name is the plainest."""
     names = re.compile(rf"^  class_path: (upo\.methods\.(\w+\.)?)?{name}$", re.M)
-    found = [path for path in sorted(FOLDER.glob("*.yaml")) if names.search(path.read_text(encoding="utf-8"))]
+    found = [path for path in sorted(FOLDER.glob("*/*.yaml")) if names.search(path.read_text(encoding="utf-8"))]
     return min(found, key=lambda path: len(path.name), default=None)
 
 
