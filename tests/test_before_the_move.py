@@ -243,7 +243,9 @@ def test_an_adapter_merges_and_trains_on(here: Path, capsys: pytest.CaptureFixtu
     part = {k.partition(".lora_")[2][0]: x for k, x in weights("lora").items() if f"layers.1.mlp.{name}.lora_" in k}
     key = f"model.layers.1.mlp.{name}.weight"
     torch.testing.assert_close(whole[key], below[key] + 2 * (part["B"] @ part["A"]).float())
-    assert not torch.equal(whole[key], below[key]) and torch.equal(whole["model.norm.weight"], below["model.norm.weight"])
+    assert not torch.equal(whole[key], below[key]) and torch.equal(
+        whole["model.norm.weight"], below["model.norm.weight"]
+    )
     short = ["--trainer.max_steps", "1", "--evaluation", "null"]
     for start in ("made/lora", "exported_adapter"):
         more = ["--model.policy.adapter.path", start, "--trainer.default_root_dir", f"more/{Path(start).name}"]

@@ -23,7 +23,7 @@ from attrs import field, frozen
 from by_hand.answers import Answer, PlainStep, Unit
 from torch import Tensor, nn
 
-from upo.data.units import Unit
+from upo.data.units import Unit as TokenUnit
 from upo.methods.common.base import Method
 
 Values = list[Any]
@@ -56,7 +56,7 @@ class Expected:
     """From the values of one or more steps to the metrics."""
 
 
-def nothing(method: Any, units: list[Unit]) -> None:
+def nothing(method: Any, units: list[TokenUnit]) -> None:
     """No preparation."""
 
 
@@ -71,9 +71,9 @@ class Case:
 
     kind: type[Method]
     options: dict[str, Any]
-    units: Callable[[], list[Unit]]
+    units: Callable[[], list[TokenUnit]]
     by_hand: Callable[..., Expected]
-    prepare: Callable[[Any, list[Unit]], None] = field(default=nothing)
+    prepare: Callable[[Any, list[TokenUnit]], None] = field(default=nothing)
     """Sets what comes from before the first step."""
     rows: Callable[[Unit], list[Answer]] = field(default=in_a_row)
 
@@ -86,9 +86,9 @@ CASES: dict[type[Method], list[Case]] = {}
 
 def case(
     kind: type[Method],
-    units: Callable[[], list[Unit]],
+    units: Callable[[], list[TokenUnit]],
     *,
-    prepare: Callable[[Any, list[Unit]], None] = nothing,
+    prepare: Callable[[Any, list[TokenUnit]], None] = nothing,
     rows: Callable[[Unit], list[Answer]] = in_a_row,
     **options: Any,
 ) -> Callable[[Callable[..., Expected]], Callable[..., Expected]]:

@@ -130,12 +130,11 @@ def degraded() -> list[Unit]:
 
 def shown() -> list[Unit]:
     """Pairs under two further prompts, in which chosen and rejected stand."""
-    return [
-        evolve(
-            u, groups=(*u.groups, *(Group([*u.prompt, *shown, 7], u.responses, "improver") for shown in u.responses))
-        )
-        for u in pairs()
-    ]
+    units = []
+    for unit in pairs():
+        again = (Group([*unit.prompt, *ids, 7], unit.responses, "improver") for ids in unit.responses)
+        units.append(evolve(unit, groups=(*unit.groups, *again)))
+    return units
 
 
 def explained() -> list[Unit]:
