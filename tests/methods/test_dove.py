@@ -97,7 +97,7 @@ def test_loss_and_gradient_however_the_step_is_cut(dove, budget, layout):
 
 def test_both_prompts_are_carried_the_better_one_first():
     low, high = unit([3, 4], [5, 6, 7], score=1.0), unit([8], [9, 10], score=2.0)
-    batch = batch_of([low, high], JointView())
+    batch = data_of([low, high], JointView()).batch([0])
     assert batch.responses.targets.tolist() == [9, 10, 5, 6, 7]
     assert batch.responses.lengths.tolist() == [2, 3], "each response has its own length"
     assert batch.responses.prompt_index.tolist() == [0, 1]
@@ -106,7 +106,8 @@ def test_both_prompts_are_carried_the_better_one_first():
 
 def test_one_prompt_for_both_is_dpo(dove):
     """The same two responses, as a joint pair and as a pair of one prompt."""
-    joint = batch_of([unit([3, 4], [5, 6, 7], score=2.0), unit([3, 4], [9, 10], score=1.0)], JointView())
+    work = [unit([3, 4], [5, 6, 7], score=2.0), unit([3, 4], [9, 10], score=1.0)]
+    joint = data_of(work, JointView()).batch([0])
     pair = batch_of([unit([3, 4], [5, 6, 7], [9, 10])], PairedView())
     dpo = method(DPO)
     values = [

@@ -13,6 +13,7 @@ and that a CE is the mean over a response and its copies. L_align is DPO's.
 from typing import Any
 
 import torch
+from attrs import evolve
 from jaxtyping import Float, Int
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
@@ -113,6 +114,7 @@ class SPODegree(DPO):
         return preference | {"degree": Term(both, "prompts", scale=self.gamma)}
 
     def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps[batch["originals"]])
+        pairs = batch["originals"]
+        super().track(stage, evolve(batch, columns={"preferred": batch.preferred[pairs]}), logps[pairs])
         right = self.degree_logits(logps).argmax(1) == batch["degrees"]
         self.means(stage).update(**{"degree/accuracies": right.float()})
