@@ -17,6 +17,7 @@ from typing import Any
 
 from upo.errors import UserError
 from upo.evaluation.evaluation import Evaluation
+from upo.runtime.run_folder import RunPaths
 
 __all__ = ["Evaluation", "evaluate", "main"]
 
@@ -54,15 +55,15 @@ def evaluate(
     from upo.evaluation.runs import load_run
 
     method, data, evaluation = load_run(run, config, settings)
-    folder = Path(run).parent.parent if run.endswith(".ckpt") else Path(run)
-    if out is None and not (folder / "config.yaml").is_file():
+    paths = RunPaths.of_checkpoint(Path(run)) if run.endswith(".ckpt") else RunPaths(run)
+    if out is None and not paths.config.is_file():
         raise UserError(f"{run} is no run folder; say with --out where the results go")
-    figures = evaluation.run(method, data, out or folder)
+    figures = evaluation.run(method, data, out or paths.folder)
     if out is None:
-        with same_run(folder) as loggers:
-            log_evaluation(loggers, figures, folder)
-    if out is None and (summary := folder / "summary.json").is_file():
-        summarize(folder, json.loads(summary.read_text()) | figures)
+        with same_run(paths.folder) as loggers:
+            log_evaluation(loggers, figures, paths.folder)
+    if out is None and paths.finished:
+        summarize(paths.folder, json.loads(paths.summary.read_text()) | figures)
     return figures
 
 

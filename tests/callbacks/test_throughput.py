@@ -14,9 +14,8 @@ from training import fit, make, pairs_file
 
 import upo.callbacks.throughput as throughput
 from upo.callbacks.throughput import Throughput, needed, unique_tokens
-from upo.data.batch import Step
+from upo.data.batch import Batch, Step
 from upo.data.layout import lay_out
-from upo.data.views import PairedView
 from upo.methods import DPO, KTO
 from upo.runtime.flops import Cost
 
@@ -34,7 +33,7 @@ def test_needed_operations_of_a_step() -> None:
     responses = lay_out(groups_of(UNITS), "packed", row_tokens=16, pad_id=0)
     cost = Cost(weights=100, scores=10, head=50)
     once = cost.of_responses(responses)
-    step = Step((PairedView(responses), PairedView(responses, filler=True)), {})
+    step = Step((Batch(responses), Batch(responses, filler=True)), {})
     assert needed(step, cost, reference=False) == 3 * once
     assert needed(step, cost, reference=True) == 4 * once
 

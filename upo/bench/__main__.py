@@ -5,7 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -162,5 +162,10 @@ def bench(
         sys.exit(1)
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs `bench` with the arguments of a command line."""
+    command(bench, "bench", args)
+
+
 if __name__ == "__main__":
-    command(bench, "bench")
+    main()

@@ -1,6 +1,5 @@
 """Checkpoints that are complete or not there: one file, or the folder of a run whose ranks each held a part."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from upo.models.checkpoint_files import read_folder
+from upo.runtime.atomic_files import partial_of, written_at_once
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -19,20 +19,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with written_at_once(Path(path), synced=True) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
 
     def remove_checkpoint(self, path: Any) -> None:
         """A folder loses its name first: half deleted, and newer for that, it would be taken for the latest."""
         path = Path(path)
         if path.is_dir() and not path.is_symlink():
-            path = path.rename(path.with_name(f".{path.name}.partial"))
+            path = path.rename(partial_of(path))
         super().remove_checkpoint(path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

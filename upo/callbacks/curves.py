@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from upo.callbacks.metrics_csv import read_metrics
+from upo.runtime.run_folder import RunPaths
 
 PANELS = (
     ("loss", "loss"),
@@ -20,7 +21,8 @@ def draw_curves(folder: Path) -> None:
     """Draws curves.png from metrics.csv: training as a thin line with its running mean, validation as dots."""
     from matplotlib.figure import Figure  # pyplot would change what a notebook shows
 
-    rows = read_metrics(folder / "metrics.csv")
+    run = RunPaths(folder)
+    rows = read_metrics(run.metrics)
     panels = [(name, title) for name, title in PANELS if any(f"train/{name}" in r for r in rows)]
     if not panels:
         return
@@ -47,7 +49,7 @@ def draw_curves(folder: Path) -> None:
         axis.remove()
     axes.flat[0].legend(fontsize=8, frameon=False)
     figure.suptitle(folder.name, fontsize=11, y=1 - 0.1 / tall, va="top")
-    figure.savefig(folder / "curves.png", dpi=130)
+    figure.savefig(run.curves, dpi=130)
 
 
 def running_mean(values: list[float], width: int) -> list[float]:

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from upo.callbacks.metrics_csv import MetricsCSV
+from upo.runtime.run_folder import RunPaths
 
 SAMPLES = 100
 """Prompts in a logger's table of samples; samples.jsonl holds all."""
@@ -36,7 +37,7 @@ def prepare(logger: Logger, folder: Path) -> None:
         logger._wandb_init["mode"] = "offline"
     else:
         logger._wandb_init["resume"] = logger._wandb_init.get("resume") or "allow"
-    file = folder / "wandb_id.txt"
+    file = RunPaths(folder).wandb_id
     if rank_zero_only.rank == 0 and not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(logger._id or uuid.uuid4().hex[:8])
@@ -64,7 +65,8 @@ def log_evaluation(
         folder: where `samples.jsonl` and `report.html` lie.
         step: optimizer steps that the evaluated policy has taken; null: behind everything that was logged.
     """
-    rows = read_samples(folder / "samples.jsonl", SAMPLES)
+    run = RunPaths(folder)
+    rows = read_samples(run.samples, SAMPLES)
     columns = list(rows[0]) if rows else []
     for logger in loggers:
         if isinstance(logger, MetricsCSV):
@@ -72,11 +74,11 @@ def log_evaluation(
         logger.log_metrics(dict(figures), step)
         if rows and isinstance(logger, WandbLogger):
             logger.log_table("evaluation/samples", columns, [[row[c] for c in columns] for row in rows], step=step)
-            if (report := folder / "report.html").is_file():
+            if run.report_html.is_file():
                 import wandb
 
-                picture = wandb.Image(str(folder / "evaluation.png"))
-                page = wandb.Html(report.read_text(), inject=False)
+                picture = wandb.Image(str(run.evaluation_picture))
+                page = wandb.Html(run.report_html.read_text(), inject=False)
                 logger.experiment.log({"evaluation/report": page, "evaluation/picture": picture})
         elif rows and isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("evaluation/samples", markdown(columns, rows), step)
@@ -127,11 +129,11 @@ def same_run(folder: Path) -> Iterator[list[Logger]]:
     """The W&B logger that the run in `folder` had, continuing its W&B run; empty where it had none."""
     import yaml
 
-    config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+    config = yaml.safe_load(RunPaths(folder).config.read_text()) or {}
     given = (config.get("trainer") or {}).get("logger")
     given = given if isinstance(given, list) else [given]
     ours = [x for x in given if isinstance(x, dict) and str(x.get("class_path")).endswith("WandbLogger")]
-    if not ours or not (folder / "wandb_id.txt").is_file():
+    if not ours or not RunPaths(folder).wandb_id.is_file():
         yield []
         return
     logger = WandbLogger(**(ours[0].get("init_args") or {}) | (ours[0].get("dict_kwargs") or {}) | {"log_model": False})

@@ -1,12 +1,14 @@
 """One metrics.csv for the whole run: a row a step, columns named as the metrics, continued on resume."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from upo.runtime.atomic_files import written_at_once
+from upo.runtime.run_folder import RunPaths
 
 
 class MetricsCSV(Logger):
@@ -14,13 +16,16 @@ class MetricsCSV(Logger):
 
     def __init__(self, folder: str):
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
+        self.path = RunPaths(folder).metrics
         self.columns: list[str] = ["step"]
         self.row: dict[str, float] = {}
         self.written: dict[str, float] = {}
 
-    name = "metrics.csv"  # type: ignore[assignment]
     version = ""  # type: ignore[assignment]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
     @property
     def save_dir(self) -> str:
@@ -76,13 +81,10 @@ class MetricsCSV(Logger):
         self.written = {}
         self.columns += [name for row in rows for name in row if name not in self.columns]
         self.columns = list(dict.fromkeys(self.columns))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".tmp")
-        with fresh.open("w", newline="") as file:
+        with written_at_once(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(map(_plain, rows))
-        os.replace(fresh, self.path)
 
 
 def _plain(row: dict[str, float]) -> dict[str, float]:

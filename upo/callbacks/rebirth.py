@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from upo.data.example import Prompt, prompt_key
 from upo.errors import UserError
+from upo.runtime.atomic_files import write_text
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
@@ -68,9 +69,7 @@ class RebirthTargets(pl.Callback):
             written = sample(policy.model, policy.tokenizer, asked, **self.settings, progress="rebirth targets")
         rows = [target(prompt, answer.text) for prompt, (answer,) in zip(asked, written, strict=True) if answer.text]
         file = folder / FILE
-        partial = file.with_name(f".{FILE}.partial")
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(file)
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"{file}: {len(rows)} targets for rebirth tuning")
 
 

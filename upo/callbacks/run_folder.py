@@ -13,7 +13,9 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from upo.callbacks.curves import draw_curves
 from upo.callbacks.metrics_csv import MetricsCSV
+from upo.runtime.atomic_files import write_json
 from upo.runtime.console import wide_console
+from upo.runtime.run_folder import RunPaths
 
 PACKAGES = ("upo", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics")
 
@@ -34,12 +36,12 @@ class RunFolder(SaveConfigCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
-        write_json(folder / "environment.json", environment())
+        run = RunPaths(trainer.default_root_dir)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, run.config, skip_none=False, overwrite=True, multifile=False)
+        write_json(run.environment, environment())
         report = trainer.datamodule.report  # type: ignore[attr-defined]
-        write_json(folder / "data_report.json", report.to_dict())
+        write_json(run.data_report, report.to_dict())
         wide_console().print(report.table())
         for logger in trainer.loggers:
             logger.log_hyperparams(self.plain_config)
@@ -85,24 +87,7 @@ class RunFolder(SaveConfigCallback):
 
 def summarize(folder: Path, values: dict[str, float]) -> None:
     """Writes summary.json, flat names to numbers: its presence says that the run is complete."""
-    write_json(folder / "summary.json", {k: float(v) for k, v in sorted(values.items())})
-
-
-def write_json(path: Path, values: Any) -> None:
-    fresh = path.with_name(f".{path.name}.partial")
-    fresh.write_text(_lines(values) + "\n")
-    fresh.replace(path)
-
-
-def _lines(values: Any, margin: str = "") -> str:
-    """JSON with each key and each item of a list on a line of its own; thousands of items are written fast."""
-    inner = margin + "  "
-    if isinstance(values, dict) and values:
-        rows = [f"{inner}{json.dumps(str(key))}: {_lines(value, inner)}" for key, value in values.items()]
-        return "{\n" + ",\n".join(rows) + f"\n{margin}}}"
-    if isinstance(values, list | tuple) and values:
-        return "[\n" + ",\n".join(inner + json.dumps(item) for item in values) + f"\n{margin}]"
-    return json.dumps(values)
+    write_json(RunPaths(folder).summary, {k: float(v) for k, v in sorted(values.items())})
 
 
 def environment() -> dict[str, str]:

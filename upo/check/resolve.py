@@ -12,6 +12,7 @@ from upo.data.module import PreferenceData
 from upo.errors import UserError, did_you_mean
 from upo.methods.common.base import Method
 from upo.models.policy import Policy
+from upo.runtime.run_folder import RunPaths
 
 
 class Resolved(CLI):
@@ -43,7 +44,7 @@ def starting_policy(cli: Resolved, policy: Policy) -> tuple[Policy, str | None]:
     if policy.path is None or Path(policy.path).exists():
         return policy, None
     for path in (beside(x, cli.files) for x in cli.config.after):
-        if Path(policy.path) == run_folder(path) / "export":
+        if Path(policy.path) == RunPaths(run_folder(path)).export:
             stage = Resolved(["--config", str(path)])
             found, _ = starting_policy(stage, stage.model.policy)
             twin = Policy(found.path, found.config, found.tokenizer_path, str(policy.dtype).removeprefix("torch."))  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ from upo.methods.common.base import Method
 from upo.models.checkpoint_files import latest
 from upo.ops.memory import keep_memory
 from upo.runtime.moved import no_such_file
+from upo.runtime.run_folder import RunPaths
 
 QUIET = (
     ".*does not have many workers.*",
@@ -201,6 +202,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
     """Refuses to mix runs; returns the checkpoint to resume from."""
+    run = RunPaths(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
     if restarted() and latest(folder) is not None:
@@ -210,20 +212,20 @@ def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str
     if overwrite:
         if ckpt_path is not None:
             raise UserError("--overwrite deletes the checkpoint that --ckpt_path asks for; give one of them")
-        if folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
+        if folder.exists() and any(folder.iterdir()) and not run.config.exists():
             raise UserError(
                 f"--overwrite: {folder} does not look like a run folder (no config.yaml); delete it yourself"
             )
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    if (folder / "summary.json").exists():
+    if run.finished:
         raise UserError(
             f"{folder} holds a finished run; add --overwrite to replace it or give another --trainer.default_root_dir"
         )
     newest = latest(folder)
     if ckpt_path == "last":
         if newest is None:
-            raise UserError(f"--ckpt_path last: no checkpoint in {folder}/checkpoints; leave it out to start the run")
+            raise UserError(f"--ckpt_path last: no checkpoint in {run.checkpoints}; leave it out to start the run")
         return str(newest)
     if ckpt_path is not None:
         if not Path(ckpt_path).exists():

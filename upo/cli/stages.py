@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from upo.errors import UserError
 from upo.models.checkpoint_files import latest
 from upo.runtime.moved import file_below
+from upo.runtime.run_folder import RunPaths
 
 LAUNCHED = re.compile(r"SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|NODE_|ROLE_)?RANK$|(LOCAL_|ROLE_)?WORLD_SIZE$|MASTER_")
 """What srun and torchrun tell their processes: a stage that rank 0 starts is not one of them."""
@@ -61,34 +62,35 @@ def run_earlier_stages(configs: list[Path]) -> None:
         if not config.exists():
             raise UserError(f"after: no such file {config}")
         folder = run_folder(config)
+        run = RunPaths(folder)
         failed = folder.with_name(folder.name + ".failed")
         if rank_zero_only.rank != 0:
-            while not (folder / "export").exists():
+            while not run.export.exists():
                 if failed.exists() and failed.stat().st_mtime > STARTED:
                     raise UserError(f"the earlier stage {config} failed; rank 0 says why")
                 time.sleep(1)
             continue
         failed.unlink(missing_ok=True)
         try:
-            _run(config, folder)
+            _run(config, run)
         except BaseException:
             failed.parent.mkdir(parents=True, exist_ok=True)
             failed.touch()  # srun lets the other ranks wait
             raise
 
 
-def _run(config: Path, folder: Path) -> None:
+def _run(config: Path, run: RunPaths) -> None:
     """One stage, as far as it is missing."""
-    if not (folder / "summary.json").exists():
+    if not run.finished:
         print(f"first the earlier stage {config}", flush=True)
-        resume = ["--ckpt_path", "last"] if latest(folder) else []
+        resume = ["--ckpt_path", "last"] if latest(run.folder) else []
         command = [sys.executable, "-m", "upo.fit", "--config", str(config), *resume]
         done = subprocess.run(command, env={k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
         if done.returncode:
             killed = "was killed; the same command goes on from its newest checkpoint"
             how = f"failed (exit code {done.returncode})" if done.returncode > 0 else killed
             raise UserError(f"the earlier stage {config} {how}")
-    if not (folder / "export").exists():
+    if not run.export.exists():
         from upo.models.export import export
 
-        export(folder, folder / "export")
+        export(run.folder, run.export)

@@ -29,8 +29,8 @@ def compare(
     Args:
         note: a sentence that stands above all tables, e.g. what they do not show.
     """
-    from upo.callbacks.run_folder import write_json
     from upo.comparison.runs import figures, grouped, ordered, read_run, unlike
+    from upo.runtime.atomic_files import write_json
     from upo.study.experiments import folders_of, train_missing
 
     named = [run for run in runs if not run.name.startswith("comparison.")]  # `runs/*` catches earlier results too

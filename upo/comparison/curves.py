@@ -9,6 +9,7 @@ import numpy as np
 from upo.callbacks.curves import PANELS, running_mean
 from upo.callbacks.metrics_csv import read_metrics
 from upo.comparison.pictures import colors_of, legend_below
+from upo.runtime.run_folder import RunPaths
 
 if TYPE_CHECKING:
     from upo.comparison.runs import Group
@@ -54,8 +55,8 @@ def _mean_curve(group: "Group", name: str) -> Curve | None:
     """Running mean over steps of the mean over the seeds that reached a step."""
     values: dict[float, list[float]] = {}
     for run in group.runs:
-        if (run.folder / "metrics.csv").is_file():
-            for row in _rows(run.folder / "metrics.csv"):
+        if (file := RunPaths(run.folder).metrics).is_file():
+            for row in _rows(file):
                 if name in row:
                     values.setdefault(row["step"], []).append(row[name])
     if not values:

@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 from upo.comparison.settings import differing, natural, settings_of, short_names, shown
 from upo.errors import UserError
 from upo.metrics.intervals import Interval, crossed
+from upo.runtime.run_folder import MANIFEST, RunPaths
 
 ALIKE = ("judge", "objective", "max_new_tokens", "temperature", "top_p", "seed")
 """Settings of an evaluation that change its figures."""
@@ -124,18 +125,19 @@ def read_run(folder: Path) -> Run:
     """
     import yaml
 
-    if not (folder / "config.yaml").is_file():
+    paths = RunPaths(folder)
+    if not paths.config.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    if not (folder / "summary.json").is_file():
+    if not paths.finished:
         raise UserError(
-            f"{folder} is unfinished; finish it with: python -m upo.fit --config {folder}/config.yaml --ckpt_path last"
+            f"{folder} is unfinished; finish it with: python -m upo.fit --config {paths.config} --ckpt_path last"
         )
-    if not (folder / "evaluation.json").is_file():
+    if not paths.evaluation.is_file():
         raise UserError(f"{folder} is not evaluated yet; run: python -m upo.evaluate {folder} --judge REWARD")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
-    config = yaml.load((folder / "config.yaml").read_text(), loader)
+    config = yaml.load(paths.config.read_text(), loader)
     method = str(config["model"]["class_path"]).rpartition(".")[2]
-    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation = json.loads(paths.evaluation.read_text())
     seed = int(config.get("seed_everything") or 0)
     return Run(folder, method, seed, settings_of(config), _entry(folder) or method, evaluation)
 
@@ -143,7 +145,7 @@ def read_run(folder: Path) -> Run:
 def _entry(folder: Path) -> str | None:
     """The study's entry that a run comes from, by the manifest beside its folder."""
     with suppress(OSError, ValueError, KeyError):
-        rows = json.loads((folder.parent / "manifest.json").read_text())["runs"]
+        rows = json.loads((folder.parent / MANIFEST).read_text())["runs"]
         return next((row["entry"] for row in rows if Path(row["folder"]).name == folder.name), None)
     return None
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
+
+from upo.runtime.atomic_files import written_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,8 +48,6 @@ class TokenCache:
             pass
         found = encode(texts)
         lengths, flat = torch.tensor([len(ids) for ids in found]), torch.tensor([i for ids in found for i in ids])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{uuid4().hex}.partial")  # other machines may write it too
-        save_file({"ids": flat.to(torch.int32), "lengths": lengths}, fresh)
-        fresh.replace(path)
+        with written_at_once(path, shared=True) as partial:
+            save_file({"ids": flat.to(torch.int32), "lengths": lengths}, partial)
         return found

@@ -208,8 +208,9 @@ class Evaluation:
         of_pairs: dict[str, list[float]],
         pairs: Sequence[Any],
     ) -> None:
-        from upo.callbacks.run_folder import write_json
         from upo.data.example import prompt_key
+        from upo.runtime.atomic_files import write_json
+        from upo.runtime.run_folder import RunPaths
 
         folder.mkdir(parents=True, exist_ok=True)
         keys = [prompt_key(example.prompt) for example in asked]
@@ -222,9 +223,9 @@ class Evaluation:
                 for i, unit in enumerate(pairs)
             ],
         }
-        write_json(folder / "evaluation.json", content)
+        write_json(RunPaths(folder).evaluation, content)
         lines = [{"prompt": k, **{name: t[i] for name, t in texts.items()}} for i, k in enumerate(keys)]
-        (folder / "samples.jsonl").write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+        RunPaths(folder).samples.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from typing import Any
 
 from attrs import frozen
 
-from upo.callbacks.run_folder import write_json
 from upo.data.example import Example, Prompt, as_text
 from upo.evaluation.report_pictures import draw_evaluation
 from upo.evaluation.tables import WRITERS, cell, first_preference, is_bound
+from upo.runtime.atomic_files import write_json
+from upo.runtime.run_folder import RunPaths
 
 PROMPTS = 20
 """Prompts whose responses are shown."""
@@ -47,13 +48,13 @@ def write_report(
         of_pairs: by name, what was measured on held-out pairs.
         settings: of the evaluation.
     """
-    title = f"Evaluation of {folder.resolve().name}"
-    write_json(folder / "alpaca_eval.json", alpaca_eval(asked, texts["policy"], folder.resolve().name))
-    draw_evaluation(folder / "evaluation.png", figures, values, of_pairs)
+    run, title = RunPaths(folder), f"Evaluation of {folder.resolve().name}"
+    write_json(run.alpaca_eval, alpaca_eval(asked, texts["policy"], folder.resolve().name))
+    draw_evaluation(run.evaluation_picture, figures, values, of_pairs)
     tables = tables_of(figures, asked, texts, settings)
-    (folder / "report.md").write_text(markdown(title, tables))
-    picture = base64.b64encode((folder / "evaluation.png").read_bytes()).decode()
-    (folder / "report.html").write_text(as_html(title, tables, picture))
+    run.report_markdown.write_text(markdown(title, tables))
+    picture = base64.b64encode(run.evaluation_picture.read_bytes()).decode()
+    run.report_html.write_text(as_html(title, tables, picture))
 
 
 def tables_of(

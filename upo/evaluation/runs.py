@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from upo.errors import UserError
 from upo.models.checkpoint import load_model, quiet
 from upo.models.checkpoint_files import find_checkpoint, read_checkpoint
+from upo.runtime.run_folder import RunPaths
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
@@ -29,7 +30,7 @@ def load_run(
     run = Path(run)
     file = find_checkpoint(run)
     if config is None:
-        config = (file.parent.parent if file else run) / "config.yaml"
+        config = (RunPaths.of_checkpoint(file) if file else RunPaths(run)).config
         if not config.is_file():
             what = f"{run} has no config.yaml; name the experiment's YAML with --config"
             raise UserError(what if run.exists() else f"no such run folder: {run}")

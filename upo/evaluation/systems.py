@@ -13,6 +13,7 @@ from upo.data.templates import with_template
 from upo.data.tokenize import Encoder
 from upo.data.views import pairs_of
 from upo.errors import UserError
+from upo.runtime.run_folder import RunPaths
 
 if TYPE_CHECKING:
     from upo.models.policy import Policy
@@ -97,8 +98,8 @@ def rival_texts(run: Path, examples: Sequence[Example], settings: Mapping[str, A
         UserError: not evaluated, not for all of these prompts, or sampled in another way.
     """
     try:
-        lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-        content = json.loads((run / "evaluation.json").read_text())
+        lines = [json.loads(line) for line in RunPaths(run).samples.read_text().splitlines()]
+        content = json.loads(RunPaths(run).evaluation.read_text())
     except (OSError, ValueError):
         raise UserError(f"{run} holds no finished evaluation; run first: python -m upo.evaluate {run}") from None
     if unlike := [k for k, v in settings.items() if content["settings"].get(k) != v]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from upo.errors import UserError
+from upo.runtime.run_folder import RunPaths
 
 POLICY = "policy.model."
 """How the policy's weights are called in a checkpoint, before their own names."""
@@ -44,7 +45,8 @@ def find_checkpoint(path: Path) -> Path | None:
         if not path.exists():
             raise UserError(f"no such checkpoint: {path}")
         return path
-    if not (path / "checkpoints").is_dir() and not (path / "config.yaml").is_file():
+    run = RunPaths(path)
+    if not run.checkpoints.is_dir() and not run.config.is_file():
         return None
     if (newest := latest(path)) is None:
         raise UserError(f"{path} holds no checkpoint yet; train the run first: python -m upo.fit --config ...")
@@ -83,7 +85,7 @@ def policy_folder(content: dict[str, Any]) -> Iterator[str]:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run folder."""
-    found = [p for p in (folder / "checkpoints").glob("*.ckpt") if not p.is_symlink()]
+    found = [p for p in RunPaths(folder).checkpoints.glob("*.ckpt") if not p.is_symlink()]
     return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name), default=None)
 
 

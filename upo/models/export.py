@@ -1,12 +1,11 @@
 """Hugging Face folders from checkpoints."""
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from upo.errors import UserError
+from upo.runtime.atomic_files import written_at_once
+from upo.runtime.run_folder import RunPaths
 
 
 def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = False) -> None:
@@ -42,6 +41,7 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
         raise UserError(f"{source} trained all weights; there is no adapter to --merge")
     quiet()
     with written_at_once(folder) as partial:
+        partial.mkdir()
         if alone:
             write_adapter(content, partial)
         else:
@@ -51,7 +51,7 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
             for name, data in content["policy_files"].items():
                 if not (partial / name).exists() and name != CONFIG:
                     (partial / name).write_bytes(data)
-        run = source if source.is_dir() else file.parent.parent
+        run = RunPaths(source) if source.is_dir() else RunPaths.of_checkpoint(file)
         card = model_card(run, file, content.get("global_step"), library="peft" if alone else "transformers")
         (partial / "README.md").write_text(card)
     print(f"exported {file} to {folder}")
@@ -65,27 +65,11 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder} is not empty; name another folder or add --overwrite")
 
 
-@contextmanager
-def written_at_once(folder: Path) -> Iterator[Path]:
-    """A folder to fill that takes the place of `folder` at the end: a killed command leaves no half model behind."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
-
-
-def model_card(run: Path, file: Path, steps: int | None, library: str = "transformers") -> str:
+def model_card(run: RunPaths, file: Path, steps: int | None, library: str = "transformers") -> str:
     """README.md of an exported model, from what stands in its run folder."""
     import yaml
 
-    text = (run / "config.yaml").read_text() if (run / "config.yaml").is_file() else ""
+    text = run.config.read_text() if run.config.is_file() else ""
     config = yaml.safe_load(text) or {}
     model = config.get("model") or {}
     method = str(model.get("class_path", "unknown")).rpartition(".")[2]
@@ -94,12 +78,12 @@ def model_card(run: Path, file: Path, steps: int | None, library: str = "transfo
     sources = [s.get("path") or s.get("name") for s in (config.get("data") or {}).get("sources") or []]
     parts = [
         f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [upo, {method.lower()}]\n---",
-        f"# {run.resolve().name}",
+        f"# {run.folder.resolve().name}",
         f"A causal language model trained by {method} with [upo](https://arxiv.org/abs/2405.17956).",
         f"- method: {method}\n- starts from: {start}\n- data: {', '.join(map(str, sources)) or 'unknown'}\n"
         f"- checkpoint: {file.name}, {steps} optimizer steps",
     ]
-    if (run / "summary.json").is_file() and (metrics := json.loads((run / "summary.json").read_text())):
+    if run.finished and (metrics := json.loads(run.summary.read_text())):
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
         parts.append(f"## Metrics\n\n| name | value |\n|---|---|\n{rows}")
     if text:

@@ -7,7 +7,6 @@ seconds of work and several processes may read and write at once.
 
 import fcntl
 import hashlib
-import os
 import time
 import uuid
 from array import array
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from upo.errors import UserError
+from upo.runtime.atomic_files import written_at_once
 
 
 class LogpsStore:
@@ -71,14 +71,9 @@ class LogpsStore:
         keys = torch.frombuffer(bytearray(b"".join(values)), dtype=torch.uint8).view(-1, 32)
         logps = torch.tensor(list(values.values()), dtype=torch.float64)
         about = {"fingerprint": self.fingerprint, "sha256": _digest(keys, logps)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-        fresh = self.folder / f".{name}.partial"
-        with fresh.open("wb") as file:
-            file.write(save({"keys": keys, "logps": logps}, about))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.folder / f"{name}.safetensors")
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.safetensors"
+        with written_at_once(self.folder / name, synced=True) as partial:
+            partial.write_bytes(save({"keys": keys, "logps": logps}, about))
 
     @contextmanager
     def locked(self, agree: Callable[[bool], bool], leader: bool) -> Iterator[None]:

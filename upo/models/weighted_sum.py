@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upo.errors import UserError
+from upo.runtime.atomic_files import written_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,7 @@ def merge(parts: Sequence[Path], out: Path, weights: Sequence[float] | None = No
     import torch
 
     from upo.models.checkpoint import quiet
-    from upo.models.export import check_free, written_at_once
+    from upo.models.export import check_free
 
     check_free(out, overwrite)
     weights = list(weights or [1 / max(1, len(parts))] * len(parts))
@@ -52,6 +53,7 @@ def merge(parts: Sequence[Path], out: Path, weights: Sequence[float] | None = No
             tensor.copy_(total)
     quiet()
     with written_at_once(out) as partial:
+        partial.mkdir()
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(model_card(out, parts, weights))

@@ -1,8 +1,6 @@
-"""What a sharded strategy needs around its shards: what it refuses, weights from rank 0, files that are on the disk."""
+"""What a sharded strategy needs around its shards: what it refuses, weights from rank 0, optimizer states by name."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,12 +59,3 @@ def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
         "state": {names[number]: values for number, values in state["state"].items()},
         "param_groups": [g | {"params": [names[number] for number in g["params"]]} for g in state["param_groups"]],
     }
-
-
-def sync(path: Path) -> None:
-    """What a folder lists is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

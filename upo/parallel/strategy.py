@@ -21,7 +21,8 @@ from upo.models.head import layers
 from upo.models.policy import Policy
 from upo.models.reference import Reference
 from upo.models.stored_reference import StoredReference, weights_hash
-from upo.parallel.sharding import check, named, receive, sync
+from upo.parallel.sharding import check, named, receive
+from upo.runtime.atomic_files import partial_of, put_in_place, sync
 
 
 class Sharded(ModelParallelStrategy):
@@ -186,7 +187,7 @@ class Sharded(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
-        partial = path.with_name(f".{path.name}.partial")
+        partial = partial_of(path)
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
@@ -194,10 +195,6 @@ class Sharded(ModelParallelStrategy):
         self.barrier()
         if self.is_global_zero:
             sync(partial)
-            if path.is_symlink() or path.is_file():  # the link to another one, or a run's that was not sharded
-                path.unlink()
-            elif path.exists():
-                shutil.rmtree(path)
-            partial.rename(path)
+            put_in_place(partial, path)  # which may be a link to another one, or a file: a run's that was not sharded
             sync(path.parent)
         self.barrier()

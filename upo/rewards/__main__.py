@@ -57,11 +57,11 @@ def show(config: Path, out: Path | None = None, limit: int | None = None) -> dic
     """What `python -m upo.rewards --config` does; returns the content of rewards.json."""
     if not config.is_file():
         raise UserError(f"--config: no such file {no_such_file(config)}")
-    from upo.callbacks.run_folder import write_json
     from upo.cli.stages import run_folder
     from upo.evaluation.runs import from_config
     from upo.rewards.survey import survey
     from upo.rewards.survey_view import draw_survey, print_survey
+    from upo.runtime.atomic_files import write_json
 
     method, data, evaluation = from_config(config, {})
     rewards = data.rewards | ({} if evaluation.judge is None else {"judge": evaluation.judge})

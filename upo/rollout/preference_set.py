@@ -11,6 +11,7 @@ from upo.data.rewards import Reward, checked
 from upo.data.source import Source
 from upo.errors import UserError
 from upo.rollout.vllm import Backend, check_vllm
+from upo.runtime.atomic_files import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,10 +92,7 @@ def generate(
     texts = [distinct([s.text for s in group]) for group in written]
     scores = judged(judge, asked, texts)
     records = [record(*parts, margin) for parts in zip(asked, texts, scores, strict=True)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    partial.replace(out)
+    write_text(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     pairs = sum("chosen" in r for r in records)
     number = sum(map(len, texts))
     mean = sum(map(sum, scores)) / max(number, 1)

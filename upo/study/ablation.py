@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from upo.errors import UserError, did_you_mean, short_errors
+from upo.runtime.run_folder import RunPaths
 from upo.study import league, tasks
 from upo.study.manifest import Manifest, finished
 from upo.study.plan import Planned, Study, expand, load
@@ -82,7 +83,8 @@ def work(
         failed = [run.label for run in missing if not finished(run)]
         _compare(study)
     for label in failed:
-        print(f"failed: {label}: {manifest.rows[label]['error']} (see {manifest.rows[label]['folder']}/log.txt)")
+        row = manifest.rows[label]
+        print(f"failed: {label}: {row['error']} (see {RunPaths(row['folder']).log})")
     return failed
 
 
@@ -97,7 +99,7 @@ def _chosen(study: Study, only: Sequence[str]) -> list[Planned]:
 
 def _refuse_other_config(run: Planned) -> None:
     """A run folder that an earlier version of the study began is neither kept nor continued in silence."""
-    begun = finished(run) or (run.folder / "checkpoints").exists()
+    begun = finished(run) or RunPaths(run.folder).checkpoints.exists()
     if begun and run.file.exists() and _settings(yaml.load(run.file.read_text(), LOADER)) != _settings(run.config):
         raise UserError(f"{run.folder} was made with other settings ({run.file}); delete it, or name another `folder`")
 
@@ -155,19 +157,20 @@ def _generate(study: Study) -> None:
 
 def _train_stages(stages: Sequence[tuple[Path, Path]]) -> None:
     for config, folder in stages:
-        if not ((folder / "summary.json").exists() and (folder / "export").exists()):
+        run = RunPaths(folder)
+        if not run.exported:
             print(f"first the earlier stage {config}", flush=True)
-            task = Task(str(config), tasks.stage, (config, folder), folder / "log.txt")
+            task = Task(str(config), tasks.stage, (config, folder), run.log)
             codes: list[int] = []
             run_tasks([task], 1, ended=lambda _, code, __: codes.append(code))  # noqa: B023
             if codes[0]:
-                raise UserError(f"the earlier stage {config} failed: {_last_words(folder / 'log.txt', codes[0])}")
+                raise UserError(f"the earlier stage {config} failed: {_last_words(run.log, codes[0])}")
 
 
 def _train(missing: Sequence[Planned], jobs: int, manifest: Manifest) -> None:
     from tqdm import tqdm
 
-    queue = [Task(run.label, tasks.train, (run.file, run.folder), run.folder / "log.txt") for run in missing]
+    queue = [Task(run.label, tasks.train, (run.file, run.folder), RunPaths(run.folder).log) for run in missing]
     bar = tqdm(total=len(queue), desc="runs", unit="run", disable=None)
     start = time.monotonic()
 

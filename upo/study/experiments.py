@@ -5,6 +5,7 @@ from pathlib import Path
 
 from upo.errors import UserError
 from upo.runtime.moved import no_such_file
+from upo.runtime.run_folder import RunPaths
 from upo.study import tasks
 from upo.study.workers import Task, run_tasks
 
@@ -37,7 +38,7 @@ def train_missing(runs: Iterable[Path], seeds: int, jobs: int) -> None:
         Task(f"{run} with seed {seed}", tasks.train, (run, folder, _options(seed, folder)))
         for run in runs
         for seed, folder in enumerate(folders_of(run, seeds))
-        if run.suffix in YAML and not (folder / "summary.json").exists()
+        if run.suffix in YAML and not RunPaths(folder).finished
     ]
     stages = _missing_stages(task.args[0] for task in queue)
     _run([Task(f"the earlier stage {file}", tasks.stage, (file, folder)) for file, folder in stages.items()], 1)
@@ -55,7 +56,7 @@ def _missing_stages(experiments: Iterable[Path]) -> dict[Path, Path]:
     named = {run: content_of(run).get("after") or [] for run in experiments}
     files = {beside(path, [run]) for run, paths in named.items() for path in paths}
     folders = {file: run_folder(file) for file in sorted(files) if file.exists()}  # the run itself misses the others
-    return {k: v for k, v in folders.items() if not ((v / "summary.json").exists() and (v / "export").exists())}
+    return {file: folder for file, folder in folders.items() if not RunPaths(folder).exported}
 
 
 def _run(queue: Sequence[Task], jobs: int) -> None:

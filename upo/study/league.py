@@ -22,6 +22,7 @@ from typing import Any
 from attrs import evolve
 
 from upo.errors import UserError, did_you_mean
+from upo.runtime.run_folder import RunPaths
 from upo.study.manifest import finished
 from upo.study.plan import Planned, Study, expand, known
 
@@ -104,7 +105,7 @@ def _score(runs: Sequence[Planned], rank: Mapping[str, float]) -> float:
         return -math.inf
     total = 0.0
     for run in runs:
-        metrics = json.loads((run.folder / "evaluation.json").read_text())["metrics"]
+        metrics = json.loads(RunPaths(run.folder).evaluation.read_text())["metrics"]
         for name in rank:
             if name not in metrics:
                 raise UserError(f"`league.rank`: no run measures `{name}`; {did_you_mean(name, list(metrics))}")

@@ -5,19 +5,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from upo.runtime.atomic_files import write_text
+from upo.runtime.run_folder import MANIFEST, RunPaths
 from upo.study.plan import Planned, Study
 
 
 def finished(run: Planned) -> bool:
     """Whether it is trained and evaluated."""
-    return (run.folder / "summary.json").exists()
+    return RunPaths(run.folder).finished
 
 
 class Manifest:
     """manifest.json: what there is of each run, up to date at every moment."""
 
     def __init__(self, study: Study):
-        self.file, self.study = study.folder / "manifest.json", study
+        self.file, self.study = study.folder / MANIFEST, study
         before: dict[str, Any] = {}
         with suppress(OSError, ValueError, KeyError):
             before = {f"{row['name']}_seed{row['seed']}": row for row in json.loads(self.file.read_text())["runs"]}
@@ -50,6 +52,4 @@ class Manifest:
 
     def write(self) -> None:
         content = {"study": str(self.study.file), "runs": list(self.rows.values())}
-        fresh = self.file.with_name(f".{self.file.name}.partial")
-        fresh.write_text(json.dumps(content, indent=1) + "\n")
-        fresh.replace(self.file)
+        write_text(self.file, json.dumps(content, indent=1) + "\n")

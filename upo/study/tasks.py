@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from upo.runtime.run_folder import RunPaths
+
 
 def fit(args: Sequence[str]) -> None:
     """`python -m upo.fit` with these arguments, also for the further ranks that Lightning starts by that command."""
@@ -30,9 +32,10 @@ def stage(config: Path, folder: Path) -> None:
     """An earlier stage of several runs: trained once, and exported where they look for it."""
     from upo.models.export import export
 
-    if not (folder / "summary.json").exists():
+    run = RunPaths(folder)
+    if not run.finished:
         train(config, folder)
-    export(folder, folder / "export")
+    export(folder, run.export)
 
 
 def generate(arguments: Path) -> None:
