@@ -159,8 +159,9 @@ class Method(pl.LightningModule):
             self._check_start(step)
         statistics = self.measure(step, "train")
         world_size = self.trainer.world_size  # strategies average gradients over ranks; losses are shares of a sum
+        scaled = self.trainer.precision_plugin.pre_backward  # as Lightning does with the last one: fp16 needs it
         for batch in step.micro_batches[:-1]:
-            (self.loss_of(batch, step, statistics, "train") * world_size).backward()
+            scaled(self.loss_of(batch, step, statistics, "train") * world_size, self).backward()
         loss = self.loss_of(step.micro_batches[-1], step, statistics, "train") * world_size
         self._log("train")
         return loss
