@@ -10,13 +10,12 @@ others. The tokenizer remembers the good one: checkpoints, exported folders, eva
 Deviations: pairs are split, with a prompt of its own for each response, because the tokens differ.
 """
 
-from typing import Any
-
 from attrs import evolve, frozen
 
 from upo.data.batch import SingleBatch
 from upo.data.example import Example
 from upo.methods.common.base import Stage
+from upo.methods.common.needs import Needs
 from upo.methods.sft import SFT
 from upo.models.logps import ResponseLogps
 
@@ -37,11 +36,8 @@ class CSFT(SFT):
     """Conditional SFT: all responses behind a control token, good or bad; generation stands behind the good one."""
 
     batch_type = ControlledBatch
+    needs = Needs(control_tokens=(GOOD, BAD))
     metric_names = ("nll_per_token", "nll_per_token/good", "nll_per_token/bad")
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.policy.controls = (GOOD, BAD)
 
     def track(self, stage: Stage, batch: SingleBatch, logps: ResponseLogps) -> None:
         good = batch.desirable

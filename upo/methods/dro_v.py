@@ -24,6 +24,7 @@ from upo.data.layout import Tokens
 from upo.errors import UserError
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import ValueHead
 from upo.models.logps import ResponseLogps
 
@@ -48,7 +49,7 @@ def dro_v_value_loss(
 class DROV(UnpairedMethod):
     """Direct Reward Optimisation with a learned value."""
 
-    extras = ("prompt_hidden",)
+    needs = UnpairedMethod.needs | Needs(policy={"prompt_hidden"})
     metric_names = (*UnpairedMethod.metric_names, "loss/preference", "loss/value")
     reward_scale: Tensor
     """Mean and standard deviation of r over the training data [2]."""
@@ -72,10 +73,10 @@ class DROV(UnpairedMethod):
                 them on the training data.
             value_lr: learning rate of the value head; at the policy's a fresh head would hardly move.
         """
+        self.reward_weights = dict(reward_weights or {})
+        self.needs |= Needs(rewards=self.reward_weights)
         super().__init__(*args, **kwargs)
         self.tau, self.preference_weight, self.value_lr = tau, preference_weight, float(value_lr)
-        self.reward_weights = dict(reward_weights or {})
-        self.rewards = tuple(self.reward_weights)
         self.measures_scale = reward_scale is None
         self.register_buffer("reward_scale", torch.tensor(reward_scale or (0.0, 1.0), dtype=torch.float32))
 

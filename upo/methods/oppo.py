@@ -28,6 +28,7 @@ from upo.data.batch import Step, UnpairedBatch
 from upo.errors import UserError
 from upo.methods.common.base import Stage, Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.needs import SUMS, Needs
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import REWARD_WEIGHTS
 from upo.models.logps import ResponseLogps, objective
@@ -75,8 +76,7 @@ def discounted_sums(x: Float[Tensor, "tokens"], row: Int[Tensor, "tokens"], fact
 class OPPO(UnpairedMethod):
     """Offline one-step PPO with rewards of +1 and -1 on the last token."""
 
-    extras = ("token_logps", "hidden")
-    reference_extras = ("token_logps",)
+    needs = Needs(policy={"token_logps", "hidden"}, reference={"token_logps"}, reward=SUMS)
     metric_names = (
         *UnpairedMethod.metric_names,
         *("loss/preference", "loss/value", "loss/kl", "advantages/mean", "advantages/std", "clipped"),
@@ -191,9 +191,9 @@ class AOPPO(OPPO):
             reward_weights: w_i by name of a reward in `data.rewards`; the UPO paper's and default:
                 {readability: 0.05, safety: 0.95}.
         """
-        super().__init__(*args, **kwargs)
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
-        self.rewards = tuple(self.reward_weights)
+        self.needs |= Needs(rewards=self.reward_weights)
+        super().__init__(*args, **kwargs)
 
     def objective(self, batch: UnpairedBatch) -> Float[Tensor, "N"]:
         """R = sum_i w_i r_i."""

@@ -24,6 +24,7 @@ from upo.data.batch import UnpairedBatch
 from upo.data.layout import Responses
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.needs import SUMS, Needs
 from upo.methods.common.value_head import ValueHead
 from upo.models.logps import ResponseLogps
 
@@ -72,8 +73,7 @@ def _means(x: Tensor, owner: Tensor, n: int) -> Tensor:
 class OREO(UnpairedMethod):
     """Offline reasoning optimization, a value and a squared error for every token."""
 
-    extras = ("token_logps", "hidden", "reverse_kl")
-    reference_extras = ("token_logps",)
+    needs = Needs(policy={"token_logps", "hidden", "reverse_kl"}, reference={"token_logps"}, reward=SUMS)
     metric_names = (*UnpairedMethod.metric_names, "loss/preference", "loss/value", "loss/kl")
 
     def __init__(

@@ -20,6 +20,7 @@ from upo.data.batch import PairedBatch
 from upo.errors import UserError
 from upo.methods.common.base import Stage
 from upo.methods.common.families import PairwiseMethod
+from upo.methods.common.needs import Needs
 from upo.models.logps import ResponseLogps
 from upo.models.reference import FrozenReference
 
@@ -67,9 +68,9 @@ class MaPO(PairwiseMethod):
     """TDPO with masks from the reference's activations."""
 
     reward_is_log_odds = True
-    extras: ClassVar = ("token_logps", "kl")
-    reference_extras: ClassVar = ("token_logps", "layers")
-    reward_reads_extras = True
+    needs = Needs(
+        policy={"token_logps", "kl"}, reference={"token_logps", "layers"}, reward={"token_logps", "kl", "layers"}
+    )
     metric_names: ClassVar = (*PairwiseMethod.metric_names, "kl/chosen", "kl/rejected", "masks/mean", "masks/density")
     initial_loss = 0.693147
 

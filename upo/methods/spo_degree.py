@@ -24,6 +24,7 @@ from upo.data.example import Example, Response
 from upo.data.keyphrases import without_key_phrases
 from upo.data.layout import Tokens
 from upo.methods.common.base import Stage, Term
+from upo.methods.common.needs import Needs
 from upo.methods.dpo import DPO
 from upo.models.logps import ResponseLogps
 
@@ -84,7 +85,7 @@ class SPODegree(DPO):
 
     reward_is_log_odds = False
     batch_type = DegreeBatch
-    extras = ("hidden",)
+    needs = DPO.needs | Needs(policy={"hidden"})
     initial_loss = None
     metric_names = (*DPO.metric_names, "loss/preference", "loss/degree", "degree/accuracies")
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from upo.data.batch import Batch, Step
 from upo.functional.value_losses import Expectile, ValueLoss
 from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import Seed, ValueHead, ValueHeads
 from upo.methods.dpo import DPO
 from upo.methods.ipo import IPO
@@ -69,7 +70,6 @@ def advantage_weights(
 class AuxiliaryRewards(Method):
     """Adds designers' objectives to any preference method: `class UPO(AuxiliaryRewards, KTO)`."""
 
-    extras = ("prompt_hidden",)
     couples_weights: ClassVar[bool] = False
     """Whether a weight depends on the other responses of the step whatever the options are."""
 
@@ -114,14 +114,15 @@ class AuxiliaryRewards(Method):
             value_grad_clip: norm clipping of the value head alone.
             value_dropout: of the value head, in L_V only; every split, layout and number of ranks gives the same.
         """
-        super().__init__(*args, **kwargs)
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
-        self.rewards = tuple(self.reward_weights)
+        self.value_state = STATES[value_at]
+        self.needs |= Needs(policy={self.value_state}, rewards=self.reward_weights)
+        super().__init__(*args, **kwargs)
         self.gamma, self.lam, self.length_normalize = gamma, lam, length_normalize
         self.weight_clip, self.normalize_weights = weight_clip, normalize_weights
         self.value_loss, self.value_coefficient = value_loss, value_coefficient
         self.value_warmup_steps, self.value_dropout = value_warmup_steps, value_dropout
-        self.extras, self.value_per_reward = (STATES[value_at],), value_per_reward  # type: ignore[misc]
+        self.value_per_reward = value_per_reward
         self.value_lr, self.value_grad_clip = float(value_lr), float(value_grad_clip)
         self.train_weights, self.val_weights = AdvantageWeights(), AdvantageWeights()
         self._warned = False
@@ -161,7 +162,7 @@ class AuxiliaryRewards(Method):
 
     def values(self, logps: ResponseLogps, seeds: Sequence[Seed] | None = None) -> Float[Tensor, "N H"]:
         """What each head says of each response's prompt; `seeds` of its dropout, by prompt."""
-        return self.value_head(logps.extras[self.extras[0]], seeds)[logps.prompt_index].view(len(logps.logps), -1)
+        return self.value_head(logps.extras[self.value_state], seeds)[logps.prompt_index].view(len(logps.logps), -1)
 
     def value(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
         """V of each response's prompt."""
@@ -185,8 +186,7 @@ class AuxiliaryRewards(Method):
         every = torch.zeros(step.counts["responses"], dtype=torch.float64, device=self.device)
         for batch in step.micro_batches:
             assert batch.places is not None, "StepData numbers the responses"
-            r, out = batch.responses, self.policy(batch.responses, self.extras)
-            logps = ResponseLogps(out.pop("logps"), r.lengths, r.prompt_index, rewards=r.rewards, extras=out)
+            logps = self.response_logps(batch.responses, Needs(policy={self.value_state}))
             if not batch.filler:
                 every[batch.places] = self.log_weights(logps).double()
         return known | {"log_weights": self.couple(sum_over_ranks(every))}

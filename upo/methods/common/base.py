@@ -16,6 +16,7 @@ from upo.data.batch import Batch, Step
 from upo.data.layout import Responses
 from upo.data.module import PreferenceData
 from upo.errors import UserError
+from upo.methods.common.needs import SUMS, Needs, check_needs
 from upo.methods.common.term import Term
 from upo.metrics.means import Means
 from upo.models.adapters import is_whole
@@ -28,21 +29,21 @@ from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
 
 Stage = Literal["train", "val"]
 
+SUMS_OF_BOTH = Needs(reference=SUMS)
+"""Log-probs of whole responses under policy and reference."""
+
 
 class Method(pl.LightningModule):
     """Base of all methods: owns the policy, the reference, the optimizer and the logging."""
 
     batch_type: ClassVar[type[Batch]]
-    needs_reference: ClassVar[bool] = True
-    length_normalized: ClassVar[bool] = False
-    """Whether the loss reads log-probs a token (`.mean`) instead of their sums."""
-    extras: ClassVar[tuple[str, ...]] = ()
-    """What the loss needs from the policy besides log-probs: see `Policy.forward`."""
-    reference_extras: ClassVar[tuple[str, ...]] = ()
-    """The same from the reference, which is then asked in every step, whatever is stored."""
-    reward_reads_extras: ClassVar[bool] = False  # whether `reward` needs them too
-    metric_names: ClassVar[tuple[str, ...]] = ()
+    needs: Needs = Needs()
+    """What it asks of policy, reference and data; where options decide, instances add to it, before `super().__init__`
+    where it is more than rewards."""
+    metric_names: tuple[str, ...] = ()
     reference: Reference | None
+    length_normalized: ClassVar[bool] = False
+    """Whether the loss reads log-probs a token (`.mean`) instead of their sums; the list of methods says so."""
     reward_is_log_odds: ClassVar[bool] = False
     """Whether sigmoid(reward difference) is the probability of being preferred that the method fits (Bradley-Terry)."""
     initial_loss: ClassVar[float | None] = None
@@ -66,17 +67,31 @@ class Method(pl.LightningModule):
                 150 steps and stays constant.
         """
         super().__init__()
-        name = type(self).__name__
-        if self.needs_reference and reference is None:
-            raise UserError(f"{name} needs a reference; set `model.reference: FrozenReference` (a copy of the policy)")
-        if not self.needs_reference and reference is not None:
-            raise UserError(f"{name} uses no reference; remove `model.reference` (it would only cost memory)")
+        if (self.needs.reward is None) != (type(self).reward is Method.reward):
+            raise UserError(
+                f"{type(self).__name__}: `needs` says what `reward(logps)` reads (SUMS: log-probs alone), or nothing "
+                "where a method defines none; one of the two is missing"
+            )
         self.policy = policy
-        object.__setattr__(self, "reference", reference)  # kept out of the module tree: never sharded, never saved
+        policy.take_controls(self.needs.control_tokens)
+        self.set_reference(reference)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.rewards: tuple[str, ...] = ()
         self.data_seed, self._configured = 0, False
         self.train_means, self.val_means = Means(self.names), Means(self.names)
+
+    def set_reference(self, reference: Reference | None) -> None:
+        """Measures against this reference from now on.
+
+        Raises:
+            UserError: it does not know what the method needs.
+        """
+        check_needs(type(self).__name__, self.needs, self.policy, reference)
+        object.__setattr__(self, "reference", reference)  # kept out of the module tree: never sharded, never saved
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names of the auxiliary rewards that the data bring along."""
+        return self.needs.rewards
 
     @property
     def names(self) -> list[str]:
@@ -114,25 +129,28 @@ class Method(pl.LightningModule):
 
     # ---- one optimizer step ----------------------------------------------------------------------------------
 
-    def response_logps(
-        self, responses: Responses, extras: tuple[str, ...] = (), reference_extras: tuple[str, ...] = ()
-    ) -> ResponseLogps:
-        """Log-probs of responses under policy and reference."""
-        reference_logps, known, against = responses.reference_logps, {}, None
-        divergence = {"kl", "reverse_kl"} & set(extras)
-        if self.reference is not None and (reference_extras or divergence):
-            known = self.reference.extras(responses, {*reference_extras, *(("hidden",) if divergence else ())})
-            reference_logps = known.pop("logps")
-            against = (x := known["hidden"], self.reference.linear_head().to(x.dtype)) if divergence else None
-        elif self.reference is not None and reference_logps is None:
-            reference_logps = self.reference.logps(responses)
-        out = self.policy(responses, extras, against)
-        logps, r = out.pop("logps"), responses
-        return ResponseLogps(logps, r.lengths, r.prompt_index, reference_logps, r.rewards, out, known, r.row)
+    def response_logps(self, responses: Responses, wanted: Needs = SUMS_OF_BOTH) -> ResponseLogps:
+        """Log-probs of responses, and what else is wanted of policy and reference."""
+        theirs, against = {}, None
+        if self.reference is not None and wanted.reference is not None:
+            theirs = dict(self.reference.score(responses, sorted(wanted.of_reference)))
+            if wanted.divergences:
+                against = (states := theirs["hidden"], self.reference.linear_head().to(states.dtype))
+        ours = self.policy(responses, sorted(wanted.policy), against)
+        return ResponseLogps(
+            ours.pop("logps"),
+            responses.lengths,
+            responses.prompt_index,
+            theirs.pop("logps", None),
+            responses.rewards,
+            extras=ours,
+            reference_extras={name: theirs[name] for name in wanted.reference or ()},
+            row=responses.row,
+        )
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
         """A micro-batch's addend to the loss of the global step; metrics are updated on the way."""
-        logps = self.response_logps(batch.responses, self.extras, self.reference_extras)
+        logps = self.response_logps(batch.responses, self.needs)
         terms = self.terms(batch, logps, statistics)
         loss = torch.stack([t.scale * t.values.sum() / step.counts[t.per] for t in terms.values()]).sum()
         if batch.filler:

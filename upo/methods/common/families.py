@@ -6,6 +6,7 @@ from torch import Tensor
 from upo.data.batch import ListwiseBatch, PairedBatch, UnpairedBatch
 from upo.functional.lists import rectangle
 from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.needs import SUMS, Needs
 from upo.metrics.means import wins
 from upo.models.logps import ResponseLogps
 
@@ -19,6 +20,7 @@ class PairwiseMethod(Method):
     """Methods that learn from pairs: subclasses define `loss(chosen, rejected)`."""
 
     batch_type = PairedBatch
+    needs = Needs(reference=SUMS, reward=SUMS)
     metric_names = PREFERENCE_METRICS
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
@@ -36,6 +38,7 @@ class UnpairedMethod(Method):
     """Methods that learn from single labelled responses: subclasses define `loss(responses, desirable, statistics)`."""
 
     batch_type = UnpairedBatch
+    needs = Needs(reference=SUMS, reward=SUMS)
     metric_names = PREFERENCE_METRICS
 
     def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
@@ -53,6 +56,7 @@ class ListwiseMethod(Method):
     """Methods that learn from K scored responses a prompt: subclasses define `loss(responses, scores, mask)`."""
 
     batch_type = ListwiseBatch
+    needs = Needs(reference=SUMS, reward=SUMS)
     metric_names = PREFERENCE_METRICS
 
     def loss(self, responses: ResponseLogps, scores: Tensor, mask: Tensor) -> Tensor:
