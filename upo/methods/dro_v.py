@@ -24,6 +24,7 @@ from upo.data.layout import Tokens
 from upo.errors import UserError
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import ValueHead
 from upo.models.logps import ResponseLogps
@@ -80,13 +81,8 @@ class DROV(UnpairedMethod):
         self.measures_scale = reward_scale is None
         self.register_buffer("reward_scale", torch.tensor(reward_scale or (0.0, 1.0), dtype=torch.float32))
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "value_head"):
-            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+    def heads(self) -> dict[str, SideHead]:
+        return {"value_head": SideHead(lambda: ValueHead(self.policy.hidden_size, dropout=0.0), self.value_lr)}
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

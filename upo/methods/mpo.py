@@ -99,6 +99,7 @@ def _make(name: str, make: Loss, policy: Policy) -> PairwiseMethod:
         kind.batch_type is not PairedBatch
         or kind.statistics is not Method.statistics
         or kind.parameter_groups is not Method.parameter_groups
+        or method.heads()
         or method.rewards
     ):
         raise UserError(

@@ -28,6 +28,7 @@ from upo.data.batch import Step, UnpairedBatch
 from upo.errors import UserError
 from upo.methods.common.base import Stage, Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import SUMS, Needs
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import REWARD_WEIGHTS
@@ -117,13 +118,8 @@ class OPPO(UnpairedMethod):
         self.value_coefficient, self.kl_coefficient = value_coefficient, kl_coefficient
         self.value_lr = float(value_lr)
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "value_head"):
-            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+    def heads(self) -> dict[str, SideHead]:
+        return {"value_head": SideHead(lambda: ValueHead(self.policy.hidden_size, dropout=0.0), self.value_lr)}
 
     def last_reward(self, batch: UnpairedBatch) -> Float[Tensor, "N"]:
         """The reward of each response, given on its last token."""

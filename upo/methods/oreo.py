@@ -24,6 +24,7 @@ from upo.data.batch import UnpairedBatch
 from upo.data.layout import Responses
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import SUMS, Needs
 from upo.methods.common.value_head import ValueHead
 from upo.models.logps import ResponseLogps
@@ -97,13 +98,8 @@ class OREO(UnpairedMethod):
         super().__init__(*args, **kwargs)
         self.beta, self.kappa, self.wrong_reward, self.value_lr = beta, kappa, wrong_reward, float(value_lr)
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "value_head"):
-            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+    def heads(self) -> dict[str, SideHead]:
+        return {"value_head": SideHead(lambda: ValueHead(self.policy.hidden_size, dropout=0.0), self.value_lr)}
 
     def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
         """Tokens at which a step begins: here every one."""

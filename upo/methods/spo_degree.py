@@ -24,6 +24,7 @@ from upo.data.example import Example, Response
 from upo.data.keyphrases import without_key_phrases
 from upo.data.layout import Tokens
 from upo.methods.common.base import Stage, Term
+from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import Needs
 from upo.methods.dpo import DPO
 from upo.models.logps import ResponseLogps
@@ -98,13 +99,9 @@ class SPODegree(DPO):
         super().__init__(*args, **kwargs)
         self.gamma, self.head_lr = gamma, float(head_lr)
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "degree_head"):
-            self.degree_head = nn.Linear(self.policy.hidden_size, self.batch_type.levels + 1)  # type: ignore[attr-defined]
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super().parameter_groups(), {"params": list(self.degree_head.parameters()), "lr": self.head_lr}]
+    def heads(self) -> dict[str, SideHead]:
+        degrees = self.batch_type.levels + 1  # type: ignore[attr-defined]
+        return {"degree_head": SideHead(lambda: nn.Linear(self.policy.hidden_size, degrees), self.head_lr)}
 
     def degree_logits(self, logps: ResponseLogps) -> Float[Tensor, "N degrees"]:
         """From the last hidden state of each response, in the head's precision."""

@@ -20,11 +20,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Int
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from torch import Tensor
+from torch import Tensor, nn
 
 from upo.data.batch import Batch, Step
 from upo.functional.value_losses import Expectile, ValueLoss
 from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import Seed, ValueHead, ValueHeads
 from upo.methods.dpo import DPO
@@ -136,15 +137,12 @@ class AuxiliaryRewards(Method):
     def warming_up(self) -> bool:
         return self.global_step < self.value_warmup_steps
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "value_head"):
+    def heads(self) -> dict[str, SideHead]:
+        def make() -> nn.Module:
             shape = (self.policy.hidden_size, self.value_dropout)
-            self.value_head = ValueHeads(*shape, len(self.rewards)) if self.value_per_reward else ValueHead(*shape)
+            return ValueHeads(*shape, len(self.rewards)) if self.value_per_reward else ValueHead(*shape)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        head = {"params": list(self.value_head.parameters()), "lr": self.value_lr, "grad_clip": self.value_grad_clip}
-        return [*super().parameter_groups(), head]
+        return {"value_head": SideHead(make, self.value_lr, {"grad_clip": self.value_grad_clip})}
 
     # ---- R, V and the weights --------------------------------------------------------------------------------
 

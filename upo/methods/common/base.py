@@ -16,6 +16,7 @@ from upo.data.batch import Batch, Step
 from upo.data.layout import Responses
 from upo.data.module import PreferenceData
 from upo.errors import UserError
+from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import SUMS, Needs, check_needs
 from upo.methods.common.term import Term
 from upo.metrics.means import Means
@@ -127,6 +128,10 @@ class Method(pl.LightningModule):
         """The implicit reward of each response [N]."""
         raise NotImplementedError(f"{type(self).__name__} needs `reward(logps)`: each response's implicit reward")
 
+    def heads(self) -> dict[str, SideHead]:
+        """Modules that learn beside the policy, by the attribute in which they live."""
+        return {}
+
     # ---- one optimizer step ----------------------------------------------------------------------------------
 
     def response_logps(self, responses: Responses, wanted: Needs = SUMS_OF_BOTH) -> ResponseLogps:
@@ -220,10 +225,21 @@ class Method(pl.LightningModule):
             self.policy.build()
         if self.reference is not None:
             self.reference.build(self.policy)
+        self.add_heads()
+
+    def add_heads(self) -> None:
+        """Makes the heads that are not there yet."""
+        for name, head in self.heads().items():
+            if not hasattr(self, name):
+                setattr(self, name, head.make())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; a group's `grad_clip` replaces the Trainer's norm clipping for it."""
-        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
+        beside = [
+            {"params": list(getattr(self, name).parameters()), "lr": head.lr, **head.options}
+            for name, head in self.heads().items()
+        ]
+        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}, *beside]
 
     def configure_optimizers(self) -> dict[str, Any]:
         check_strategy(self)
