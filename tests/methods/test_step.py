@@ -1,4 +1,4 @@
-"""One optimizer step: the same gradient however it is cut, in every precision."""
+"""One optimizer step: the same gradient however it is cut, in every precision; and what is logged of it."""
 
 from types import SimpleNamespace
 
@@ -6,13 +6,17 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision, Precision
+from tiny import arrange, units
 from training import flat, make, pairs_file
 
+import upo.methods
+from upo.data.batch import DemonstrationBatch, Step
 from upo.data.module import PreferenceData
 from upo.data.source import Source
 from upo.errors import UserError
-from upo.methods import DPO, UPO
+from upo.methods import DPO, SFT, UPO
 from upo.methods.common.base import Method
+from upo.methods.common.term import Term, common
 from upo.rewards.length import Words
 
 LR = 0.1
@@ -82,3 +86,62 @@ def test_an_optimizer_that_unscales_too_late_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"AdamW with fused: true .*leave fused out.*16-mixed"):
         run(fp16())
     run(Precision())
+
+
+class Two(SFT):
+    """A loss of two terms with denominators of their own."""
+
+    swapped = False
+    metric_names = ("loss/nll", "loss/each")
+
+    def terms(self, batch, logps, statistics):
+        both = {
+            "nll": Term(-logps.logps, "tokens"),
+            "each": Term(logps.lengths.float() ** 2, "responses", scale=0.5),
+        }
+        return dict(reversed(both.items())) if self.swapped else both
+
+    def track(self, stage, batch, logps):
+        pass
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_terms_keep_their_own_denominators_whatever_comes_first(swapped):
+    """One step of two micro-batches: the logged loss is the optimised one, and its terms are global means."""
+    method = make(Two)
+    method.configure_model()
+    method.swapped = swapped
+    batches = [DemonstrationBatch(arrange(units(x))) for x in ([(3, [4]), (2, [7])], [(2, [1])])]
+    step = Step(tuple(batches), {"prompts": 3, "responses": 3, "tokens": 12})
+    loss = sum(method.loss_of(b, step, {}, "train") for b in batches).item()
+    logged = {name: x.item() for name, x in method.collect("train").items()}
+    nll = sum(-method.response_logps(b.responses).logps.sum().item() for b in batches) / 12
+    each = (4**2 + 7**2 + 1) / 3
+    assert loss == pytest.approx(nll + 0.5 * each, rel=1e-6)
+    assert logged["loss"] == pytest.approx(loss, rel=1e-6)
+    assert logged["loss/each"] == pytest.approx(each, rel=1e-6)
+
+
+def test_what_a_loss_is_a_mean_over():
+    one, other = Term(torch.ones(2), "responses"), Term(torch.ones(2), "tokens")
+    assert common([one, one]) == "responses" and common([other]) == "tokens"
+    assert common([one, other]) == common([other, one]) == "prompts", "whatever comes first"
+
+
+def test_statistics_are_logged_that_are_named_so():
+    class Knowing(SFT):
+        metric_names = ("logps/chosen", "seen")
+        logged_statistics = ("seen",)
+
+        def statistics(self, step):
+            return {"seen": torch.tensor(3.0), "logps/chosen": torch.tensor(9.0)}
+
+    method = make(Knowing)
+    assert method.measure(Step((), {}), "val").keys() == {"seen", "logps/chosen"}
+    assert {name: x.item() for name, x in method.collect("val").items()} == {"seen": 3.0}, "no metric by its name alone"
+
+
+@pytest.mark.parametrize("name", upo.methods.__all__)
+def test_logged_statistics_are_metrics(name):
+    kind = getattr(upo.methods, name)
+    assert set(kind.logged_statistics) <= set(kind.metric_names)

@@ -72,7 +72,8 @@ def fit_classifier(hidden: Float[Tensor, "n D"], desirable: Bool[Tensor, "n"]) -
 class BCO(UnpairedMethod):
     """Binary Classifier Optimization."""
 
-    metric_names = (*UnpairedMethod.metric_names, "delta")
+    logged_statistics = ("delta",)
+    metric_names = (*UnpairedMethod.metric_names, *logged_statistics)
     initial_loss = 0.693147
     reward_totals: Tensor
     """Sum and number of rewards, of desirable and of undesirable responses, over all steps so far [2, 2]."""

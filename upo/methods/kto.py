@@ -62,7 +62,8 @@ class KTO(UnpairedMethod):
     """Kahneman-Tversky Optimization."""
 
     batch_type = KTOBatch
-    metric_names = (*UnpairedMethod.metric_names, "kl")
+    logged_statistics = ("kl",)
+    metric_names = (*UnpairedMethod.metric_names, *logged_statistics)
     initial_loss = 0.5
 
     def __init__(

@@ -17,6 +17,7 @@ class KTOZero(KTO):
     """Kahneman-Tversky Optimization with the reference point 0."""
 
     batch_type = UnpairedBatch
+    logged_statistics = ()
     metric_names = UnpairedMethod.metric_names
 
     def statistics(self, step: Step) -> dict[str, Tensor]:

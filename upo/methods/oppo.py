@@ -78,9 +78,10 @@ class OPPO(UnpairedMethod):
     """Offline one-step PPO with rewards of +1 and -1 on the last token."""
 
     needs = Needs(policy={"token_logps", "hidden"}, reference={"token_logps"}, reward=SUMS)
+    logged_statistics = ("advantages/mean", "advantages/std")
     metric_names = (
         *UnpairedMethod.metric_names,
-        *("loss/preference", "loss/value", "loss/kl", "advantages/mean", "advantages/std", "clipped"),
+        *("loss/preference", "loss/value", "loss/kl", *logged_statistics, "clipped"),
     )
     initial_loss = 0.0
 

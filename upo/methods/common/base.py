@@ -18,7 +18,7 @@ from upo.data.module import PreferenceData
 from upo.errors import UserError
 from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import SUMS, Needs, check_needs
-from upo.methods.common.term import Term
+from upo.methods.common.term import Term, common, total
 from upo.metrics.means import Means
 from upo.models.adapters import is_whole
 from upo.models.loading import BASE, check_base
@@ -42,6 +42,9 @@ class Method(pl.LightningModule):
     """What it asks of policy, reference and data; where options decide, instances add to it, before `super().__init__`
     where it is more than rewards."""
     metric_names: tuple[str, ...] = ()
+    """Metrics that are plain means."""
+    logged_statistics: ClassVar[tuple[str, ...]] = ()
+    """Those of `metric_names` that are scalars of `statistics`, one a step; the others come from `track`."""
     reference: Reference | None
     length_normalized: ClassVar[bool] = False
     """Whether the loss reads log-probs a token (`.mean`) instead of their sums; the list of methods says so."""
@@ -109,10 +112,7 @@ class Method(pl.LightningModule):
         raise NotImplementedError
 
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """What the loss needs to know of the whole GLOBAL step before its first backward pass.
-
-        Scalars that `metric_names` names are logged.
-        """
+        """What the loss needs to know of the whole GLOBAL step before its first backward pass, by name."""
         return {}
 
     def track(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
@@ -157,10 +157,10 @@ class Method(pl.LightningModule):
         """A micro-batch's addend to the loss of the global step; metrics are updated on the way."""
         logps = self.response_logps(batch.responses, self.needs)
         terms = self.terms(batch, logps, statistics)
-        loss = torch.stack([t.scale * t.values.sum() / step.counts[t.per] for t in terms.values()]).sum()
+        loss = total(terms.values(), step.counts)
         if batch.filler:
             return 0.0 * loss
-        means, per = self.means(stage), next(iter(terms.values())).per
+        means, per = self.means(stage), common(terms.values())
         mine = batch.counts[per]  # weights that make the mean over several steps that of all their pairs or tokens
         means.update(loss=(loss[None] * step.counts[per] / mine, mine))
         means.update(**{f"loss/{n}": t.values for n, t in terms.items() if f"loss/{n}" in means.names})
@@ -169,10 +169,10 @@ class Method(pl.LightningModule):
         return loss
 
     def measure(self, step: Step, stage: Stage) -> dict[str, Tensor]:
-        """The step's statistics, logged."""
-        found = self.statistics(step)
-        self.means(stage).update(**{n: x[None] for n, x in found.items() if n in self.metric_names})
-        return found
+        """The step's statistics; some are logged."""
+        statistics = self.statistics(step)
+        self.means(stage).update(**{name: statistics[name][None] for name in self.logged_statistics})
+        return statistics
 
     def training_step(self, step: Step, batch_idx: int) -> Tensor:
         """All micro-batches of a step; Lightning gets the last one's loss and does the rest."""
