@@ -56,7 +56,7 @@ def total(method: Method, logps: ResponseLogps) -> Tensor:
 
 def made(kind: type[Method], **options: Any) -> Any:
     """A method without weights, for its `loss` and `reward`."""
-    return kind(Policy(path="nowhere"), FrozenReference() if kind.needs_reference else None, **options)
+    return kind(Policy(path="nowhere"), FrozenReference() if kind.needs.reference is not None else None, **options)
 
 
 def values(loss: Tensor) -> list[float]:

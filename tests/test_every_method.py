@@ -205,7 +205,7 @@ def make(kind: type[Method], lr: float = 1e-2) -> Method:
     config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     config |= {"intermediate_size": 48, "max_position_embeddings": 256}
     options = dict(OPTIONS.get(kind.__name__, {}))
-    if kind.needs_reference:
+    if kind.needs.reference is not None:
         options["reference"] = FrozenReference()
     if issubclass(kind, AuxiliaryRewards):
         options |= {"reward_weights": {"length": 0.02}, "value_warmup_steps": 2}
@@ -417,7 +417,7 @@ def test_evaluation_knows_the_reward(kind, run):
     groups = [unit.groups[0] for unit in units]
     responses = lay_out(groups, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0)
     with torch.no_grad():
-        expected = method.reward(method.response_logps(responses, method.extras, method.reference_extras))
+        expected = method.reward(method.response_logps(responses, method.needs))
     torch.testing.assert_close(rewards(method, known, units, data), expected.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -435,7 +435,7 @@ def test_every_argument_is_documented(kind):
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_reference_is_asked_for_or_refused(kind):
     with pytest.raises(UserError, match="reference"):
-        references = [] if kind.needs_reference else [FrozenReference()]
+        references = [] if kind.needs.reference is not None else [FrozenReference()]
         kind(Policy(path="somewhere"), *references, **OPTIONS.get(kind.__name__, {}))
 
 

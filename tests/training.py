@@ -27,7 +27,7 @@ CONFIG = {
 
 
 def make(kind: type[Method], lr: float = 1e-2, **options: object) -> Method:
-    if kind.needs_reference:
+    if kind.needs.reference is not None:
         options.setdefault("reference", FrozenReference())
     torch.manual_seed(0)
     return kind(

@@ -50,7 +50,7 @@ class Driven:
     """A method with its data, taken through its steps as a Trainer would."""
 
     def __init__(self, case: Case, models: SimpleNamespace):
-        reference = Known(models.reference) if case.kind.needs_reference else None
+        reference = Known(models.reference) if case.kind.needs.reference is not None else None
         self.method: Any = case.kind(copy.copy(models.policy), reference, **case.options)
         self.units = list(case.units())
         self.method.trainer = SimpleNamespace(world_size=WORLD_SIZE, global_step=FIRST, datamodule=None)

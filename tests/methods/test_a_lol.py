@@ -112,7 +112,7 @@ def make(kind=ALOL, **options):
     torch.manual_seed(0)
     return kind(
         Policy(config=config, tokenizer="tiny.tokenizer"),
-        FrozenReference() if kind.needs_reference else None,
+        FrozenReference() if kind.needs.reference is not None else None,
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2),
         scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0),
         **{"reward_weights": {}, "value_warmup_steps": 20} | options,

@@ -173,7 +173,7 @@ def test_prompts_of_one_class_alone_are_weighted():
     bco.classifier.copy_(bco.fit_prompts(split))
     (whole,) = steps(split, 10_000)
     (batch,) = whole.micro_batches
-    logps = bco.response_logps(batch.responses, (), bco.reference_extras)
+    logps = bco.response_logps(batch.responses, bco.needs)
     hidden = bco.reference.extras(batch.responses, ("prompt_hidden",))["prompt_hidden"].float()
     logits = hidden @ bco.classifier[:-1] + bco.classifier[-1]
     assert logits.argmax() == 4 and logits.argmin() == 1

@@ -55,7 +55,7 @@ def test_gradient_is_the_weighted_sum(a, b):
     shared, reference = policy(dtype="float64"), FrozenReference()
     reference.build(policy(dtype="float64", seed=1))
     mixed = MPO(shared, reference, losses={"a": a, "b": b}, weights={"a": 0.5, "b": 2.0})
-    alone = [of(kind(shared, reference if kind.needs_reference else None)) for kind in (a, b)]
+    alone = [of(kind(shared, reference if kind.needs.reference is not None else None)) for kind in (a, b)]
     for ours, first, second in zip(of(mixed), *alone, strict=True):
         torch.testing.assert_close(ours, 0.5 * first + 2.0 * second, rtol=1e-4, atol=1e-6)
 
@@ -84,7 +84,7 @@ def test_the_losses_are_no_parameters_of_their_own():
 
 def test_reference_free_losses_need_no_reference():
     nowhere = Policy(path="nowhere")
-    assert not MPO(nowhere, losses={"a": SimPO}, nll_weight=1.0).needs_reference
+    assert MPO(nowhere, losses={"a": SimPO}, nll_weight=1.0).needs.reference is None
     with pytest.raises(UserError, match="MPO uses no reference"):
         MPO(nowhere, FrozenReference(), losses={"a": SimPO})
     with pytest.raises(UserError, match="needs a reference"):
@@ -98,8 +98,8 @@ def test_methods_that_need_more_than_pairs_are_refused(kind):
 
 
 def test_the_reward_is_the_first_one_s_and_reads_what_it_reads():
-    assert made(MPO, losses={"a": TDPO2, "b": DPO}).reward_reads_extras
-    assert not made(MPO, losses={"a": DPO, "b": TDPO2}).reward_reads_extras
+    assert made(MPO, losses={"a": TDPO2, "b": DPO}).needs.reward == {"kl"}
+    assert made(MPO, losses={"a": DPO, "b": TDPO2}).needs.reward == frozenset()
 
 
 def test_mistakes_are_named():

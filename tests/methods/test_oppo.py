@@ -126,7 +126,7 @@ def test_a_token_alone_without_value_is_likelihood_weighted_by_whitened_rewards(
     one = Batch(arrange(units([(3, [1, 1]), (2, [1, 1])])), {"preferred": torch.tensor([True, False] * 2)})
     statistics = made.statistics(Step((one,), one.counts))
     assert [x.item() for x in statistics.values()] == pytest.approx([0.0, 1.0], abs=1e-6)
-    logps = made.response_logps(one.responses, made.extras, made.reference_extras)
+    logps = made.response_logps(one.responses, made.needs)
     terms = made.terms(one, logps, statistics)
     assert terms["preference"].values.tolist() == pytest.approx([-1.0, 1.0, -1.0, 1.0])
     (slope,) = torch.autograd.grad(terms["preference"].values.sum(), logps.extras["token_logps"])
@@ -137,7 +137,7 @@ def test_a_token_alone_without_value_is_likelihood_weighted_by_whitened_rewards(
 def test_terms_against_the_definition():
     made, one = method(), batch()
     statistics = made.statistics(everything(one))
-    logps = made.response_logps(one.responses, made.extras, made.reference_extras)
+    logps = made.response_logps(one.responses, made.needs)
     terms = made.terms(one, logps, statistics)
     rho = (logps.extras["token_logps"] - logps.reference_extras["token_logps"]).tolist()
     value, row = made.value_head(logps.extras["hidden"]).tolist(), one.responses.row.tolist()
@@ -188,7 +188,7 @@ def test_whitening_per_micro_batch_would_be_something_else():
 
 def test_the_value_head_does_not_move_the_policy_nor_the_policy_loss_the_head():
     made, one = method(), batch()
-    logps = made.response_logps(one.responses, made.extras, made.reference_extras)
+    logps = made.response_logps(one.responses, made.needs)
     terms = made.terms(one, logps, made.statistics(everything(one)))
 
     def reached(value: torch.Tensor, module: torch.nn.Module) -> bool:
@@ -209,7 +209,7 @@ def test_desirable_tokens_go_up_and_undesirable_ones_down():
     made.reference.model = made.policy
     torch.nn.init.zeros_(made.value_head.layers[-1].weight)
     torch.nn.init.zeros_(made.value_head.layers[-1].bias)
-    logps = made.response_logps(one.responses, made.extras, made.reference_extras)
+    logps = made.response_logps(one.responses, made.needs)
     terms = made.terms(one, logps, made.statistics(everything(one)))
     (slope,) = torch.autograd.grad(terms["preference"].values.sum(), logps.extras["token_logps"])
     good = one.desirable[one.responses.row]

@@ -117,7 +117,7 @@ def test_terms_of_a_real_policy(kind):
     method.configure_model()
     responses = lines(method, "One.\nTwo.", "Blue")
     batch = Batch(responses, {"preferred": torch.tensor([True, False])})
-    logps = method.response_logps(responses, method.extras, method.reference_extras)
+    logps = method.response_logps(responses, method.needs)
     terms = method.terms(batch, logps, {})
     starts = method.starts(responses)
     rho = (logps.extras["token_logps"] - logps.reference_extras["token_logps"]).tolist()

@@ -88,7 +88,7 @@ def method(kind: type[MaPO], **options):
 
 
 def logps_of(made, layout="packed"):
-    return made.response_logps(arrange(WORK, layout), made.extras, made.reference_extras)
+    return made.response_logps(arrange(WORK, layout), made.needs)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -112,10 +112,13 @@ def test_masks_of_1_are_tdpo1_and_without_divergence_dpo(monkeypatch):
     w, r = logps[0::2], logps[1::2]
     kl = [x.sums(x.extras["kl"]) for x in (w, r)]
     torch.testing.assert_close(made.loss(w, r), tdpo1_loss(w.logratio, r.logratio, *kl, beta=0.1))
-    one = torch.ones(len(logps.row), dtype=torch.float64)
-    monkeypatch.setattr(made, "masks", lambda _: (one, 0 * one))
+
+    def masks(of_reward, of_kl):
+        monkeypatch.setattr(made, "masks", lambda x: [torch.full_like(x.extras["kl"], m) for m in (of_reward, of_kl)])
+
+    masks(1, 0)
     torch.testing.assert_close(made.loss(w, r), dpo_loss(w.logratio, r.logratio, beta=0.1))
-    monkeypatch.setattr(made, "masks", lambda _: (0 * one, 0 * one))
+    masks(0, 0)
     assert made.loss(w, r).tolist() == pytest.approx([math.log(2)] * 3), "all is masked: nothing to learn"
 
 
@@ -134,9 +137,8 @@ def test_policy_and_masks_learn_and_the_reference_does_not(common):
 
 
 def test_a_reference_without_states_is_refused_by_a_sentence(tmp_path):
-    made = SparsePO(policy(), StoredReference(folder=str(tmp_path)))
-    with pytest.raises(UserError, match="StoredReference has none; set model"):
-        made.configure_model()
+    with pytest.raises(UserError, match=r"needs .*layers.* of each token .*StoredReference knows only .*; set model"):
+        SparsePO(policy(), StoredReference(folder=str(tmp_path)))
 
 
 def test_mapo_learns_no_mask():

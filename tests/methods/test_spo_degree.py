@@ -138,7 +138,7 @@ def test_the_loss_however_the_step_is_cut_and_what_it_is_made_of():
         torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=2e-7)
     assert whole["degree_head.weight"].abs().max() > 1e-3
     (batch,) = steps(10_000).micro_batches
-    logps = made.response_logps(batch.responses, made.extras)
+    logps = made.response_logps(batch.responses, made.needs)
     terms = made.terms(batch, logps, {})
     ratio = logps.logratio[batch["originals"]]
     preference = -torch.nn.functional.logsigmoid(0.1 * (ratio[0::2] - ratio[1::2])).mean()
@@ -157,7 +157,7 @@ def test_the_loss_however_the_step_is_cut_and_what_it_is_made_of():
 def test_the_head_sees_each_responses_last_state():
     """The state before its last token, as Hugging Face's model has it for this sequence alone."""
     made, (batch,) = method(), steps(10_000).micro_batches
-    logits = made.degree_logits(made.response_logps(batch.responses, made.extras))
+    logits = made.degree_logits(made.response_logps(batch.responses, made.needs))
     r, start = batch.responses, 0
     for n, length in enumerate(r.lengths.tolist()):
         b = int(r.prompt_index[n])

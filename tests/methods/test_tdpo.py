@@ -99,7 +99,7 @@ def test_a_model_against_full_logits(kind, layout):
     """Value, and gradient of every parameter, through Hugging Face's own logits, one sequence at a time."""
     made = method(kind, True)
     batch = batch_of(WORK, PairedView(), layout=layout)
-    logps = made.response_logps(batch.responses, made.extras)
+    logps = made.response_logps(batch.responses, made.needs)
     ours = made.loss(logps[0::2], logps[1::2])
     expected = []
     for unit in WORK:
@@ -130,7 +130,7 @@ def test_a_model_against_full_logits(kind, layout):
 @pytest.mark.parametrize("kind", [TDPO1, TDPO2])
 def test_at_the_start_loss_and_gradient_are_those_of_dpo(kind):
     made = method(kind, False)
-    logps = made.response_logps(arrange(WORK), made.extras)
+    logps = made.response_logps(arrange(WORK), made.needs)
     ours = made.loss(logps[0::2], logps[1::2])
     assert ours.tolist() == pytest.approx([math.log(2)] * 3)
     plain = dpo_loss(logps[0::2].logratio, logps[1::2].logratio, beta=0.1)
@@ -146,7 +146,7 @@ def test_at_the_start_loss_and_gradient_are_those_of_dpo(kind):
 @pytest.mark.parametrize("kind", [TDPO1, TDPO2])
 def test_margins_of_rewards_are_the_argument_of_the_sigmoid(kind):
     made = method(kind, True)
-    logps = made.response_logps(arrange(WORK), made.extras)
+    logps = made.response_logps(arrange(WORK), made.needs)
     reward = made.reward(logps)
     margin = -torch.nn.functional.logsigmoid(reward[0::2] - reward[1::2])
     torch.testing.assert_close(made.loss(logps[0::2], logps[1::2]), margin)

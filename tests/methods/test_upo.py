@@ -42,7 +42,7 @@ def batch(rewards: torch.Tensor = REWARDS) -> Batch:
 
 def terms(made, rewards=REWARDS):
     one = batch(rewards)
-    logps = made.response_logps(one.responses, made.extras)
+    logps = made.response_logps(one.responses, made.needs)
     return made.terms(one, logps, {"kl": torch.tensor(0.0)}), logps
 
 
@@ -259,7 +259,7 @@ def test_dropout_acts_in_the_value_loss_alone():
     made, plain = method(value_dropout=0.5), method()
     plain.load_state_dict(made.state_dict())
     (one,) = cut([list(range(8))]).micro_batches
-    logps = made.response_logps(one.responses, made.extras)
+    logps = made.response_logps(one.responses, made.needs)
     both = [m.terms(one, logps, {"kl": torch.tensor(0.0)}) for m in (made, plain)]
     assert not torch.equal(*(terms["value"].values for terms in both))
     assert torch.equal(*(terms["auxiliary"].values for terms in both))

@@ -158,7 +158,7 @@ def weights_of(made, whole: Step | None = None) -> tuple[torch.Tensor, torch.Ten
     """Weights that the auxiliary term uses and exp(lambda (R - V)), of the responses of one micro-batch."""
     whole = whole or step(made)
     batch = whole.micro_batches[0]
-    logps = made.response_logps(batch.responses, made.extras)
+    logps = made.response_logps(batch.responses, made.needs)
     term = made.terms(batch, logps, made.statistics(whole))["auxiliary"].values
     plain = advantage_weights(made.objective(logps), made.value(logps), lam=made.lam)
     return (-term / logps.mean).detach().float(), plain.detach()
@@ -230,7 +230,7 @@ def heads_alike(made: AuxiliaryRewards, other: AuxiliaryRewards) -> None:
 
 def value_terms(made) -> tuple:
     (batch,) = step(made).micro_batches
-    logps = made.response_logps(batch.responses, made.extras)
+    logps = made.response_logps(batch.responses, made.needs)
     return made.terms(batch, logps, made.statistics(step(made))), logps
 
 
@@ -268,7 +268,7 @@ def test_the_mean_of_prompt_states_is_that_of_the_prompt_alone():
     made = method(value_at="mean")
     for layout in ("packed", "padded"):
         (batch,) = step(made, layout=layout).micro_batches
-        means = made.policy(batch.responses, made.extras)["prompt_mean"]
+        means = made.policy(batch.responses, made.needs.policy)["prompt_mean"]
         for unit, mean in zip(work(), means, strict=True):
             alone = made.policy.model.base_model(input_ids=torch.tensor([unit.prompt]), use_cache=False)
             torch.testing.assert_close(mean, alone.last_hidden_state[0].mean(0), atol=1e-10, rtol=0)

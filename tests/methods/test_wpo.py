@@ -46,7 +46,7 @@ def test_gradcheck_signs_and_finite_far_out():
 
 
 def response_logps(model, responses) -> ResponseLogps:
-    out = model(responses, WPO.extras)
+    out = model(responses, WPO.needs.policy)
     r = responses
     logps = out.pop("logps")
     return ResponseLogps(logps, r.lengths, r.prompt_index, torch.zeros_like(logps), extras=out, row=r.row)

@@ -166,7 +166,7 @@ def test_half_precision_weights_below_an_adapter_in_float32(base):
 
 
 def method(kind, path: str, lora: LoRA | None = None, reference=None, **options):
-    extra = {"reference": reference or AdapterReference()} if kind.needs_reference else {}
+    extra = {"reference": reference or AdapterReference()} if kind.needs.reference is not None else {}
     return make(kind, policy=Policy(path=path, adapter=lora or LoRA(r=4)), lr=3e-3, **extra, **options)
 
 

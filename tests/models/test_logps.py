@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from upo.errors import UserError
-from upo.models.logps import ResponseLogps
+from upo.models.logps import AXIS, DIVERGENCES, ResponseLogps
 
 LOGPS = ResponseLogps(
     torch.tensor([-6.0, -2.0, -9.0, -4.0]),
@@ -37,14 +37,61 @@ def test_without_reference():
         _ = bare[:2].logratio
 
 
-def test_sums_over_the_tokens_of_each_response():
+VALUES = torch.tensor([1.0, 2, 4, 8, 16, 32, 64])
+STATES = torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(0))
+
+
+def by_token(values: torch.Tensor = VALUES) -> ResponseLogps:
+    """Four responses of three, one, two and one token."""
     row = torch.tensor([0, 0, 0, 1, 2, 2, 3])
-    whole = ResponseLogps(torch.zeros(4), torch.tensor([3, 1, 2, 1]), torch.tensor([0, 0, 1, 1]), row=row)
-    values = torch.tensor([1.0, 2, 4, 8, 16, 32, 64], requires_grad=True)
-    assert whole.sums(values).tolist() == [7, 8, 48, 64]
-    assert whole[0::2].sums(values).tolist() == [7, 48]
-    assert whole[1::2][1:].sums(values).tolist() == [64]
-    assert whole[torch.tensor([3, 0])].sums(values).tolist() == [64, 7]
-    assert whole[torch.tensor([False, False, True, False])].sums(values).tolist() == [48]
-    (gradient,) = torch.autograd.grad(whole[1::2].sums(values).sum(), values)
+    known = {"prompt_mean": torch.tensor([[1.0], [2.0]]), "reward": torch.arange(4.0), "layers": STATES}
+    return ResponseLogps(
+        torch.zeros(4), torch.tensor([3, 1, 2, 1]), torch.tensor([0, 0, 1, 1]), extras={"kl": values},
+        reference_extras=known, row=row,
+    )  # fmt: skip
+
+
+SELECTIONS = [
+    (slice(0, None, 2), [0, 1, 2, 4, 5], [7, 48], [0, 2]),
+    (slice(1, None, 2), [3, 6], [8, 64], [1, 3]),
+    (torch.tensor([3, 0]), [6, 0, 1, 2], [64, 7], [3, 0]),
+    (torch.tensor([False, False, True, False]), [4, 5], [48], [2]),
+    (slice(0, 0), [], [], []),
+]
+
+
+@pytest.mark.parametrize(("rows", "tokens", "sums", "responses"), SELECTIONS)
+def test_every_value_follows_its_axis(rows, tokens, sums, responses):
+    some = by_token()[rows]
+    assert some.extras["kl"].tolist() == VALUES[tokens].tolist()
+    assert some.sums(some.extras["kl"]).tolist() == sums
+    assert torch.equal(some.reference_extras["layers"], STATES[tokens])
+    assert some.reference_extras["reward"].tolist() == responses
+    assert some.reference_extras["prompt_mean"].tolist() == [[1.0], [2.0]], "by prompt, to which prompt_index points"
+    assert some.lengths.tolist() == torch.bincount(some.row, minlength=len(some.lengths)).tolist()
+
+
+def test_a_selection_of_a_selection():
+    some = by_token()[1:][1::2]
+    assert some.extras["kl"].tolist() == [16, 32] and some.row.tolist() == [0, 0] and some.lengths.tolist() == [2]
+
+
+def test_the_gradient_goes_to_the_chosen_tokens_alone():
+    values = VALUES.clone().requires_grad_()
+    some = by_token(values)[1::2]
+    (gradient,) = torch.autograd.grad(some.sums(some.extras["kl"]).sum(), values)
     assert gradient.tolist() == [0, 0, 0, 1, 0, 0, 1]
+
+
+def test_lists_know_no_tokens():
+    lists = by_token()[torch.tensor([[0, 1], [2, 3]])]
+    assert lists.lengths.tolist() == [[3, 1], [2, 1]] and not lists.extras
+    assert lists.reference_extras["reward"].tolist() == [[0, 1], [2, 3]]
+    with pytest.raises(AssertionError, match="no longer know their tokens"):
+        lists.sums(VALUES)
+
+
+def test_every_quantity_has_one_axis():
+    assert set(AXIS.values()) == {"token", "response", "prompt"} and AXIS.keys() >= DIVERGENCES
+    with pytest.raises(KeyError):
+        ResponseLogps(torch.zeros(1), torch.ones(1).long(), torch.zeros(1).long(), extras={"new": VALUES})[:1]

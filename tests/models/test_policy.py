@@ -5,17 +5,20 @@ import warnings
 
 import pytest
 import torch
+from attrs import evolve
 from tiny import SHAPES, arrange, groups_of, plain_logps, policy, tokenizer, units
 from torch.nn.functional import layer_norm, rms_norm
 
+from upo.data.control import control_of
 from upo.data.layout import Responses, lay_out
 from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.data.tokenize import Encoder, Limits, truncate
 from upo.data.units import Group, Unit
 from upo.errors import UserError
+from upo.models.logps import AXIS
 from upo.models.policy import Policy
-from upo.models.reference import FrozenReference, Reference
+from upo.models.reference import FrozenReference
 
 LAYOUTS = ("packed", "padded")
 WORK = units([(3, [9, 2]), (5, [1]), (1, [4, 14, 7, 1, 2]), (20, [2, 3]), (1, [1]), (7, [1, 1, 6])])
@@ -336,16 +339,41 @@ def test_files_make_a_model_folder(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path)("hello").input_ids == tokenizer()("hello").input_ids
 
 
-def test_a_reference_of_sums_says_what_it_cannot_give():
-    class Sums(Reference):
-        def build(self, policy):
-            pass
+def test_control_tokens_come_before_the_tokenizer_is_read():
+    made = Policy(path="nowhere", tokenizer="tiny.tokenizer")
+    made.take_controls(())
+    made.take_controls(("<|a|>", "<|b|>"))
+    assert control_of(made.tokenizer) == "<|a|>" and "<|b|>" in made.tokenizer.get_vocab()
+    made.take_controls(("<|b|>",))
+    assert made.controls == ("<|a|>", "<|b|>"), "known ones may be asked for again"
+    with pytest.raises(UserError, match=r"<\|c\|> come too late .* make a new policy"):
+        made.take_controls(("<|a|>", "<|c|>"))
 
-        def logps(self, responses):
-            return torch.zeros(len(responses.lengths))
 
-    with pytest.raises(UserError, match=r"Sums knows only .* needs token_logps"):
-        Sums().extras(arrange(WORK), ("token_logps",))
+def test_everything_that_a_policy_provides_has_its_axis():
+    """Shapes of all quantities, against the table that says what each has one value of."""
+    made = policy(seed=1)
+    responses = arrange(WORK)
+    other = policy(seed=2)
+    against = (other(responses, ("hidden",))["hidden"], other.linear_head())
+    values = made(responses, sorted(Policy.provides - {"logps"}), against)
+    assert values.keys() == Policy.provides == AXIS.keys() - {"reference_logps", "reward"}
+    sizes = {"token": len(responses.targets), "response": len(responses.lengths), "prompt": len(WORK)}
+    assert len(set(sizes.values())) == 3
+    assert {name: len(x) for name, x in values.items()} == {name: sizes[AXIS[name]] for name in values}
+    reference = FrozenReference()
+    reference.build(made)
+    assert reference.score(responses, sorted(reference.provides - {"logps"})).keys() == reference.provides
+
+
+def test_a_reference_takes_the_sums_that_a_batch_brings_along_unless_more_is_wanted():
+    reference = FrozenReference()
+    reference.build(policy())
+    live = arrange(WORK)
+    stored = evolve(live, reference_logps=torch.arange(float(len(live.lengths))))
+    assert reference.score(stored)["logps"] is stored.reference_logps
+    assert torch.equal(reference.score(stored, ())["logps"], stored.reference_logps)
+    assert torch.equal(reference.score(live)["logps"], reference.score(stored, ("hidden",))["logps"])
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

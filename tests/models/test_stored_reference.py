@@ -17,6 +17,7 @@ from upo.data.steps import REFERENCE_LOGPS
 from upo.data.units import Group
 from upo.errors import UserError
 from upo.methods import DPO, KTO
+from upo.methods.common.needs import Needs
 from upo.models import store_filling
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
@@ -139,13 +140,13 @@ def test_workers_and_double_precision(folder, tmp_path):
     [
         pytest.param(*x.values, id=x.id, marks=x.marks or pytest.mark.slow)
         for x in test_every_method.CORE_OR_THIRD
-        if x.values[0].needs_reference
+        if x.values[0].needs.reference is not None
     ],
 )
 def test_every_method_takes_it_or_refuses_it_in_a_sentence(kind, pairs, folder, tmp_path, monkeypatch):
     live = test_every_method.fit(kind, pairs, tmp_path, 3, 1e-3).rows
     monkeypatch.setattr(test_every_method, "FrozenReference", lambda: StoredReference(folder=str(folder)))
-    if kind.reference_extras or "kl" in kind.extras:
+    if kind.needs.of_reference:
         with pytest.raises(UserError, match="of each token"):
             test_every_method.fit(kind, pairs, tmp_path, 3, 1e-3)
         return
@@ -372,11 +373,14 @@ def test_a_reference_that_moves_is_refused(folder, tmp_path):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("needs", [{"reference_extras": ("token_logps",)}, {"extras": ("kl",)}])
-def test_methods_that_need_tokens_of_the_reference_are_refused(needs, folder, tmp_path):
-    kind = type("Tokenwise", (DPO,), needs)
+TOKENWISE = Needs(reference={"token_logps"}), Needs(policy={"kl"}), Needs(policy={"reverse_kl"})
+
+
+@pytest.mark.parametrize("needs", TOKENWISE)
+def test_methods_that_need_tokens_of_the_reference_are_refused(needs, folder):
+    kind = type("Tokenwise", (DPO,), {"needs": DPO.needs | needs})
     with pytest.raises(UserError, match=r"Tokenwise needs .* of each token.*FrozenReference"):
-        fit(stored(kind, folder), tmp_path, steps=1)
+        stored(kind, folder)
     assert not folder.exists()
 
 

@@ -15,7 +15,6 @@ on from hat_{t+1}, and the run's result is the last hat, not its extrapolation.
 """
 
 import copy
-from collections.abc import Collection
 from typing import Any
 
 import lightning.pytorch as pl
@@ -42,6 +41,9 @@ def extrapolate(new: Float[Tensor, "N"], old: Float[Tensor, "N"], *, alpha: floa
 class ExtrapolatedReference(FrozenReference):
     """The last round's result, pushed further from the one before."""
 
+    provides = frozenset({"logps"})
+    instead = "remove the callback that accelerates it"
+
     def __init__(self, path: str | None = None, alpha: float = 0.0):
         super().__init__(path)
         self.alpha = alpha
@@ -53,11 +55,6 @@ class ExtrapolatedReference(FrozenReference):
     def logps(self, responses: Responses) -> Tensor:
         new, old = FrozenReference.logps(self, responses), self._old(responses)
         return extrapolate(new, old, alpha=self.alpha)
-
-    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
-        if names:
-            raise UserError("accelerated references know only the log-probs of whole responses; remove the callback")
-        return super().extras(responses, names)
 
     @torch.no_grad()
     def _old(self, responses: Responses) -> Tensor:
@@ -87,7 +84,7 @@ class Acceleration(MovingReference):
             )
         if not isinstance(self.reference, ExtrapolatedReference):
             self.reference = ExtrapolatedReference(self.reference.path, self.alpha)
-            object.__setattr__(pl_module, "reference", self.reference)
+            pl_module.set_reference(self.reference)
 
     def move(self, trainer: pl.Trainer, method: Any) -> None:
         if trainer.global_step % self.every == 0:
@@ -105,7 +102,7 @@ class Acceleration(MovingReference):
 @torch.no_grad()
 def depends_on_difference_only(method: Any) -> bool:
     """Whether a method's loss stays the same where a constant is added to both log-ratios of a pair."""
-    if not isinstance(method, PairwiseMethod) or method.extras:
+    if not isinstance(method, PairwiseMethod) or method.needs.policy:
         return False
     logps, lengths = torch.tensor([-3.0, -5.0, -7.0, -4.0]), torch.tensor([2, 3, 4, 2])
     here = ResponseLogps(logps, lengths, torch.tensor([0, 0, 1, 1]), logps + torch.tensor([1.0, -0.5, 0.0, 2.0]))

@@ -61,11 +61,9 @@ def skeleton(policy: Policy, mode: FakeTensorMode) -> "PreTrainedModel":
 
 def shape_of(method: "Method", mode: FakeTensorMode) -> Shape:
     """Counts the parameters of a method whose policy has its model; further heads are made here, without content."""
-    model, reference = method.policy.model, method.reference
-    object.__setattr__(method, "reference", None)  # it is counted by itself
+    model = method.policy.model
     with mode:
-        method.configure_model()
-    object.__setattr__(method, "reference", reference)
+        method.add_heads()
     every = dict(method.named_parameters())
     blocks = [sum(p.numel() for p in block.parameters()) for block in layers(model)]
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr]

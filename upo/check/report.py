@@ -13,6 +13,7 @@ from rich.table import Table
 from upo.check import plan, view
 from upo.check.find import Found, find
 from upo.errors import UserError
+from upo.models.stored_reference import StoredReference
 from upo.runtime.flops import GPUS, Gpu
 
 
@@ -51,7 +52,7 @@ def _does_not_fit(found: Found, gpu: str, card: Gpu, out: Any) -> str:
     """Prints what would help, and gives the sentence."""
     data = found.cli.datamodule
     longest = max(data.train.cost(i) for i in range(len(data.train)))
-    stored = not found.cli.model.reference_extras
+    stored = found.cli.model.needs.of_reference <= StoredReference.provides
     table, helps = Table("what helps, each on top of the ones above", "peak", title_justify="left"), None
     for text, peak in plan.suggestions(found.shape, found.work, found.setting, longest, stored):
         enough = peak / 2**30 <= card.gib - plan.FREE_GIB

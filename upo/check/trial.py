@@ -107,7 +107,7 @@ def try_step(method: Method, data: PreferenceData, parameters: int, trainer: Any
         method.policy.__dict__["tokenizer"] = given.tokenizer
     if (stand_in and method.reference is not None) or isinstance(method.reference, StoredReference):
         path = None if stand_in else getattr(method.reference, "path", None)
-        object.__setattr__(method, "reference", FrozenReference(path))  # a store would be filled with all the data
+        method.set_reference(FrozenReference(path))  # a store would be filled with all the data
     gradients, pairs = _Gradients(), data.pairs_per_step
     data.pairs_per_step = min(PAIRS, pairs)
     precision = trainer.precision if str(trainer.precision).endswith("-true") else "32-true"

@@ -125,18 +125,18 @@ def rewards(
     Args:
         logps: those of `log_probs`, which are enough for most methods.
     """
-    if not method.reward_reads_extras:
-        try:
-            return method.reward(logps)
-        except NotImplementedError:
-            return None
+    needs = method.needs
+    if needs.reward is None:
+        return None
+    if not needs.reward:
+        return method.reward(logps)
     found: dict[int, torch.Tensor] = {}
     device = next(method.policy.parameters()).device
     for indices in _micro_batches(units, data, "implicit rewards"):
         chosen = [units[i] for i in indices]
         groups = [unit.groups[0] for unit in chosen]
         batch = lay_out(groups, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0).to(device)
-        known = method.response_logps(batch, method.extras, method.reference_extras)
+        known = method.response_logps(batch, needs.for_reward)
         found |= zip(indices, method.reward(known).float().cpu().split([len(u.responses) for u in chosen]), strict=True)
     return torch.cat([found[i] for i in range(len(units))])
 

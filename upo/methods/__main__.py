@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         width = max(len(e.name) for e in entries())
         for e in entries():
-            print(f"{e.name:{width}}  {e.title} [{e.batch}{'' if e.kind.needs_reference else ', no reference'}]")
+            print(f"{e.name:{width}}  {e.title} [{e.batch}{', no reference' if e.reference == 'no' else ''}]")
         print(
             "\n[in brackets: what an example must give; most need a reference model beside the policy]\n"
             "python -m upo.methods NAME shows one: paper, equation, data, an experiment, arguments with their defaults"

@@ -17,7 +17,7 @@ pushes a response DOWN: its second term is taken over data, and is no divergence
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
 from torch import Tensor
 
 from upo.methods.common.fitted_value import FittedValue
+from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -73,6 +74,8 @@ def a_lol_kl_loss(
 class ALOL(FittedValue):
     """Likelihood of better-than-expected responses, weighted by advantage and clipped ratio."""
 
+    needs = Needs(reference=SUMS, reward=SUMS)
+
     def __init__(self, *args: Any, clip: ClosedUnitInterval = 0.9, **kwargs: Any):
         """
         Args:
@@ -91,8 +94,7 @@ class ALOL(FittedValue):
 class ALOLSequence(ALOL):
     """A-LOL with a clipped ratio for each token."""
 
-    extras: ClassVar = ("token_logps",)
-    reference_extras: ClassVar = ("token_logps",)
+    needs = ALOL.needs | Needs(policy={"token_logps"}, reference={"token_logps"})
 
     def loss(self, logps: ResponseLogps, advantage: Tensor) -> Tensor:
         ours, theirs = (x["token_logps"] for x in (logps.extras, logps.reference_extras))
@@ -103,14 +105,14 @@ class ALOLSequence(ALOL):
 class ALOLRefFree(FittedValue):
     """A-LOL without a ratio: advantage-weighted likelihood."""
 
-    needs_reference = False
-
     def loss(self, logps: ResponseLogps, advantage: Tensor) -> Tensor:
         return a_lol_ref_free_loss(logps.logps, advantage)
 
 
 class ALOLKL(FittedValue):
     """A-LOL with the log-ratio as a penalty instead of a clipped ratio."""
+
+    needs = Needs(reference=SUMS, reward=SUMS)
 
     def __init__(self, *args: Any, beta: NonNegativeFloat = 0.1, **kwargs: Any):
         """

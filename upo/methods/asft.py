@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from upo.functional.log1mexp import log_odds
 from upo.methods.common.likelihood import ChosenLikelihood
+from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -32,7 +33,7 @@ def asft_loss(
 class ASFT(ChosenLikelihood):
     """Aligned Supervised Fine-Tuning."""
 
-    needs_reference = False
+    needs = Needs(reward=SUMS)
     length_normalized: ClassVar[bool] = True
 
     def __init__(self, *args: Any, lam: PositiveFloat = 0.1, beta: PositiveFloat = 1.0, **kwargs: Any):

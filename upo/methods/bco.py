@@ -27,6 +27,7 @@ from upo.data.steps import StepData
 from upo.data.units import Group
 from upo.errors import UserError
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.needs import Needs
 from upo.methods.common.stepwise import step_logps
 from upo.models.logps import ResponseLogps
 from upo.runtime.collectives import sum_over_ranks
@@ -72,7 +73,8 @@ def fit_classifier(hidden: Float[Tensor, "n D"], desirable: Bool[Tensor, "n"]) -
 class BCO(UnpairedMethod):
     """Binary Classifier Optimization."""
 
-    metric_names = (*UnpairedMethod.metric_names, "delta")
+    logged_statistics = ("delta",)
+    metric_names = (*UnpairedMethod.metric_names, *logged_statistics)
     initial_loss = 0.693147
     reward_totals: Tensor
     """Sum and number of rewards, of desirable and of undesirable responses, over all steps so far [2, 2]."""
@@ -86,9 +88,10 @@ class BCO(UnpairedMethod):
             match_prompts: weigh undesirable responses by UDM; for data whose desirable and undesirable responses answer
                 different prompts. The classifier is fitted before the first step on up to 1024 prompts of each class.
         """
+        if match_prompts:
+            self.needs |= Needs(reference={"prompt_hidden"})
         super().__init__(*args, **kwargs)
         self.beta, self.match_prompts = beta, match_prompts
-        self.reference_extras = ("prompt_hidden",) if match_prompts else ()  # type: ignore[misc]
         self.register_buffer("reward_totals", torch.zeros(2, 2, dtype=torch.float64))
 
     def configure_model(self) -> None:

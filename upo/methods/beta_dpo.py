@@ -57,7 +57,8 @@ class BetaDPO(PairwiseMethod):
     """DPO with dynamic beta and a filter of unusual pairs"""
 
     initial_loss = 0.693147
-    metric_names = (*PREFERENCE_METRICS, "beta", "gaps/mean", "gaps/spread")
+    logged_statistics = ("beta", "gaps/mean", "gaps/spread")
+    metric_names = (*PREFERENCE_METRICS, *logged_statistics)
     gap_mean: Tensor
     gap_spread: Tensor
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.methods.common.likelihood import ChosenLikelihood
+from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -27,7 +28,7 @@ class CPO(ChosenLikelihood):
     """Contrastive Preference Optimization."""
 
     reward_is_log_odds = True
-    needs_reference = False
+    needs = Needs(reward=SUMS)
 
     def __init__(
         self,

@@ -10,8 +10,6 @@ others. The tokenizer remembers the good one: checkpoints, exported folders, eva
 Deviations: pairs are split, with a prompt of its own for each response, because the tokens differ.
 """
 
-from typing import Any
-
 from attrs import evolve
 
 from upo.data.batch import Batch
@@ -19,6 +17,7 @@ from upo.data.example import Example
 from upo.data.units import Draft
 from upo.data.views import SingleView
 from upo.methods.common.base import Stage
+from upo.methods.common.needs import Needs
 from upo.methods.sft import SFT
 from upo.models.logps import ResponseLogps
 
@@ -37,11 +36,8 @@ class CSFT(SFT):
     """Conditional SFT: all responses behind a control token, good or bad; generation stands behind the good one."""
 
     view = ControlledView()
+    needs = Needs(control_tokens=(GOOD, BAD))
     metric_names = ("nll_per_token", "nll_per_token/good", "nll_per_token/bad")
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.policy.controls = (GOOD, BAD)
 
     def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         good = batch.preferred

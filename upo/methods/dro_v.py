@@ -26,6 +26,8 @@ from upo.data.units import Unit
 from upo.errors import UserError
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.heads import SideHead
+from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import ValueHead
 from upo.models.logps import ResponseLogps
 
@@ -50,7 +52,7 @@ def dro_v_value_loss(
 class DROV(UnpairedMethod):
     """Direct Reward Optimisation with a learned value."""
 
-    extras = ("prompt_hidden",)
+    needs = UnpairedMethod.needs | Needs(policy={"prompt_hidden"})
     metric_names = (*UnpairedMethod.metric_names, "loss/preference", "loss/value")
     reward_scale: Tensor
     """Mean and standard deviation of r over the training data [2]."""
@@ -74,20 +76,15 @@ class DROV(UnpairedMethod):
                 them on the training data.
             value_lr: learning rate of the value head; at the policy's a fresh head would hardly move.
         """
+        self.reward_weights = dict(reward_weights or {})
+        self.needs |= Needs(rewards=self.reward_weights)
         super().__init__(*args, **kwargs)
         self.tau, self.preference_weight, self.value_lr = tau, preference_weight, float(value_lr)
-        self.reward_weights = dict(reward_weights or {})
-        self.rewards = tuple(self.reward_weights)
         self.measures_scale = reward_scale is None
         self.register_buffer("reward_scale", torch.tensor(reward_scale or (0.0, 1.0), dtype=torch.float32))
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "value_head"):
-            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+    def heads(self) -> dict[str, SideHead]:
+        return {"value_head": SideHead(lambda: ValueHead(self.policy.hidden_size, dropout=0.0), self.value_lr)}
 
     def prepare(self, round: Round) -> Round:
         """Measures the scale of r on the training side; nothing of the round changes by it."""

@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
+from upo.methods.common.needs import SUMS, Needs
 from upo.methods.dpo import dpo_loss
 from upo.methods.tpo_triple import TPO
 from upo.models.logps import ResponseLogps
@@ -20,8 +21,7 @@ from upo.models.logps import ResponseLogps
 class GuidedDPO(TPO):
     """DPO with the likelihood of a gold target, for the rounds of mrDPO"""
 
-    needs_reference = True
-    length_normalized = False
+    needs = Needs(reference=SUMS, reward=SUMS)
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, gold_weight: NonNegativeFloat = 0.1, **kwargs: Any):
         """

@@ -57,7 +57,8 @@ class KTO(UnpairedMethod):
     """Kahneman-Tversky Optimization."""
 
     view = KTOView()
-    metric_names = (*UnpairedMethod.metric_names, "kl")
+    logged_statistics = ("kl",)
+    metric_names = (*UnpairedMethod.metric_names, *logged_statistics)
     initial_loss = 0.5
 
     def __init__(

@@ -40,7 +40,8 @@ def kto_pair_loss(
 class KTOPair(PairwiseMethod):
     """KTO on pairs, each side the other's reference point."""
 
-    metric_names = (*PairwiseMethod.metric_names, "kl/chosen", "kl/rejected")
+    logged_statistics = ("kl/chosen", "kl/rejected")
+    metric_names = (*PairwiseMethod.metric_names, *logged_statistics)
     initial_loss = 0.5
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):

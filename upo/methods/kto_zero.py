@@ -18,6 +18,7 @@ class KTOZero(KTO):
     """Kahneman-Tversky Optimization with the reference point 0."""
 
     view = UnpairedView()
+    logged_statistics = ()
     metric_names = UnpairedMethod.metric_names
 
     def statistics(self, step: Step) -> dict[str, Tensor]:

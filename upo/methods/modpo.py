@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.methods.common.families import PairwiseMethod
+from upo.methods.common.needs import Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -56,9 +57,9 @@ class MODPO(PairwiseMethod):
                 the margin is divided by it.
             beta: strength of the KL constraint, in 1/nats (authors' code: 0.1).
         """
-        super().__init__(*args, **kwargs)
         self.reward_weights = dict(reward_weights)
-        self.rewards = tuple(self.reward_weights)
+        self.needs |= Needs(rewards=self.reward_weights)
+        super().__init__(*args, **kwargs)
         self.preference_weight, self.beta = preference_weight, beta
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:

@@ -10,7 +10,8 @@ a loss of pairs, so that the quality loss is another one that looks at each resp
 the paper's weights.
 """
 
-from collections.abc import Iterable
+from functools import reduce
+from operator import or_
 from typing import Any, Protocol, runtime_checkable
 
 from attrs import evolve
@@ -22,6 +23,7 @@ from upo.data.views import PairedView
 from upo.errors import UserError
 from upo.methods.common.base import Method, Term
 from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
+from upo.methods.common.needs import Shared
 from upo.models.logps import ResponseLogps
 from upo.models.policy import Policy
 from upo.models.reference import Reference
@@ -66,15 +68,12 @@ class MPO(PairwiseMethod):
         weights = dict(weights or {})
         if unknown := weights.keys() - losses.keys():
             raise UserError(f"weights: no loss is named {', '.join(sorted(unknown))}; `losses` has {', '.join(losses)}")
-        made = {name: _make(name, make, policy, reference) for name, make in losses.items()}
-        self.needs_reference = any(method.needs_reference for method in made.values())  # type: ignore[misc]
-        self.extras = _union(method.extras for method in made.values())  # type: ignore[misc]
-        self.reference_extras = _union(method.reference_extras for method in made.values())  # type: ignore[misc]
-        self.reward_reads_extras = next(iter(made.values())).reward_reads_extras  # type: ignore[misc]
-        self.length_normalized = all(method.length_normalized for method in made.values())  # type: ignore[misc]
-        self.metric_names = (*PREFERENCE_METRICS, *(f"loss/{name}" for name in [*losses, "nll"]))  # type: ignore[misc]
+        parts = {name: _make(name, make, policy) for name, make in losses.items()}
+        first, *others = (part.needs for part in parts.values())
+        self.needs = evolve(reduce(or_, others, first), reward=first.reward)
+        self.metric_names = (*PREFERENCE_METRICS, *(f"loss/{name}" for name in [*losses, "nll"]))
         super().__init__(policy, reference, *args, **kwargs)
-        object.__setattr__(self, "losses", made)  # kept out of the module tree: they share the policy
+        self.losses = parts  # in a dict they are outside the module tree: they share the policy
         self.weights, self.nll_weight = weights, nll_weight
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
@@ -89,21 +88,19 @@ class MPO(PairwiseMethod):
         return next(iter(self.losses.values())).reward(logps)
 
 
-def _make(name: str, make: Loss, policy: Policy, reference: Reference | None) -> PairwiseMethod:
-    """One of the losses, with the reference only if it wants one.
+def _make(name: str, make: Loss, policy: Policy) -> PairwiseMethod:
+    """One of the losses.
 
     Raises:
         UserError: a method with statistics of the whole step, parameters of its own, rewards, or other data.
     """
-    try:
-        method = make(policy=policy, reference=None)
-    except UserError:
-        method = make(policy=policy, reference=reference)
+    method = make(policy=policy, reference=Shared())
     kind = type(method)
     if (
         method.view != PairedView()
         or kind.statistics is not Method.statistics
         or kind.parameter_groups is not Method.parameter_groups
+        or method.heads()
         or method.rewards
     ):
         raise UserError(
@@ -111,7 +108,3 @@ def _make(name: str, make: Loss, policy: Policy, reference: Reference | None) ->
             "parameters of its own; take a loss of pairs"
         )
     return method
-
-
-def _union(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(sorted({name for some in names for name in some}))

@@ -28,6 +28,8 @@ from upo.data.batch import Batch, Step
 from upo.errors import UserError
 from upo.methods.common.base import Stage, Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.heads import SideHead
+from upo.methods.common.needs import SUMS, Needs
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import REWARD_WEIGHTS
 from upo.models.logps import ResponseLogps, objective
@@ -75,11 +77,11 @@ def discounted_sums(x: Float[Tensor, "tokens"], row: Int[Tensor, "tokens"], fact
 class OPPO(UnpairedMethod):
     """Offline one-step PPO with rewards of +1 and -1 on the last token."""
 
-    extras = ("token_logps", "hidden")
-    reference_extras = ("token_logps",)
+    needs = Needs(policy={"token_logps", "hidden"}, reference={"token_logps"}, reward=SUMS)
+    logged_statistics = ("advantages/mean", "advantages/std")
     metric_names = (
         *UnpairedMethod.metric_names,
-        *("loss/preference", "loss/value", "loss/kl", "advantages/mean", "advantages/std", "clipped"),
+        *("loss/preference", "loss/value", "loss/kl", *logged_statistics, "clipped"),
     )
     initial_loss = 0.0
 
@@ -117,13 +119,8 @@ class OPPO(UnpairedMethod):
         self.value_coefficient, self.kl_coefficient = value_coefficient, kl_coefficient
         self.value_lr = float(value_lr)
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "value_head"):
-            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+    def heads(self) -> dict[str, SideHead]:
+        return {"value_head": SideHead(lambda: ValueHead(self.policy.hidden_size, dropout=0.0), self.value_lr)}
 
     def last_reward(self, batch: Batch) -> Float[Tensor, "N"]:
         """The reward of each response, given on its last token."""
@@ -191,9 +188,9 @@ class AOPPO(OPPO):
             reward_weights: w_i by name of a reward in `data.rewards`; the UPO paper's and default:
                 {readability: 0.05, safety: 0.95}.
         """
-        super().__init__(*args, **kwargs)
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
-        self.rewards = tuple(self.reward_weights)
+        self.needs |= Needs(rewards=self.reward_weights)
+        super().__init__(*args, **kwargs)
 
     def objective(self, batch: Batch) -> Float[Tensor, "N"]:
         """R = sum_i w_i r_i."""

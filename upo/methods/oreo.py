@@ -24,6 +24,8 @@ from upo.data.batch import Batch
 from upo.data.layout import Responses
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
+from upo.methods.common.heads import SideHead
+from upo.methods.common.needs import SUMS, Needs
 from upo.methods.common.value_head import ValueHead
 from upo.models.logps import ResponseLogps
 
@@ -72,8 +74,7 @@ def _means(x: Tensor, owner: Tensor, n: int) -> Tensor:
 class OREO(UnpairedMethod):
     """Offline reasoning optimization, a value and a squared error for every token."""
 
-    extras = ("token_logps", "hidden", "reverse_kl")
-    reference_extras = ("token_logps",)
+    needs = Needs(policy={"token_logps", "hidden", "reverse_kl"}, reference={"token_logps"}, reward=SUMS)
     metric_names = (*UnpairedMethod.metric_names, "loss/preference", "loss/value", "loss/kl")
 
     def __init__(
@@ -97,13 +98,8 @@ class OREO(UnpairedMethod):
         super().__init__(*args, **kwargs)
         self.beta, self.kappa, self.wrong_reward, self.value_lr = beta, kappa, wrong_reward, float(value_lr)
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "value_head"):
-            self.value_head = ValueHead(self.policy.hidden_size, dropout=0.0)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super().parameter_groups(), {"params": list(self.value_head.parameters()), "lr": self.value_lr}]
+    def heads(self) -> dict[str, SideHead]:
+        return {"value_head": SideHead(lambda: ValueHead(self.policy.hidden_size, dropout=0.0), self.value_lr)}
 
     def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
         """Tokens at which a step begins: here every one."""

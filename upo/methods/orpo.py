@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from upo.functional.log1mexp import log_odds
 from upo.methods.common.likelihood import ChosenLikelihood
+from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -30,7 +31,7 @@ class ORPO(ChosenLikelihood):
     """Odds Ratio Preference Optimization."""
 
     reward_is_log_odds = True
-    needs_reference = False
+    needs = Needs(reward=SUMS)
     length_normalized: ClassVar[bool] = True
 
     def __init__(self, *args: Any, lam: PositiveFloat = 0.1, **kwargs: Any):

@@ -16,6 +16,7 @@ from upo.data.batch import Batch
 from upo.data.views import UnpairedView
 from upo.errors import UserError
 from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.needs import Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -30,7 +31,6 @@ class RewardWeightedSFT(Method):
     """Likelihood of all responses, weighted by auxiliary rewards."""
 
     view = UnpairedView()
-    needs_reference = False
     length_normalized = True
     metric_names = tuple(f"{name}/{side}" for name in ("objective", "nll") for side in ("chosen", "rejected"))
 
@@ -39,9 +39,9 @@ class RewardWeightedSFT(Method):
         Args:
             reward_weights: w_i by name of a reward in `data.rewards`; R = sum_i w_i r_i must never be negative.
         """
-        super().__init__(*args, **kwargs)
         self.reward_weights = dict(reward_weights)
-        self.rewards = tuple(self.reward_weights)
+        self.needs |= Needs(rewards=self.reward_weights)
+        super().__init__(*args, **kwargs)
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         rewards = logps.objective(self.reward_weights)

@@ -22,7 +22,6 @@ class SFT(Method):
     """Supervised fine-tuning on chosen responses."""
 
     view = DemonstrationView()
-    needs_reference = False
     metric_names = ("nll_per_token", "logps/chosen", "lengths/chosen")
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.methods.common.families import PairwiseMethod
+from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -25,7 +26,7 @@ def simpo_loss(
 class SimPO(PairwiseMethod):
     """Simple Preference Optimization."""
 
-    needs_reference = False
+    needs = Needs(reward=SUMS)
     length_normalized: ClassVar[bool] = True
 
     def __init__(self, *args: Any, beta: PositiveFloat = 2.0, gamma: NonNegativeFloat = 0.5, **kwargs: Any):

@@ -13,6 +13,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from upo.methods.common.likelihood import ChosenLikelihood
+from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -26,7 +27,7 @@ def slic_loss(
 class SLiCHF(ChosenLikelihood):
     """Sequence Likelihood Calibration with human feedback."""
 
-    needs_reference = False
+    needs = Needs(reward=SUMS)
 
     def __init__(
         self,

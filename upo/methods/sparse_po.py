@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from upo.data.batch import Batch
-from upo.errors import UserError
 from upo.methods.common.base import Stage
 from upo.methods.common.families import PairwiseMethod
+from upo.methods.common.heads import SideHead
+from upo.methods.common.needs import Needs
 from upo.models.logps import ResponseLogps
-from upo.models.reference import FrozenReference
 
 
 def sparse_po_loss(
@@ -67,9 +67,9 @@ class MaPO(PairwiseMethod):
     """TDPO with masks from the reference's activations."""
 
     reward_is_log_odds = True
-    extras: ClassVar = ("token_logps", "kl")
-    reference_extras: ClassVar = ("token_logps", "layers")
-    reward_reads_extras = True
+    needs = Needs(
+        policy={"token_logps", "kl"}, reference={"token_logps", "layers"}, reward={"token_logps", "kl", "layers"}
+    )
     metric_names: ClassVar = (*PairwiseMethod.metric_names, "kl/chosen", "kl/rejected", "masks/mean", "masks/density")
     initial_loss = 0.693147
 
@@ -128,20 +128,13 @@ class SparsePO(MaPO):
         self.common_mask = common_mask
         self.mask_lr, self.mask_weight_decay = float(mask_lr), float(mask_weight_decay)
 
-    def configure_model(self) -> None:
-        if not isinstance(self.reference, FrozenReference):
-            raise UserError(
-                f"SparsePO reads the reference's states of each token, {type(self.reference).__name__} has none; "
-                "set model.reference: FrozenReference"
-            )
-        super().configure_model()
-        if not hasattr(self, "mask_head"):
-            config = self.reference.model.model.config.get_text_config()  # type: ignore[union-attr]
-            self.mask_head = LearnedMasks(config.num_hidden_layers, config.hidden_size, 1 if self.common_mask else 2)
+    def heads(self) -> dict[str, SideHead]:
+        def make() -> nn.Module:
+            model = getattr(self.reference, "model", None) or self.policy  # its shapes, where it is not built
+            config = model.model_config.get_text_config()
+            return LearnedMasks(config.num_hidden_layers, config.hidden_size, 1 if self.common_mask else 2)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        head = {"params": list(self.mask_head.parameters()), "lr": self.mask_lr, "weight_decay": self.mask_weight_decay}
-        return [*super().parameter_groups(), head]
+        return {"mask_head": SideHead(make, self.mask_lr, {"weight_decay": self.mask_weight_decay})}
 
     def masks(self, logps: ResponseLogps) -> tuple[Tensor, Tensor]:
         masks = self.mask_head(logps.reference_extras["layers"])

@@ -24,6 +24,8 @@ from upo.data.keyphrases import without_key_phrases
 from upo.data.units import Draft
 from upo.data.views import PairedView, pairs_of
 from upo.methods.common.base import Stage, Term
+from upo.methods.common.heads import SideHead
+from upo.methods.common.needs import Needs
 from upo.methods.dpo import DPO
 from upo.models.logps import ResponseLogps
 
@@ -80,7 +82,7 @@ class SPODegree(DPO):
 
     reward_is_log_odds = False
     view = DegreeView()
-    extras = ("hidden",)
+    needs = DPO.needs | Needs(policy={"hidden"})
     initial_loss = None
     metric_names = (*DPO.metric_names, "loss/preference", "loss/degree", "degree/accuracies")
 
@@ -93,13 +95,8 @@ class SPODegree(DPO):
         super().__init__(*args, **kwargs)
         self.gamma, self.head_lr = gamma, float(head_lr)
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "degree_head"):
-            self.degree_head = nn.Linear(self.policy.hidden_size, LEVELS + 1)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super().parameter_groups(), {"params": list(self.degree_head.parameters()), "lr": self.head_lr}]
+    def heads(self) -> dict[str, SideHead]:
+        return {"degree_head": SideHead(lambda: nn.Linear(self.policy.hidden_size, LEVELS + 1), self.head_lr)}
 
     def degree_logits(self, logps: ResponseLogps) -> Float[Tensor, "N degrees"]:
         """From the last hidden state of each response, in the head's precision."""

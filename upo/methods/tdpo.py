@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 from upo.data.batch import Batch
 from upo.methods.common.base import Stage
 from upo.methods.common.families import PairwiseMethod
+from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -51,8 +52,7 @@ class TDPO1(PairwiseMethod):
     """Token-level DPO with the divergence as it comes out of the derivation."""
 
     reward_is_log_odds = True
-    extras: ClassVar = ("kl",)
-    reward_reads_extras = True
+    needs = Needs(policy={"kl"}, reference=SUMS, reward={"kl"})
     metric_names: ClassVar = (*PairwiseMethod.metric_names, "kl/chosen", "kl/rejected")
     initial_loss = 0.693147
 

@@ -21,6 +21,7 @@ from upo.data.units import Draft, Unit
 from upo.data.views import View, preference
 from upo.methods.common.base import Stage, Term
 from upo.methods.common.families import PairwiseMethod, _preference_means
+from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
 
 
@@ -59,7 +60,7 @@ class TPO(PairwiseMethod):
 
     reward_is_log_odds = True
     view = TripleView()
-    needs_reference = False
+    needs = Needs(reward=SUMS)
     metric_names = (*PairwiseMethod.metric_names, "loss/preference", "loss/gold", "logps/gold")
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.2, alpha: NonNegativeFloat = 0.9, **kwargs: Any):

@@ -20,11 +20,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Int
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from torch import Tensor
+from torch import Tensor, nn
 
 from upo.data.batch import Batch, Step
 from upo.functional.value_losses import Expectile, ValueLoss
 from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.heads import SideHead
+from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import Seed, ValueHead, ValueHeads
 from upo.methods.dpo import DPO
 from upo.methods.ipo import IPO
@@ -69,7 +71,6 @@ def advantage_weights(
 class AuxiliaryRewards(Method):
     """Adds designers' objectives to any preference method: `class UPO(AuxiliaryRewards, KTO)`."""
 
-    extras = ("prompt_hidden",)
     couples_weights: ClassVar[bool] = False
     """Whether a weight depends on the other responses of the step whatever the options are."""
 
@@ -114,14 +115,15 @@ class AuxiliaryRewards(Method):
             value_grad_clip: norm clipping of the value head alone.
             value_dropout: of the value head, in L_V only; every split, layout and number of ranks gives the same.
         """
-        super().__init__(*args, **kwargs)
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
-        self.rewards = tuple(self.reward_weights)
+        self.value_state = STATES[value_at]
+        self.needs |= Needs(policy={self.value_state}, rewards=self.reward_weights)
+        super().__init__(*args, **kwargs)
         self.gamma, self.lam, self.length_normalize = gamma, lam, length_normalize
         self.weight_clip, self.normalize_weights = weight_clip, normalize_weights
         self.value_loss, self.value_coefficient = value_loss, value_coefficient
         self.value_warmup_steps, self.value_dropout = value_warmup_steps, value_dropout
-        self.extras, self.value_per_reward = (STATES[value_at],), value_per_reward  # type: ignore[misc]
+        self.value_per_reward = value_per_reward
         self.value_lr, self.value_grad_clip = float(value_lr), float(value_grad_clip)
         self.train_weights, self.val_weights = AdvantageWeights(), AdvantageWeights()
         self._warned = False
@@ -135,15 +137,12 @@ class AuxiliaryRewards(Method):
     def warming_up(self) -> bool:
         return self.global_step < self.value_warmup_steps
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if not hasattr(self, "value_head"):
+    def heads(self) -> dict[str, SideHead]:
+        def make() -> nn.Module:
             shape = (self.policy.hidden_size, self.value_dropout)
-            self.value_head = ValueHeads(*shape, len(self.rewards)) if self.value_per_reward else ValueHead(*shape)
+            return ValueHeads(*shape, len(self.rewards)) if self.value_per_reward else ValueHead(*shape)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        head = {"params": list(self.value_head.parameters()), "lr": self.value_lr, "grad_clip": self.value_grad_clip}
-        return [*super().parameter_groups(), head]
+        return {"value_head": SideHead(make, self.value_lr, {"grad_clip": self.value_grad_clip})}
 
     # ---- R, V and the weights --------------------------------------------------------------------------------
 
@@ -161,7 +160,7 @@ class AuxiliaryRewards(Method):
 
     def values(self, logps: ResponseLogps, seeds: Sequence[Seed] | None = None) -> Float[Tensor, "N H"]:
         """What each head says of each response's prompt; `seeds` of its dropout, by prompt."""
-        return self.value_head(logps.extras[self.extras[0]], seeds)[logps.prompt_index].view(len(logps.logps), -1)
+        return self.value_head(logps.extras[self.value_state], seeds)[logps.prompt_index].view(len(logps.logps), -1)
 
     def value(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
         """V of each response's prompt."""
@@ -185,8 +184,7 @@ class AuxiliaryRewards(Method):
         every = torch.zeros(step.counts["responses"], dtype=torch.float64, device=self.device)
         for batch in step.micro_batches:
             assert batch.places is not None, "StepData numbers the responses"
-            r, out = batch.responses, self.policy(batch.responses, self.extras)
-            logps = ResponseLogps(out.pop("logps"), r.lengths, r.prompt_index, rewards=r.rewards, extras=out)
+            logps = self.response_logps(batch.responses, Needs(policy={self.value_state}))
             if not batch.filler:
                 every[batch.places] = self.log_weights(logps).double()
         return known | {"log_weights": self.couple(sum_over_ranks(every))}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from upo.data.batch import Batch
 from upo.methods.common.base import Stage
+from upo.methods.common.needs import Needs
 from upo.methods.dpo import DPO, dpo_loss
 from upo.models.logps import ResponseLogps
 
@@ -44,7 +45,7 @@ def wpo_loss(
 class WPO(DPO):
     """Weighted Preference Optimization."""
 
-    extras: ClassVar = ("token_logps", "sum_p2")
+    needs = DPO.needs | Needs(policy={"token_logps", "sum_p2"})
     metric_names: ClassVar = (*DPO.metric_names, "weights")
     initial_loss: ClassVar = None
 

@@ -1,6 +1,7 @@
 """All that a loss may look at."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from attrs import field, frozen
@@ -8,6 +9,28 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from upo.errors import UserError
+
+Axis = Literal["token", "response", "prompt"]
+
+AXIS: dict[str, Axis] = {
+    "logps": "response",
+    "reference_logps": "response",
+    "reward": "response",
+    "token_logps": "token",
+    "entropy": "token",
+    "top_logp": "token",
+    "sum_p2": "token",
+    "kl": "token",
+    "reverse_kl": "token",
+    "hidden": "token",
+    "layers": "token",
+    "prompt_hidden": "prompt",
+    "prompt_mean": "prompt",
+}
+"""What each quantity has one value or row of, by name; `Policy.forward` says what they are."""
+
+DIVERGENCES = frozenset({"kl", "reverse_kl"})
+"""Quantities that compare a policy's distributions with another model's."""
 
 
 @frozen(eq=False)
@@ -25,11 +48,12 @@ class ResponseLogps:
     rewards: Float[Tensor, "*N M"] | None = None
     """Annotated auxiliary rewards."""
     extras: dict[str, Tensor] = field(factory=dict)
-    """What a method asked the policy for besides log-probs, e.g. `prompt_hidden` [B, D], `token_logps` [tokens]."""
+    """What a method asked the policy for besides log-probs, e.g. `prompt_hidden` [B, D], `token_logps` [tokens]; each
+    along its axis."""
     reference_extras: dict[str, Tensor] = field(factory=dict)
     """The same of the reference, e.g. `token_logps` [tokens]; never carries a gradient."""
     row: Int[Tensor, "tokens"] | None = None
-    """Which of the N responses a token belongs to; N for tokens of responses that were left out."""
+    """Which of the N responses a token belongs to; None where nothing is known by token."""
 
     @property
     def mean(self) -> Float[Tensor, "*N"]:
@@ -67,32 +91,46 @@ class ResponseLogps:
         return objective(self.annotated, weights)
 
     def sums(self, values: Float[Tensor, "tokens"]) -> Float[Tensor, "N"]:
-        """Values of the tokens of a micro-batch (extras), added up over each response."""
+        """Values of the tokens (extras), added up over each response."""
         assert self.row is not None, "a list's responses no longer know their tokens"
-        return values.new_zeros(len(self.lengths) + 1).index_add(0, self.row, values)[:-1]
+        return values.new_zeros(len(self.lengths)).index_add(0, self.row, values)
 
     def __getitem__(self, rows: slice | Tensor) -> "ResponseLogps":
-        """The same for some of the rows, or for rows in another shape; extras stay as they are."""
+        """The same for some of the rows, or for rows in another shape.
+
+        Values by token are those of the chosen responses, one behind the other, and left out where rows get another
+        shape; values by prompt stay whole, since `prompt_index` points to them.
+        """
+        tokens, row = self._tokens(torch.arange(len(self.lengths), device=self.lengths.device)[rows])
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[rows]
 
-        row = None
-        if self.row is not None:
-            numbers = torch.arange(len(self.lengths) + 1, device=self.row.device)
-            kept = numbers[:-1][rows]
-            if kept.ndim == 1:
-                row = torch.full_like(numbers, len(kept)).scatter(0, kept, numbers[: len(kept)])[self.row]
+        def along(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            places = {"token": tokens, "response": rows, "prompt": slice(None)}
+            return {name: x[at] for name, x in values.items() if (at := places[AXIS[name]]) is not None}
+
         return ResponseLogps(
             self.logps[rows],
             self.lengths[rows],
             self.prompt_index[rows],
             pick(self.reference_logps),
             pick(self.rewards),
-            self.extras,
-            self.reference_extras,
+            along(self.extras),
+            along(self.reference_extras),
             row,
         )
+
+    def _tokens(self, responses: Int[Tensor, "..."]) -> tuple[Int[Tensor, "some"] | None, Int[Tensor, "some"] | None]:
+        """Places of the tokens of these responses, one response behind the other, and the response of each."""
+        by_token = any(AXIS[name] == "token" for name in (*self.extras, *self.reference_extras))
+        if not by_token or responses.ndim != 1:
+            return None, None
+        assert self.row is not None, "values by token need to know whose they are"
+        number = torch.full_like(self.lengths, -1).scatter(0, responses, torch.arange(len(responses)).to(responses))
+        of = number[self.row]
+        tokens = of.argsort(stable=True)[(of < 0).sum() :]
+        return tokens, of[tokens]
 
 
 def objective(rewards: Float[Tensor, "*N M"], weights: Mapping[str, float]) -> Float[Tensor, "*N"]:

@@ -3,11 +3,11 @@
 import copy
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from upo.models import quantization
 from upo.models.adapters import TRAINED, keep_apart
 from upo.models.head import Head, grow
 from upo.models.loading import base_hash, new_model, read_model
+from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
@@ -35,6 +36,12 @@ class Policy(nn.Module):
     """A causal LM with its tokenizer. Weights are loaded by `build`, so that a config can be checked without them."""
 
     model: "PreTrainedModel"
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"logps", *linear_logps.NAMES, *DIVERGENCES, "hidden", "layers", "prompt_hidden", "prompt_mean"}
+    )
+    """Quantities that `forward` knows, by their names in `upo.models.logps.AXIS`."""
+    instead: ClassVar[str] = "take another method"
+    """What to do where that is too little."""
 
     def __init__(
         self,
@@ -73,8 +80,20 @@ class Policy(nn.Module):
         if adapter is not None:
             keep_apart(self)
         self.controls: tuple[str, ...] = ()
-        """Tokens that a method puts between prompt and response, set before `tokenizer` is read; generation stands
-        behind the first one."""
+        """Tokens that a method puts between prompt and response; generation stands behind the first one."""
+
+    def take_controls(self, tokens: Sequence[str]) -> None:
+        """Adds control tokens to the tokenizer and the model, which come to know them when they are read.
+
+        Raises:
+            UserError: they were read before, without these tokens.
+        """
+        if new := [token for token in tokens if token not in self.controls]:
+            if "tokenizer" in vars(self) or hasattr(self, "model"):
+                raise UserError(
+                    f"{' and '.join(new)} come too late for a policy whose tokenizer is in use; make a new policy"
+                )
+            self.controls = (*tokens, *(token for token in self.controls if token not in tokens))
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

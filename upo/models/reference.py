@@ -5,6 +5,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -16,6 +17,7 @@ from upo.data.rounds import Round
 from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.adapters import START, below, only
+from upo.models.logps import DIVERGENCES
 from upo.models.policy import Policy
 from upo.ops.linear_head import LinearHead
 
@@ -23,6 +25,10 @@ from upo.ops.linear_head import LinearHead
 class Reference(ABC):
     """Log-probs that a policy is measured against."""
 
+    provides: ClassVar[frozenset[str]] = frozenset({"logps"})
+    """Quantities that it knows, by their names in `upo.models.logps.AXIS`."""
+    instead: ClassVar[str] = "set model.reference: FrozenReference"
+    """What to do where that is too little."""
     starts_as_policy: bool = False
     """Whether all log-ratios are 0 before the first step: checked there."""
 
@@ -34,16 +40,20 @@ class Reference(ABC):
     def logps(self, responses: Responses) -> Tensor:
         """Summed log-probs [N] in nats, without gradient, on the responses' device."""
 
-    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
-        """`logps` and what else a loss needs of the reference by name, as `Policy.forward` returns it; no gradient.
+    def score(self, responses: Responses, wanted: Collection[str] = ()) -> dict[str, Tensor]:
+        """`logps` and what else is wanted by name, without gradient; sums that a batch brings along are not computed.
 
-        Raises:
-            UserError: this reference knows sums only.
+        Args:
+            wanted: some of what this reference `provides`.
         """
-        raise UserError(
-            f"{type(self).__name__} knows only the log-probs of whole responses, this method needs {', '.join(names)} "
-            "of each token; set model.reference: FrozenReference"
-        )
+        if wanted:
+            return self.extras(responses, wanted)
+        known = responses.reference_logps
+        return {"logps": self.logps(responses) if known is None else known}
+
+    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+        """`logps` and more by name, computed as `Policy.forward` does, for those who `provide` it."""
+        raise NotImplementedError
 
     def stored(self, trainer: pl.Trainer, round: Round) -> Callable[[Sequence[Group]], Tensor] | None:
         """What finds the log-probs of a round's groups, where they are known before training; called at its start."""
@@ -56,6 +66,8 @@ class Reference(ABC):
 
 class FrozenReference(Reference):
     """A frozen model: a copy of the policy as it starts, or another one."""
+
+    provides = Policy.provides - DIVERGENCES
 
     def __init__(self, path: str | None = None):
         """
@@ -96,6 +108,7 @@ class AdapterReference(Reference):
     """The policy as it starts, from the policy's own weights: the model below `policy.adapter`, or, where that starts
     from an adapter, the model with this one as it was. Costs no memory."""
 
+    provides = Policy.provides - DIVERGENCES
     starts_as_policy = True
 
     def __init__(self) -> None:

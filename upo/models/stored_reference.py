@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
@@ -113,12 +113,6 @@ class StoredReference(Reference):
 
     def stored(self, trainer: pl.Trainer, round: Round) -> "StoredLogps":
         device = trainer.strategy.root_device
-        method: Any = trainer.lightning_module
-        if names := [*method.reference_extras, *({"kl"} & set(method.extras))]:
-            raise UserError(
-                f"{type(method).__name__} needs {', '.join(names)} of each token from the reference, a StoredReference "
-                "knows only the log-probs of whole responses; set model.reference: FrozenReference"
-            )
         assert self.model is not None, "build() comes first"
         self.weights = self.weights or weights_hash(self.model)
         model = placed(self.model, device)

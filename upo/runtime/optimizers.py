@@ -67,6 +67,13 @@ def check_trainer(trainer: Any) -> None:
             f"trainer.precision={trainer.precision} would convert metrics and value head, not the reference; "
             "set policy.dtype (bfloat16, float64), or trainer.precision: bf16-mixed"
         )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        for optimizer in trainer.optimizers:
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
+                raise UserError(
+                    f"{type(optimizer).__name__} with fused: true takes fp16's scale off the gradients after they are "
+                    f"clipped; leave fused out, or set trainer.precision: bf16-mixed instead of {trainer.precision}"
+                )
 
 
 def clip(parameters: Sequence[Tensor], limit: float, strategy: Any) -> Tensor:

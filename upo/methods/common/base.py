@@ -19,7 +19,9 @@ from upo.data.rounds import Round
 from upo.data.steps import REFERENCE_LOGPS
 from upo.data.views import View
 from upo.errors import UserError
-from upo.methods.common.term import Term
+from upo.methods.common.heads import SideHead
+from upo.methods.common.needs import SUMS, Needs, check_needs
+from upo.methods.common.term import Term, common, total
 from upo.metrics.means import Means
 from upo.models.adapters import is_whole
 from upo.models.loading import BASE, check_base
@@ -31,22 +33,25 @@ from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
 
 Stage = Literal["train", "val"]
 
+SUMS_OF_BOTH = Needs(reference=SUMS)
+"""Log-probs of whole responses under policy and reference."""
+
 
 class Method(pl.LightningModule):
     """Base of all methods: owns the policy, the reference, the optimizer and the logging."""
 
     view: ClassVar[View]
     """What the method sees of an example: pairs, labels, lists, ..."""
-    needs_reference: ClassVar[bool] = True
-    length_normalized: ClassVar[bool] = False
-    """Whether the loss reads log-probs a token (`.mean`) instead of their sums."""
-    extras: ClassVar[tuple[str, ...]] = ()
-    """What the loss needs from the policy besides log-probs: see `Policy.forward`."""
-    reference_extras: ClassVar[tuple[str, ...]] = ()
-    """The same from the reference, which is then asked in every step, whatever is stored."""
-    reward_reads_extras: ClassVar[bool] = False  # whether `reward` needs them too
-    metric_names: ClassVar[tuple[str, ...]] = ()
+    needs: Needs = Needs()
+    """What it asks of policy, reference and data; where options decide, instances add to it, before `super().__init__`
+    where it is more than rewards."""
+    metric_names: tuple[str, ...] = ()
+    """Metrics that are plain means."""
+    logged_statistics: ClassVar[tuple[str, ...]] = ()
+    """Those of `metric_names` that are scalars of `statistics`, one a step; the others come from `track`."""
     reference: Reference | None
+    length_normalized: ClassVar[bool] = False
+    """Whether the loss reads log-probs a token (`.mean`) instead of their sums; the list of methods says so."""
     reward_is_log_odds: ClassVar[bool] = False
     """Whether sigmoid(reward difference) is the probability of being preferred that the method fits (Bradley-Terry)."""
     initial_loss: ClassVar[float | None] = None
@@ -70,17 +75,31 @@ class Method(pl.LightningModule):
                 150 steps and stays constant.
         """
         super().__init__()
-        name = type(self).__name__
-        if self.needs_reference and reference is None:
-            raise UserError(f"{name} needs a reference; set `model.reference: FrozenReference` (a copy of the policy)")
-        if not self.needs_reference and reference is not None:
-            raise UserError(f"{name} uses no reference; remove `model.reference` (it would only cost memory)")
+        if (self.needs.reward is None) != (type(self).reward is Method.reward):
+            raise UserError(
+                f"{type(self).__name__}: `needs` says what `reward(logps)` reads (SUMS: log-probs alone), or nothing "
+                "where a method defines none; one of the two is missing"
+            )
         self.policy = policy
-        object.__setattr__(self, "reference", reference)  # kept out of the module tree: never sharded, never saved
+        policy.take_controls(self.needs.control_tokens)
+        self.set_reference(reference)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.rewards: tuple[str, ...] = ()
         self.data_seed, self._configured = 0, False
         self.train_means, self.val_means = Means(self.names), Means(self.names)
+
+    def set_reference(self, reference: Reference | None) -> None:
+        """Measures against this reference from now on.
+
+        Raises:
+            UserError: it does not know what the method needs.
+        """
+        check_needs(type(self).__name__, self.needs, self.policy, reference)
+        object.__setattr__(self, "reference", reference)  # kept out of the module tree: never sharded, never saved
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names of the auxiliary rewards that the data bring along."""
+        return self.needs.rewards
 
     @property
     def names(self) -> list[str]:
@@ -97,10 +116,7 @@ class Method(pl.LightningModule):
         raise NotImplementedError
 
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """What the loss needs to know of the whole GLOBAL step before its first backward pass.
-
-        Scalars that `metric_names` names are logged.
-        """
+        """What the loss needs to know of the whole GLOBAL step before its first backward pass, by name."""
         return {}
 
     def track(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
@@ -116,32 +132,39 @@ class Method(pl.LightningModule):
         """The implicit reward of each response [N]."""
         raise NotImplementedError(f"{type(self).__name__} needs `reward(logps)`: each response's implicit reward")
 
+    def heads(self) -> dict[str, SideHead]:
+        """Modules that learn beside the policy, by the attribute in which they live."""
+        return {}
+
     # ---- one optimizer step ----------------------------------------------------------------------------------
 
-    def response_logps(
-        self, responses: Responses, extras: tuple[str, ...] = (), reference_extras: tuple[str, ...] = ()
-    ) -> ResponseLogps:
-        """Log-probs of responses under policy and reference."""
-        reference_logps, known, against = responses.reference_logps, {}, None
-        divergence = {"kl", "reverse_kl"} & set(extras)
-        if self.reference is not None and (reference_extras or divergence):
-            known = self.reference.extras(responses, {*reference_extras, *(("hidden",) if divergence else ())})
-            reference_logps = known.pop("logps")
-            against = (x := known["hidden"], self.reference.linear_head().to(x.dtype)) if divergence else None
-        elif self.reference is not None and reference_logps is None:
-            reference_logps = self.reference.logps(responses)
-        out = self.policy(responses, extras, against)
-        logps, r = out.pop("logps"), responses
-        return ResponseLogps(logps, r.lengths, r.prompt_index, reference_logps, r.rewards, out, known, r.row)
+    def response_logps(self, responses: Responses, wanted: Needs = SUMS_OF_BOTH) -> ResponseLogps:
+        """Log-probs of responses, and what else is wanted of policy and reference."""
+        theirs, against = {}, None
+        if self.reference is not None and wanted.reference is not None:
+            theirs = dict(self.reference.score(responses, sorted(wanted.of_reference)))
+            if wanted.divergences:
+                against = (states := theirs["hidden"], self.reference.linear_head().to(states.dtype))
+        ours = self.policy(responses, sorted(wanted.policy), against)
+        return ResponseLogps(
+            ours.pop("logps"),
+            responses.lengths,
+            responses.prompt_index,
+            theirs.pop("logps", None),
+            responses.rewards,
+            extras=ours,
+            reference_extras={name: theirs[name] for name in wanted.reference or ()},
+            row=responses.row,
+        )
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
         """A micro-batch's addend to the loss of the global step; metrics are updated on the way."""
-        logps = self.response_logps(batch.responses, self.extras, self.reference_extras)
+        logps = self.response_logps(batch.responses, self.needs)
         terms = self.terms(batch, logps, statistics)
-        loss = torch.stack([t.scale * t.values.sum() / step.counts[t.per] for t in terms.values()]).sum()
+        loss = total(terms.values(), step.counts)
         if batch.filler:
             return 0.0 * loss
-        means, per = self.means(stage), next(iter(terms.values())).per
+        means, per = self.means(stage), common(terms.values())
         mine = batch.counts[per]  # weights that make the mean over several steps that of all their pairs or tokens
         means.update(loss=(loss[None] * step.counts[per] / mine, mine))
         means.update(**{f"loss/{n}": t.values for n, t in terms.items() if f"loss/{n}" in means.names})
@@ -150,10 +173,10 @@ class Method(pl.LightningModule):
         return loss
 
     def measure(self, step: Step, stage: Stage) -> dict[str, Tensor]:
-        """The step's statistics, logged."""
-        found = self.statistics(step)
-        self.means(stage).update(**{n: x[None] for n, x in found.items() if n in self.metric_names})
-        return found
+        """The step's statistics; some are logged."""
+        statistics = self.statistics(step)
+        self.means(stage).update(**{name: statistics[name][None] for name in self.logged_statistics})
+        return statistics
 
     def training_step(self, step: Step, batch_idx: int) -> Tensor:
         """All micro-batches of a step; Lightning gets the last one's loss and does the rest."""
@@ -163,8 +186,9 @@ class Method(pl.LightningModule):
             self._check_start(step)
         statistics = self.measure(step, "train")
         world_size = self.trainer.world_size  # strategies average gradients over ranks; losses are shares of a sum
+        scaled = self.trainer.precision_plugin.pre_backward  # as Lightning does with the last one: fp16 needs it
         for batch in step.micro_batches[:-1]:
-            (self.loss_of(batch, step, statistics, "train") * world_size).backward()
+            scaled(self.loss_of(batch, step, statistics, "train") * world_size, self).backward()
         loss = self.loss_of(step.micro_batches[-1], step, statistics, "train") * world_size
         self._log("train")
         return loss
@@ -205,10 +229,21 @@ class Method(pl.LightningModule):
             self.policy.build()
         if self.reference is not None:
             self.reference.build(self.policy)
+        self.add_heads()
+
+    def add_heads(self) -> None:
+        """Makes the heads that are not there yet."""
+        for name, head in self.heads().items():
+            if not hasattr(self, name):
+                setattr(self, name, head.make())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; a group's `grad_clip` replaces the Trainer's norm clipping for it."""
-        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
+        beside = [
+            {"params": list(getattr(self, name).parameters()), "lr": head.lr, **head.options}
+            for name, head in self.heads().items()
+        ]
+        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}, *beside]
 
     def configure_optimizers(self) -> dict[str, Any]:
         check_strategy(self)

@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def reference(self) -> str:
-        return "yes" if self.kind.needs_reference else "no"
+        return "no" if self.kind.needs.reference is None else "yes"
 
     @property
     def log_probs(self) -> str:

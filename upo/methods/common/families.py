@@ -7,6 +7,7 @@ from upo.data.batch import Batch
 from upo.data.views import ListwiseView, PairedView, UnpairedView
 from upo.functional.lists import rectangle
 from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.needs import SUMS, Needs
 from upo.metrics.means import wins
 from upo.models.logps import ResponseLogps
 
@@ -20,6 +21,7 @@ class PairwiseMethod(Method):
     """Methods that learn from pairs: subclasses define `loss(chosen, rejected)`."""
 
     view = PairedView()
+    needs = Needs(reference=SUMS, reward=SUMS)
     metric_names = PREFERENCE_METRICS
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
@@ -37,6 +39,7 @@ class UnpairedMethod(Method):
     """Methods that learn from single labelled responses: subclasses define `loss(responses, desirable, statistics)`."""
 
     view = UnpairedView()
+    needs = Needs(reference=SUMS, reward=SUMS)
     metric_names = PREFERENCE_METRICS
 
     def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
@@ -54,6 +57,7 @@ class ListwiseMethod(Method):
     """Methods that learn from K scored responses a prompt: subclasses define `loss(responses, scores, mask)`."""
 
     view = ListwiseView()
+    needs = Needs(reference=SUMS, reward=SUMS)
     metric_names = PREFERENCE_METRICS
 
     def loss(self, responses: ResponseLogps, scores: Tensor, mask: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from upo.data.views import SingleView
 from upo.errors import UserError
 from upo.functional.value_fit import fit_value
 from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import REWARD_WEIGHTS
 from upo.models.logps import ResponseLogps
@@ -56,9 +57,9 @@ class FittedValue(Method):
             value_warmup_steps: steps of `data.pairs_per_step` responses that fit V before training.
             value_lr: their learning rate.
         """
-        super().__init__(*args, **kwargs)
         self.reward_weights = dict(REWARD_WEIGHTS if reward_weights is None else reward_weights)
-        self.rewards = tuple(self.reward_weights)
+        self.needs |= Needs(rewards=self.reward_weights)
+        super().__init__(*args, **kwargs)
         self.undesirable_reward = undesirable_reward
         self.value_warmup_steps, self.value_lr = value_warmup_steps, float(value_lr)
         self.advantages: dict[str, Tensor] = {}
