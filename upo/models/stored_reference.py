@@ -17,9 +17,9 @@ from upo.data.layout import Responses, Tokens
 from upo.errors import UserError
 from upo.models.loading import tensors_hash
 from upo.models.policy import Policy
+from upo.models.precompute import Precompute
 from upo.models.reference import Reference, as_started, placed
 from upo.models.store import LogpsStore
-from upo.models.store_filling import Filling
 
 LAYOUT_VERSION = 1
 """Part of every key: raise it when the same weights and tokens get other log-probs than before."""
@@ -125,7 +125,7 @@ class StoredReference(Reference):
             fingerprint = json.dumps([self.weights, compute, LAYOUT_VERSION])
             name = f"{model.model_config.model_type}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}"
             store = LogpsStore(self.folder / name, fingerprint)
-            values = Filling(model, store, trainer).values(tolerance(compute))
+            values = Precompute(model, store, trainer).values(tolerance(compute))
         self._complete = True
         if tolerance(compute) == ROUGH:
             self.starts_as_policy = False
