@@ -167,7 +167,12 @@ class Policy(nn.Module):
         """A copy that never learns: the usual reference."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
-    def in_force(self) -> AbstractContextManager:
+    @property
+    def holder(self) -> "Policy":
+        """Whose weights these are: strategies shard and move this one."""
+        return self
+
+    def active(self) -> AbstractContextManager:
         """Inside, `model` computes what this policy does: several may share one, with different adapters."""
         return nullcontext()
 

@@ -18,7 +18,7 @@ from upo.errors import UserError
 from upo.models.loading import tensors_hash
 from upo.models.policy import Policy
 from upo.models.precompute import Precompute
-from upo.models.reference import Reference, as_started, placed
+from upo.models.reference import Reference, initial_policy, placed
 from upo.models.store import LogpsStore
 
 LAYOUT_VERSION = 1
@@ -63,7 +63,7 @@ class StoredReference(Reference):
     def build(self, policy: Policy) -> None:
         if policy.adapter is not None and self.path is None:
             self._shares = self.dtype is None
-            self._model = self._converted(as_started(policy if self._shares else policy.frozen_copy()))
+            self._model = self._converted(initial_policy(policy if self._shares else policy.frozen_copy()))
             return
         if (path := self.path or policy.path) is not None:
             self._again = policy.like(path, self.dtype if self.path else None)
