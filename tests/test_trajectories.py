@@ -134,7 +134,7 @@ def test_a_store_that_is_killed_while_it_is_filled_is_continued(baseline, upo_fi
     path = config(tmp_path, "KTO", tokens_per_microbatch=300)
     reached = lambda: len(list((tmp_path / "store").rglob("*.safetensors"))) > 3  # noqa: E731
     args = (*stored("--config", path), "--trainer.default_root_dir")
-    code = "from upo.cli.main import main; from upo.models import store_filling; store_filling.SECONDS = 0; main.main()"
+    code = "from upo.cli import main; from upo.models import precompute; precompute.SECONDS = 0; main.main()"
     run = subprocess.Popen(
         [sys.executable, "-c", code, *args, "killed"], cwd=tmp_path, env=os.environ | {"UPO_SHARED": str(shared)}
     )

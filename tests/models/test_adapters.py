@@ -29,7 +29,7 @@ from upo.models.export import export
 from upo.models.lora import LoRA
 from upo.models.merged_adapter import merged, probe
 from upo.models.policy import Policy
-from upo.models.reference import AdapterReference, FrozenReference
+from upo.models.reference import AdapterReference, FrozenReference, initial_policy
 from upo.models.stored_reference import StoredReference, weights_hash
 from upo.models.weighted_sum import merge
 from upo.rewards import Sentiment
@@ -278,6 +278,23 @@ def test_the_policy_and_its_start_are_told_apart(base):
     plain = Policy(path=base)
     plain.build()
     assert weights_hash(plain) == weights_hash(reference.model) != weights_hash(policy)
+
+
+def test_a_view_shares_the_weights_and_its_copy_does_not(base):
+    """A strategy or an evaluation that moves one of the two moves both."""
+    policy, plain = adapted(base, learned=True), Policy(path=base)
+    plain.build()
+    view = initial_policy(policy)
+    assert view.holder is policy and view.model is policy.model and view.tokenizer is policy.tokenizer
+    frozen = view.frozen_copy()
+    assert not any(p.requires_grad for p in frozen.parameters()) and any(p.requires_grad for p in policy.parameters())
+    assert torch.equal(logps(frozen), logps(plain))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.01)
+    assert torch.equal(logps(frozen), logps(plain)) and not torch.equal(logps(view), logps(plain))
+    view.to(torch.float64)
+    assert logps(policy).dtype == logps(view).dtype == torch.float64 and not torch.equal(logps(policy), logps(view))
 
 
 def test_a_copy_of_an_adapted_policy_is_warned_of(base):

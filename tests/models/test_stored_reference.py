@@ -18,7 +18,7 @@ from upo.data.units import Group
 from upo.errors import UserError
 from upo.methods import DPO, KTO
 from upo.methods.common.needs import Needs
-from upo.models import store_filling
+from upo.models import precompute
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
 from upo.models.store import LogpsStore
@@ -87,7 +87,7 @@ def test_a_second_run_computes_a_sample_only(kind, folder, tmp_path, computed, c
     first = fit(stored(kind, folder), tmp_path)
     computed.clear()
     second = fit(stored(kind, folder), tmp_path)
-    assert sum(computed) == store_filling.SAMPLE
+    assert sum(computed) == precompute.SAMPLE
     assert second.watch.losses == first.watch.losses, "bit for bit"
     assert f"{ROWS[kind]} read, 0 computed" in capsys.readouterr().out
 
@@ -96,7 +96,7 @@ def test_the_padded_layout_reads_what_the_packed_one_wrote(folder, tmp_path, com
     first = fit(stored(DPO, folder), tmp_path)
     computed.clear()
     second = fit(stored(DPO, folder), tmp_path, layout="padded", tokens_per_microbatch=300)
-    assert sum(computed) == store_filling.SAMPLE
+    assert sum(computed) == precompute.SAMPLE
     assert list(second.watch.losses.values()) == pytest.approx(list(first.watch.losses.values()), abs=1e-4)
 
 
@@ -265,7 +265,7 @@ def killed_after(monkeypatch, forwards: int) -> None:
 
 
 def test_an_interrupted_run_is_continued(folder, tmp_path, monkeypatch, computed):
-    monkeypatch.setattr(store_filling, "SECONDS", 0.0)
+    monkeypatch.setattr(precompute, "SECONDS", 0.0)
     one_by_one = {"tokens_per_microbatch": 1}
     with monkeypatch.context() as patch:
         killed_after(patch, 3)
@@ -274,7 +274,7 @@ def test_an_interrupted_run_is_continued(folder, tmp_path, monkeypatch, computed
     before = sum(computed)
     computed.clear()
     done = fit(stored(KTO, folder), tmp_path, **one_by_one)
-    assert sum(computed) - min(before, store_filling.SAMPLE) == ROWS[KTO] - before
+    assert sum(computed) - min(before, precompute.SAMPLE) == ROWS[KTO] - before
     fresh = fit(stored(KTO, tmp_path / "fresh"), tmp_path, **one_by_one)
     assert done.watch.losses == fresh.watch.losses
 
@@ -336,12 +336,12 @@ def test_one_run_fills_and_the_others_wait(tmp_path):
 
 def test_every_rank_takes_what_rank_0_found(tmp_path):
     """Another rank may see files that rank 0 does not see yet, and would then skip its share of the work."""
-    filling, store = store_filling.Filling.__new__(store_filling.Filling), LogpsStore(tmp_path, "x")
+    work, store = precompute.Precompute.__new__(precompute.Precompute), LogpsStore(tmp_path, "x")
     keys = [store.key([1], [i]) for i in range(2)]
     store.write(dict.fromkeys(keys, -1.0))
-    filling.store, filling.wanted, filling.trainer = store, dict.fromkeys(keys), Mock(is_global_zero=False)
-    filling.trainer.strategy.broadcast = lambda found: {keys[0]: -1.0}
-    assert filling._stored() == {keys[0]: -1.0}
+    work.store, work.wanted, work.trainer = store, dict.fromkeys(keys), Mock(is_global_zero=False)
+    work.trainer.strategy.broadcast = lambda found: {keys[0]: -1.0}
+    assert work._stored() == {keys[0]: -1.0}
 
 
 def test_what_is_not_stored_is_an_error(folder, tmp_path):

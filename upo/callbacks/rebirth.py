@@ -65,7 +65,7 @@ class RebirthTargets(pl.Callback):
         units = data.train.units
         asked: list[Prompt] = list({prompt_key(u.example.prompt): u.example.prompt for u in units}.values())
         asked = asked[: self.prompts]
-        with policy.in_force():
+        with policy.active():
             written = sample(policy.model, policy.tokenizer, asked, **self.settings, progress="rebirth targets")
         rows = [target(prompt, answer.text) for prompt, (answer,) in zip(asked, written, strict=True) if answer.text]
         file = folder / FILE

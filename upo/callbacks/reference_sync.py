@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from upo.errors import UserError
 from upo.models.reference import FrozenReference
+from upo.runtime.collectives import whole
 
 
 @torch.no_grad()
@@ -29,9 +30,7 @@ def follow(reference: nn.Module, policy: nn.Module, alpha: float) -> None:
     if {n: p.shape for n, p in theirs.items()} != {n: p.shape for n, p in reference.named_parameters()}:
         raise UserError("the reference has another architecture than the policy and cannot follow it; drop its path")
     for name, ours in reference.named_parameters():
-        new: Any = theirs[name]
-        new = new.full_tensor() if hasattr(new, "full_tensor") else new  # a shard of it would be another tensor
-        ours.lerp_(new.to(ours), alpha)
+        ours.lerp_(whole(theirs[name]).to(ours), alpha)  # a shard of it would be another tensor
     buffers = dict(policy.named_buffers())
     for name, ours in reference.named_buffers():
         ours.copy_(buffers[name])

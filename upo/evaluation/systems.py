@@ -50,7 +50,7 @@ def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path,
     what = json.dumps([weights_hash(policy), settings, seen], sort_keys=True)
     kept = Kept(folder / PARTIAL, hashlib.sha256(what.encode()).hexdigest())
     title = f"{name}'s responses"
-    with policy.in_force():
+    with policy.active():
         written = sample(policy.model, policy.tokenizer, prompts, **settings, progress=title, kept=kept)
     return [group[0] for group in written]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from upo.errors import UserError
 from upo.ops.linear_head import LinearHead
+from upo.runtime.collectives import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,10 +79,8 @@ class Head:
 
     def read(self, model: "PreTrainedModel", dtype: torch.dtype) -> LinearHead:
         """The head's tensors as they are now, in the dtype to compute in."""
-        parts: Any = _parts(model, model.config.model_type)
-        for name, x in parts.items():
-            if hasattr(x, "full_tensor"):  # of a frozen reference; a sharded policy's forward pass sees whole ones
-                parts[name] = x.full_tensor()
+        # A sharded policy's forward pass sees whole tensors; a frozen reference is asked for its head outside of one.
+        parts: Any = {n: x if x is None else whole(x) for n, x in _parts(model, model.config.model_type).items()}
         return LinearHead(**parts, scale=self.scale, cap=self.cap).to(dtype)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upo.models.adapters import parts
+from upo.models.adapters import TRAINED, parts
 from upo.models.checkpoint import model_from
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ from upo.data.layout import Responses
 from upo.data.repad import padded
 from upo.data.templates import with_template
 from upo.data.tokenize import load_tokenizer
-from upo.errors import UserError, hub_errors
+from upo.errors import UserError
 from upo.models import quantization
 from upo.models.adapters import TRAINED, keep_apart
 from upo.models.head import Head, grow
 from upo.models.loading import base_hash, new_model, read_model
 from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
+from upo.models.model_config import new_config, read_config, without_dropout
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
 from upo.ops.linear_kl import linear_kl
@@ -105,24 +106,10 @@ class Policy(nn.Module):
 
     @cached_property
     def model_config(self) -> "PretrainedConfig":
-        """The transformers config, with dropout switched off: otherwise log-ratios would be noise."""
-        from transformers import AutoConfig
-
+        """The transformers config, with dropout off."""
         if self.path is not None:
-            with hub_errors(self.path, "model"):
-                config = AutoConfig.from_pretrained(self.path)
-        else:
-            fields = {"vocab_size": len(self.tokenizer)} | (self.config or {})
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                fields.setdefault(name, getattr(self.tokenizer, name))
-            try:
-                config = AutoConfig.for_model(**fields)
-            except (ValueError, TypeError) as error:
-                raise UserError(f"policy.config: {error}") from None
-        for name, value in config.to_dict().items():
-            if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
-                setattr(config, name, 0.0)
-        return config
+            return without_dropout(read_config(self.path))
+        return without_dropout(new_config(self.config or {}, self.tokenizer))
 
     @property
     def context(self) -> int | None:
@@ -186,7 +173,12 @@ class Policy(nn.Module):
         """A copy that never learns: the usual reference."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
-    def in_force(self) -> AbstractContextManager:
+    @property
+    def holder(self) -> "Policy":
+        """Whose weights these are: strategies shard and move this one."""
+        return self
+
+    def active(self) -> AbstractContextManager:
         """Inside, `model` computes what this policy does: several may share one, with different adapters."""
         return nullcontext()
 

@@ -1,16 +1,16 @@
 """Where reference log-probs come from. None of these is part of the method's module tree or of its checkpoints."""
 
-import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from upo.data.layout import Responses
 from upo.data.rounds import Round
@@ -20,6 +20,9 @@ from upo.models.adapters import START, below, only
 from upo.models.logps import DIVERGENCES
 from upo.models.policy import Policy
 from upo.ops.linear_head import LinearHead
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Reference(ABC):
@@ -115,7 +118,7 @@ class AdapterReference(Reference):
         self.model: Policy | None = None
 
     def build(self, policy: Policy) -> None:
-        self.model = as_started(policy)
+        self.model = initial_policy(policy)
         start = policy.adapter and policy.adapter.path
         say = rank_zero_only(print)
         say(f"reference: {policy.path or 'the model'} with " + (f"the adapter {start}" if start else "its adapter off"))
@@ -134,46 +137,62 @@ class AdapterReference(Reference):
             return self.model.linear_head()
 
 
-def placed(model: Policy, device: torch.device) -> Policy:
-    """The model, on a device; shards lie where they belong."""
-    sharded = hasattr(getattr(model, "policy", model), "unshard")
-    if not sharded and next(model.parameters()).device != device:
-        model.to(device)
-    return model
+class AdapterView(Policy):
+    """A policy whose weights are another one's, with another of its adapters, or none, active."""
 
+    def __init__(self, policy: Policy, adapter: str | None = None):
+        """
+        Args:
+            policy: the holder of the weights; its forward pass runs, with whatever a strategy has wrapped around it.
+            adapter: what the active adapter is called in its model; null: none is active.
+        """
+        nn.Module.__init__(self)  # without settings: there is nothing to build
+        self.policy, self.active_adapter = policy, adapter
 
-class _AsStarted(Policy):
-    """A policy as it was before training, on the same weights."""
+    @property
+    def holder(self) -> Policy:
+        return self.policy
 
-    policy: Policy
-    """The one that trains; its forward pass is used, with whatever a strategy has wrapped around it."""
-    start: str | None
-    """The adapter that it started from, if any."""
+    @property
+    def model(self) -> "PreTrainedModel":
+        return self.policy.model
 
-    def in_force(self) -> AbstractContextManager:
-        return only(self.model, self.start)
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self.policy.tokenizer
+
+    @property
+    def model_config(self) -> "PretrainedConfig":
+        return self.policy.model_config
+
+    def active(self) -> AbstractContextManager:
+        return only(self.model, self.active_adapter)
 
     def weights(self) -> dict[str, Tensor]:
-        return below(self.model, self.start)
+        return below(self.model, self.active_adapter)
 
-    def __call__(self, *args, **kwargs) -> dict[str, Tensor]:
-        with self.in_force():
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        with self.active():
             return self.policy(*args, **kwargs)
 
     def linear_head(self) -> LinearHead:
-        with self.in_force():
+        with self.active():
             return self.policy.linear_head()
 
 
-def as_started(policy: Policy) -> Policy:
-    """A policy with an adapter as it was before training; both share their weights.
+def initial_policy(policy: Policy) -> AdapterView:
+    """A policy with an adapter as it was before training, on the same weights.
 
     Raises:
         UserError: a policy without an adapter.
     """
     if policy.adapter is None:
         raise UserError("AdapterReference needs policy.adapter; set model.reference: FrozenReference")
-    twin = copy.copy(policy)
-    twin.__class__ = _AsStarted
-    twin.__dict__ |= {"policy": policy, "start": START if policy.adapter.path else None}  # not as its submodule
-    return twin
+    return AdapterView(policy, START if policy.adapter.path else None)
+
+
+def placed(model: Policy, device: torch.device) -> Policy:
+    """The model, on a device; shards lie where they belong."""
+    if not isinstance(model.holder, FSDPModule) and next(model.parameters()).device != device:
+        model.to(device)
+    return model

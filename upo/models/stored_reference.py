@@ -19,9 +19,9 @@ from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.loading import tensors_hash
 from upo.models.policy import Policy
-from upo.models.reference import Reference, as_started, placed
+from upo.models.precompute import Precompute
+from upo.models.reference import Reference, initial_policy, placed
 from upo.models.store import LogpsStore
-from upo.models.store_filling import Filling
 
 LAYOUT_VERSION = 1
 """Part of every key: raise it when the same weights and tokens get other log-probs than before."""
@@ -65,7 +65,7 @@ class StoredReference(Reference):
     def build(self, policy: Policy) -> None:
         if policy.adapter is not None and self.path is None:
             self._shares = self.dtype is None
-            self._model = self._converted(as_started(policy if self._shares else policy.frozen_copy()))
+            self._model = self._converted(initial_policy(policy if self._shares else policy.frozen_copy()))
             return
         if (path := self.path or policy.path) is not None:
             self._again = policy.like(path, self.dtype if self.path else None)
@@ -121,7 +121,7 @@ class StoredReference(Reference):
             fingerprint = json.dumps([self.weights, compute, LAYOUT_VERSION])
             name = f"{model.model_config.model_type}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}"
             store = LogpsStore(self.folder / name, fingerprint)
-            values = Filling(model, store, trainer, round).values(tolerance(compute))
+            values = Precompute(model, store, trainer, round).values(tolerance(compute))
         self._complete = True
         if tolerance(compute) == ROUGH:
             self.starts_as_policy = False

@@ -80,26 +80,36 @@ class Gradients:
             for x, n in zip(head.tensors, needed[1:], strict=True)
         )
 
-    def add(self, part: slice, d: Tensor, slope: Tensor | float) -> None:
-        """Takes d loss / d logits of a chunk, and uses it up."""
+    def add(self, part: slice, grad_logits: Tensor, slope: Tensor | float) -> None:
+        """Adds a chunk's share to all gradients.
+
+        With y = hidden W^T + hidden A^T B^T + bias, the input of scale and cap, and g = d loss / d y:
+
+            of hidden  g W + (g B) A      of W  g^T hidden      of bias  sum over tokens of g
+            of A       (g B)^T hidden     of B  g^T (hidden A^T)
+
+        Args:
+            grad_logits: d loss / d logits [chunk, V]; its memory is used up.
+            slope: d logits / d y, see `LinearHead.slope`.
+        """
         head, hidden = self.head, self.inputs[part]
         if isinstance(slope, Tensor) or slope != 1:
-            d.mul_(slope)
+            grad_logits.mul_(slope)
         if self.bias is not None:
-            self.bias += d.sum(0)
-        d = d.to(hidden.dtype)
+            self.bias += grad_logits.sum(0)
+        g = grad_logits.to(hidden.dtype)
         if self.hidden is not None:
-            self.hidden[part] = d @ head.weight
+            self.hidden[part] = g @ head.weight
         if self.weight is not None:
-            _add_product(self.weight, d.T, hidden)
+            _add_product(self.weight, g.T, hidden)
         if head.down is not None and head.up is not None:
-            inner = d @ head.up
+            g_up = g @ head.up
             if self.hidden is not None:
-                self.hidden[part] += inner @ head.down
+                self.hidden[part] += g_up @ head.down
             if self.down is not None:
-                _add_product(self.down, inner.T, hidden)
+                _add_product(self.down, g_up.T, hidden)
             if self.up is not None:
-                _add_product(self.up, d.T, linear(hidden, head.down))
+                _add_product(self.up, g.T, linear(hidden, head.down))
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Of hidden and of `head.tensors`, each in the dtype of what it belongs to."""

@@ -69,20 +69,23 @@ class _LinearKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad_kl):
         hidden, reference_hidden, normalizer, reference_normalizer, kl, *tensors = ctx.saved_tensors
         head, reference = LinearHead(*tensors, **ctx.form), ctx.reference
         gradients = Gradients(hidden, head, (ctx.needs_input_grad[0], *ctx.needs_input_grad[6:]))
+        # With z the policy's logits, p the policy and q the reference:
+        #     d KL(q || p) / d z_v = p_v - q_v          d KL(p || q) / d z_v = p_v (log p_v - log q_v - KL(p || q))
         for part in head.chunks(len(hidden), ctx.chunk):
             logits = head.logits(hidden[part])
             slope = head.slope(logits)
             logp = logits.sub_(normalizer[part, None]).clamp_(min=FLOOR)
             logq = reference.logits(reference_hidden[part]).sub_(reference_normalizer[part, None]).clamp_(min=FLOOR)
-            if ctx.reverse:  # d KL / d logits = p (log p - log q - KL)
+            if ctx.reverse:
                 p = logp.exp()
-                d = logp.sub_(logq).sub_(kl[part, None]).mul_(p)
-            else:  # p - q
-                d = logp.exp_().sub_(logq.exp_())
-            gradients.add(part, d.mul_(grad[part, None]), slope)
-        of_hidden, *of_tensors = gradients.tensors()
-        return of_hidden, None, None, None, None, None, *of_tensors
+                kl_by_logits = logp.sub_(logq).sub_(kl[part, None]).mul_(p)  # p (log p - log q - KL)
+            else:
+                kl_by_logits = logp.exp_().sub_(logq.exp_())  # p - q
+            grad_logits = kl_by_logits.mul_(grad_kl[part, None])
+            gradients.add(part, grad_logits, slope)
+        grad_hidden, *grad_tensors = gradients.tensors()
+        return grad_hidden, None, None, None, None, None, *grad_tensors

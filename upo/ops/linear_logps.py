@@ -93,33 +93,37 @@ class _LinearValues(torch.autograd.Function):
         head = LinearHead(*tensors, **ctx.form)
         needs = ctx.needs_input_grad
         gradients = Gradients(hidden, head, (needs[0], *needs[6:]))
-        given = {name: g for name, g in zip(ctx.names, grads, strict=True) if g is not None}
-        pick, h, top, s = (given.get(name) for name in NAMES)
+        by_name = {name: g[:, None] for name, g in zip(ctx.names, grads, strict=True) if g is not None}
+        grad_token_logps, grad_entropy, grad_top_logp, grad_sum_p2 = (by_name.get(name) for name in NAMES)
+        # With z the logits, t the target, m the likeliest token, H the entropy, and g_x = d loss / d x:
+        #     d token_logps / d z_v = 1[v = t] - p_v          d entropy / d z_v = -p_v (log p_v + H)
+        #     d top_logp    / d z_v = 1[v = m] - p_v          d sum_p2  / d z_v = 2 p_v (p_v - sum_p2)
+        # so that g_z = p * weight + one-hot rows, where `weight` collects what stands behind each p_v.
         for part in ctx.parts:
             if ctx.kept:
                 p, slope = ctx.kept.pop(), head.scale
             else:
                 logits = head.logits(hidden[part])
                 slope = head.slope(logits)
-                p = torch.softmax(logits, -1, out=None if h is not None else logits)
-            best = p.argmax(-1, keepdim=True) if top is not None else None
-            # d logp / d logits = onehot - p, d entropy = -p (log p + entropy), d sum_p2 = 2 p (p - sum_p2):
-            # all of it p times a factor, but for the one-hot rows.
-            factor = torch.zeros_like(normalizer[part, None])
-            for g in (pick, top):
-                factor = factor if g is None else factor - g[part, None]
-            if h is not None:
+                p = torch.softmax(logits, -1, out=None if grad_entropy is not None else logits)
+            weight, one_hot = torch.zeros_like(normalizer[part, None]), []
+            if grad_token_logps is not None:
+                weight = weight - grad_token_logps[part]  # -g_token_logps
+                one_hot.append((targets[part, None], grad_token_logps[part]))  # +g_token_logps 1[v = t]
+            if grad_top_logp is not None:
+                weight = weight - grad_top_logp[part]  # -g_top_logp
+                one_hot.append((p.argmax(-1, keepdim=True), grad_top_logp[part]))  # +g_top_logp 1[v = m]
+            if grad_entropy is not None:
                 logp = _finite(logits.sub_(normalizer[part, None]))
-                factor = factor - logp.add_(entropy[part, None]).mul_(h[part, None])
-            if s is not None:
-                factor = factor + 2 * s[part, None] * (p - sum_p2[part, None])
-            d = p.mul_(factor)
-            for g, place in ((pick, targets[part, None]), (top, best)):
-                if g is not None and place is not None:
-                    d.scatter_add_(-1, place, g[part, None].to(d.dtype))
-            gradients.add(part, d, slope)
-        of_hidden, *of_tensors = gradients.tensors()
-        return of_hidden, None, None, None, None, None, *of_tensors
+                weight = weight - logp.add_(entropy[part, None]).mul_(grad_entropy[part])  # -g_entropy (log p + H)
+            if grad_sum_p2 is not None:
+                weight = weight + 2 * grad_sum_p2[part] * (p - sum_p2[part, None])  # +2 g_sum_p2 (p - sum_p2)
+            grad_logits = p.mul_(weight)
+            for place, grad in one_hot:
+                grad_logits.scatter_add_(-1, place, grad.to(grad_logits.dtype))
+            gradients.add(part, grad_logits, slope)
+        grad_hidden, *grad_tensors = gradients.tensors()
+        return grad_hidden, None, None, None, None, None, *grad_tensors
 
 
 def _finite(logps: Tensor) -> Tensor:

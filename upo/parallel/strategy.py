@@ -98,10 +98,9 @@ class Sharded(ModelParallelStrategy):
             reference.weights = self.broadcast(self.global_rank == 0 and weights_hash(reference.model))
         self.trained = [self._shard_policy(method.policy, self.reshard_after_forward, mp_policy=mixed)]
         model = getattr(reference, "model", None)
-        model = getattr(model, "policy", model)  # an adapter's own policy
-        if model is not None and model is not method.policy:
+        if model is not None and model.holder is not method.policy:
             # Without a backward pass nothing but the end of a forward pass frees it.
-            self._shard_policy(model, True, None if getattr(reference, "dtype", None) else self.param_dtype)
+            self._shard_policy(model.holder, True, None if getattr(reference, "dtype", None) else self.param_dtype)
         for head in method.children():
             if head is not method.policy and any(True for _ in head.parameters()):
                 receive(head, self.root_device)

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
@@ -17,6 +18,11 @@ def max_over_ranks(x: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
+
+
+def whole(x: Tensor) -> Tensor:
+    """The whole tensor of a shard, on every rank; any other tensor itself."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, slice]:

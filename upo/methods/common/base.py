@@ -28,6 +28,7 @@ from upo.models.loading import BASE, check_base
 from upo.models.logps import ResponseLogps
 from upo.models.policy import Policy
 from upo.models.reference import Reference
+from upo.runtime.collectives import whole
 from upo.runtime.lightning_patches import quick_logs
 from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
 
@@ -260,8 +261,7 @@ class Method(pl.LightningModule):
             limit = group.get("grad_clip", gradient_clip_val)
             norm = clip(group["params"], limit or math.inf, self.trainer.strategy)
             if i == 0:
-                whole = getattr(norm, "full_tensor", norm.clone)()
-                self.log_dict({"train/grad_norm": whole, "train/lr": group["lr"]})
+                self.log_dict({"train/grad_norm": whole(norm), "train/lr": group["lr"]})
 
     def prepare(self, round: Round) -> Round:
         """A round with the columns that the method knows before its first step; a new one, nothing is changed.

@@ -30,7 +30,7 @@ SAMPLE = 8
 """Stored responses that are computed again when a run starts."""
 
 
-class Filling:
+class Precompute:
     """One run's way to all the values that it needs: read, check a sample, compute the rest."""
 
     def __init__(self, model: Policy, store: LogpsStore, trainer: pl.Trainer, round: Round):
