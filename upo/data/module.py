@@ -191,23 +191,13 @@ class PreferenceData(pl.LightningDataModule):
         kind = self.sampler if shuffle else StepSampler
         sampler = kind(
             [split.cost(i) for i in range(len(split))],
-            units_per_step=self.pairs_per_step,
-            tokens_per_microbatch=self.tokens_per_microbatch,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=world[0],
-            world_size=world[1],
-            split=split.split,
-            alike=self.layout == "padded",
-        )
+            units_per_step=self.pairs_per_step, tokens_per_microbatch=self.tokens_per_microbatch,
+            shuffle=shuffle, seed=self.seed, rank=world[0], world_size=world[1],
+            split=split.split, alike=self.layout == "padded",
+        )  # fmt: skip
         # An explicit generator: starting an iterator must not draw from the global one, or resumed runs drift.
-        return DataLoader(
-            split,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=self.workers,
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        return DataLoader(split, sampler=sampler, batch_size=None, num_workers=self.workers, generator=generator)
 
     def train_dataloader(self) -> DataLoader | list:
         if self.feeding is not None:

@@ -4,10 +4,8 @@ A method says which batch it eats, whether it needs a reference, and what its lo
 (micro-batches, ranks, log-probs, metrics, clipping, checkpoints) happens here.
 """
 
-import math
 from typing import Any, ClassVar, Literal
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -19,18 +17,14 @@ from upo.data.rounds import Round
 from upo.data.steps import REFERENCE_LOGPS
 from upo.data.views import View
 from upo.errors import UserError
-from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import SUMS, Needs, check_needs
 from upo.methods.common.term import Term, common, total
+from upo.methods.common.trained import Trained
 from upo.metrics.means import Means
-from upo.models.adapters import is_whole
-from upo.models.loading import BASE, check_base
 from upo.models.logps import ResponseLogps
 from upo.models.policy import Policy
 from upo.models.reference import Reference
-from upo.runtime.collectives import whole
 from upo.runtime.lightning_patches import quick_logs
-from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
 
 Stage = Literal["train", "val"]
 
@@ -38,7 +32,7 @@ SUMS_OF_BOTH = Needs(reference=SUMS)
 """Log-probs of whole responses under policy and reference."""
 
 
-class Method(pl.LightningModule):
+class Method(Trained):
     """Base of all methods: owns the policy, the reference, the optimizer and the logging."""
 
     view: ClassVar[View]
@@ -133,10 +127,6 @@ class Method(pl.LightningModule):
         """The implicit reward of each response [N]."""
         raise NotImplementedError(f"{type(self).__name__} needs `reward(logps)`: each response's implicit reward")
 
-    def heads(self) -> dict[str, SideHead]:
-        """Modules that learn beside the policy, by the attribute in which they live."""
-        return {}
-
     # ---- one optimizer step ----------------------------------------------------------------------------------
 
     def response_logps(self, responses: Responses, wanted: Needs = SUMS_OF_BOTH) -> ResponseLogps:
@@ -217,9 +207,6 @@ class Method(pl.LightningModule):
             shown = stage == "train" and name in ("loss", "rewards/accuracies")
             self.log(f"{stage}/{name}", x, prog_bar=shown, batch_size=1)
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Nothing: `training_step` has done it before its first micro-batch."""
-
     # ---- set-up ----------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
@@ -231,37 +218,6 @@ class Method(pl.LightningModule):
         if self.reference is not None:
             self.reference.build(self.policy)
         self.add_heads()
-
-    def add_heads(self) -> None:
-        """Makes the heads that are not there yet."""
-        for name, head in self.heads().items():
-            if not hasattr(self, name):
-                setattr(self, name, head.make())
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups; a group's `grad_clip` replaces the Trainer's norm clipping for it."""
-        beside = [
-            {"params": list(getattr(self, name).parameters()), "lr": head.lr, **head.options}
-            for name, head in self.heads().items()
-        ]
-        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}, *beside]
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        check_strategy(self)
-        optimizer = checked(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
-        schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        if gradient_clip_algorithm == "value":
-            raise UserError("gradients are clipped by norm; remove trainer.gradient_clip_algorithm")
-        for i, group in enumerate(optimizer.param_groups):
-            limit = group.get("grad_clip", gradient_clip_val)
-            norm = clip(group["params"], limit or math.inf, self.trainer.strategy)
-            if i == 0:
-                self.log_dict({"train/grad_norm": whole(norm), "train/lr": group["lr"]})
 
     def prepare(self, round: Round) -> Round:
         """A round with the columns that the method knows before its first step; a new one, nothing is changed.
@@ -279,14 +235,3 @@ class Method(pl.LightningModule):
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
             self.data_seed = data.seed % 2**64
             data.begin(self)
-
-    def on_train_start(self) -> None:
-        check_trainer(self.trainer)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["policy_files"] = self.policy.files()
-        if self.policy.base is not None and not is_whole(self.policy):
-            checkpoint[BASE] = self.policy.base
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_base(checkpoint, self.policy.base, self.policy.path)

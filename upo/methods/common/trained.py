@@ -1,0 +1,72 @@
+"""What the Trainer asks of a method besides its step: heads, optimizer, clipping, checkpoints."""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from upo.errors import UserError
+from upo.methods.common.heads import SideHead
+from upo.models.adapters import is_whole
+from upo.models.loading import BASE, check_base
+from upo.models.policy import Policy
+from upo.runtime.collectives import whole
+from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
+
+
+class Trained(pl.LightningModule):
+    """A policy, with heads beside it, that an optimizer moves; `Method` adds what it learns."""
+
+    policy: Policy
+    make_optimizer: OptimizerCallable
+    make_scheduler: LRSchedulerCallable
+
+    def heads(self) -> dict[str, SideHead]:
+        """Modules that learn beside the policy, by the attribute in which they live."""
+        return {}
+
+    def add_heads(self) -> None:
+        """Makes the heads that are not there yet."""
+        for name, head in self.heads().items():
+            if not hasattr(self, name):
+                setattr(self, name, head.make())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups; a group's `grad_clip` replaces the Trainer's norm clipping for it."""
+        beside = [
+            {"params": list(getattr(self, name).parameters()), "lr": head.lr, **head.options}
+            for name, head in self.heads().items()
+        ]
+        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}, *beside]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        check_strategy(self)
+        optimizer = checked(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
+        schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        if gradient_clip_algorithm == "value":
+            raise UserError("gradients are clipped by norm; remove trainer.gradient_clip_algorithm")
+        for i, group in enumerate(optimizer.param_groups):
+            limit = group.get("grad_clip", gradient_clip_val)
+            norm = clip(group["params"], limit or math.inf, self.trainer.strategy)
+            if i == 0:
+                self.log_dict({"train/grad_norm": whole(norm), "train/lr": group["lr"]})
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing: `training_step` has done it before its first micro-batch."""
+
+    def on_train_start(self) -> None:
+        check_trainer(self.trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["policy_files"] = self.policy.files()
+        if self.policy.base is not None and not is_whole(self.policy):
+            checkpoint[BASE] = self.policy.base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_base(checkpoint, self.policy.base, self.policy.path)
