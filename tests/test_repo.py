@@ -1,9 +1,13 @@
-"""Hygiene of the repository: who may import whom, sizes, complete experiments, README's commands."""
+"""Hygiene of the repository: sizes, complete experiments, the commands and links of all READMEs."""
 
-import ast
 import importlib
+import io
 import re
+import runpy
 import shlex
+import warnings
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +26,12 @@ HARDWARE = [path for path in YAMLS if path.parent.name == "hardware"]
 EXPERIMENTS = [path for path in YAMLS if path not in STUDIES + HARDWARE]
 QUICK = ("quickstart", "llama7b", "stories_", "hh_stories260k_sft", "hh_stories260k_dpo", "hh_stories260k_upo")
 """Beginnings of the names of experiments that every test run parses; the slow one parses all."""
-
-
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
-    return found
+READMES = [
+    ROOT / "README.md",
+    ROOT / ".github" / "CONTRIBUTING.md",
+    *sorted((ROOT / "experiments").rglob("*.md")),
+    *sorted((ROOT / "upo").rglob("README.md")),
+]
 
 
 def name_of(path: Path) -> str:
@@ -59,13 +59,16 @@ def test_no_method_is_chosen_by_a_string() -> None:
         assert not re.search(r"(loss_type|loss_name|method) *== *['\"]", file.read_text()), file
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS + HARDWARE, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", YAMLS, ids=lambda p: "-".join(p.relative_to(ROOT / "experiments").with_suffix("").parts)
+)
 def test_experiments_say_what_they_are_for(path: Path) -> None:
     """Four comment lines that begin as they should, with something behind each."""
     lines = path.read_text().splitlines()
     for line, word in zip(lines, ("Question:", "Paper:", "Command:", "Expected:"), strict=False):
         assert line.startswith(f"# {word}") and line.removeprefix(f"# {word}").strip(), line
-    assert f"--config {path.relative_to(ROOT)}" in lines[2]
+    option = " " if path in STUDIES else " --config "
+    assert f"{option}{path.relative_to(ROOT)}" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -117,36 +120,57 @@ def test_studies_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def readme_commands() -> list[str]:
-    text = (ROOT / "README.md").read_text() + (ROOT / ".github" / "CONTRIBUTING.md").read_text()
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ")
-    lines = (line.split("#")[0].strip() for block in blocks.splitlines() for line in block.split("&&"))
+    """Each command of this package that stands in a bash block of any README, once."""
+    blocks = (block for path in READMES for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S))
+    text = "\n".join(blocks).replace("\\\n", " ")
+    lines = (line.split("#")[0].strip() for block in text.splitlines() for line in block.split("&&"))
     return sorted({line for line in lines if re.search(r"python3? -m upo\.", line)})
 
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """`upo.fit` resolves the config; other entries know every option that is shown."""
+    """`upo.fit` resolves the config; other entries know every option that is shown, and YAMLs that are named exist."""
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
     entry, args = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+    assert not [a for a in args if a.endswith(".yaml") and not Path(a).is_file()]
     if entry == "upo.fit":
         with pytest.raises(SystemExit) as exit_:
             main(args if any("help" in a for a in args) else [*args, "--print_config"])
         assert exit_.value.code == 0
         return
-    module = importlib.import_module(entry)
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"{entry}.__main__")
-    options = [a.partition("=")[0] for a in args if a.startswith("--")]
-    source = "".join(Path(m.__file__ or "").read_text() for m in (module, upo.evaluate))
-    for option in options:
-        assert re.search(rf"\b{option[2:].split('.')[0]}\b", source), f"{entry} has no {option}"
+    options = {a.partition("=")[0].partition(".")[0] for a in args if a.startswith("--")}
+    assert options <= set(re.findall(r"--\w+", help_of(entry))), f"{entry} --help does not know them all"
 
 
-def test_readme_maps_the_house() -> None:
-    text = (ROOT / "README.md").read_text()
+@cache
+def help_of(entry: str) -> str:
+    """What `python -m ENTRY --help` prints."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as text, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it may be imported already
+        patch.setattr("sys.argv", [entry, "--help"])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_module(entry, run_name="__main__", alter_sys=True)
+    assert exit_.value.code == 0
+    return text.getvalue()
+
+
+def test_the_readme_is_short() -> None:
+    """What does not fit belongs into the README of the folder that it is about."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text())
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+def test_the_map_names_the_house() -> None:
+    """Every file at the top of the package and every folder below it."""
+    text = (ROOT / "upo" / "README.md").read_text()
     for path in MODULES:
         if path.parent == ROOT / "upo" and path.stem != "__init__":
-            assert path.stem in text, f"README's file map lacks {path.name}"
+            assert f"`{path.name}`" in text, f"upo/README.md lacks {path.name}"
         elif path.name == "__init__.py" and path.parent != ROOT / "upo":
-            assert f"{path.parent.name}/" in text, f"README's file map lacks {path.parent.name}/"
+            assert f"{path.parent.name}/`" in text, f"upo/README.md lacks {path.parent.name}/"

@@ -25,3 +25,16 @@ def test_a_record_becomes_an_example(record: str, name: str) -> None:
     examples = list(getattr(sources, name)([Row(json.loads(record), "README")], report))
     assert examples and all(usable_part(example, report) is not None for example in examples)
     assert not report.dropped and not report.altered, (report.dropped, report.altered)
+
+
+def test_the_source_of_ones_own_works() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict = {}
+    exec(code, names)
+    rows, report = (
+        [{"question": "Name a fruit.", "good": "An apple.", "bad": "A stone."}, {"question": "Why?"}],
+        SourceReport(),
+    )
+    (example,) = names["my_source"]([Row(row, "README") for row in rows], report)
+    assert [r.text for r in example.responses] == ["An apple.", "A stone."]
+    assert report.dropped == {"missing `good`": 1}
