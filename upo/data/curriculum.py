@@ -8,6 +8,7 @@ from upo.data.samplers import StepSampler
 from upo.data.units import Unit
 from upo.data.views import preference
 from upo.errors import UserError
+from upo.runtime.seeding import seed_at
 
 
 def stages_of(units: Sequence[Unit]) -> list[int]:
@@ -52,5 +53,4 @@ class CurriculumSampler(StepSampler):
         return self.stage_starts[-1] + -(-len(self.stages[-1]) // self.units_per_step)
 
     def steps(self, epoch: int) -> list[list[int]]:
-        seed = 1_000_003 * self.seed + epoch
-        return [step for k, stage in enumerate(self.stages) for step in self.cut(stage, seed + 7_919 * k)]
+        return [step for k, stage in enumerate(self.stages) for step in self.cut(stage, seed_at(self.seed, epoch, k))]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from upo.data.samplers import StepSampler
 from upo.errors import UserError
+from upo.runtime.seeding import seed_at
 
 ADVANTAGE = "advantage"
 """Column of own responses: their priority, known since before the first step."""
@@ -28,7 +29,7 @@ class PrioritySampler(StepSampler):
 
     def steps(self, epoch: int) -> list[list[int]]:
         number, size = len(self.costs), self.units_per_step
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        generator = torch.Generator().manual_seed(seed_at(self.seed, epoch))
         places = self.mass[-1] * torch.rand(number, generator=generator, dtype=torch.float64)
         drawn = torch.searchsorted(self.mass, places, right=True).clamp(max=number - 1).tolist()
         return [drawn[i : i + size] for i in range(0, number, size)]

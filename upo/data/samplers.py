@@ -9,6 +9,7 @@ from attrs import frozen
 from torch.utils.data import Sampler
 
 from upo.data.rounds import Split
+from upo.runtime.seeding import seed_at
 
 
 @frozen
@@ -67,7 +68,7 @@ class StepSampler(Sampler[StepPlan]):
 
     def steps(self, epoch: int) -> list[list[int]]:
         """Units of each step of an epoch, in the order in which they are taken."""
-        return self.cut(list(range(len(self.costs))), 1_000_003 * self.seed + epoch)
+        return self.cut(list(range(len(self.costs))), seed_at(self.seed, epoch))
 
     def cut(self, units: list[int], seed: int) -> list[list[int]]:
         """Units, shuffled if so wished, in steps."""

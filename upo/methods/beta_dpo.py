@@ -30,6 +30,7 @@ from upo.methods.common.stepwise import step_logps
 from upo.methods.dpo import dpo_loss
 from upo.models.logps import ResponseLogps
 from upo.runtime.collectives import gather_rows
+from upo.runtime.seeding import seed_at
 
 
 def draw_pairs(
@@ -96,7 +97,7 @@ class BetaDPO(PairwiseMethod):
             self.gap_spread.mul_(m).add_((1 - m) * std)
             mean, spread = self.gap_mean.item(), self.gap_spread.item()
             if spread > 1e-3 and self.rho > 0:
-                generator = torch.Generator().manual_seed(1_000_003 * self.filter_seed + self.global_step)
+                generator = torch.Generator().manual_seed(seed_at(self.filter_seed, self.global_step))
                 kept = max(1, math.floor((1 - self.rho) * len(gaps)))
                 stays = draw_pairs(gaps, mean, spread, kept=kept, generator=generator)
                 weights = stays * (len(gaps) / kept)

@@ -16,6 +16,7 @@ from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.upo import UPO, AuxiliaryRewards
 from upo.models.logps import ResponseLogps
+from upo.runtime.seeding import seed_at
 
 
 class UPOShuffled(UPO):
@@ -36,7 +37,7 @@ class UPOShuffled(UPO):
         self.shuffle_seed = shuffle_seed
 
     def couple(self, every: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.shuffle_seed + self.global_step)
+        generator = torch.Generator().manual_seed(seed_at(self.shuffle_seed, self.global_step))
         return super().couple(every)[torch.randperm(len(every), generator=generator).to(every.device)]
 
 

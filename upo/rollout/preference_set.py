@@ -12,6 +12,7 @@ from upo.data.source import Source
 from upo.errors import UserError
 from upo.rollout.vllm import Backend, check_vllm
 from upo.runtime.atomic_files import write_text
+from upo.runtime.seeding import seed_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,7 +126,7 @@ def openings(
             [""] * number,
             max_new_tokens=tokens,
             top_p=1.0,
-            seed=ROUNDS * seed + round,
+            seed=seed_at(seed, round, places=ROUNDS),
             progress="openings",
             **options,
         )
