@@ -103,7 +103,7 @@ def resumed(name: str) -> None:
         ("stored", "made/stored/config.yaml"),
         ("tr_dpo", "made/tr_dpo/config.yaml"),
         ("lora", "made/lora/config.yaml"),
-        ("world", "made/world/config.yaml"),
+        pytest.param("world", "made/world/config.yaml", marks=SLOW),
         *(pytest.param(name, f"{name}.yaml", marks=SLOW) for name in STEPS if name != "upo"),
         pytest.param("upo", "made/upo/config.yaml", marks=SLOW),
     ],
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on(name: str, config: str, here: Path, capsys: pytest
         assert "reference log-probs: 29 read, 0 computed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=[] if x in ("upo", "lora") else SLOW) for x in STEPS])
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[] if x == "upo" else SLOW) for x in STEPS])
 def test_the_same_command_makes_the_same_checkpoint(name: str, here: Path) -> None:
     """From scratch, up to the step of the checkpoint that there is."""
     steps = STEPS[name]
@@ -136,7 +136,8 @@ def test_the_same_command_makes_the_same_checkpoint(name: str, here: Path) -> No
             agrees(mine, theirs, key)  # without a generator that the tests' type checks draw from
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_sharded_run_goes_on(ranks: int, here: Path, upo_fit) -> None:
     """In shards as before, or as a whole."""
     args = ["--config", "made/sharded/config.yaml", "--ckpt_path", "last"]
@@ -175,6 +176,7 @@ def test_an_interrupted_evaluation_goes_on(here: Path) -> None:
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_runs_and_models_compare_with_others(here: Path) -> None:
     """A finished run as the rival, a model folder as the reference."""
     evaluate(["made/kto", "--out", "again", "--against", "made/dpo", "--reference", "made/sft/export"])
@@ -191,15 +193,29 @@ def test_a_comparison_says_the_same(here: Path) -> None:
     assert Path("again/comparison.md").read_text() == Path("compared/comparison.md").read_text()
 
 
-def test_old_and_new_seeds_are_one_row(here: Path, capsys: pytest.CaptureFixture) -> None:
-    """A class that is now called otherwise is no other setting; the stage that is there is not trained again."""
-    stage = times("made/sft")
-    fit(["--config", "dpo.yaml", "--seed_everything", "1", "--trainer.default_root_dir", "made/dpo_seed1"])
-    assert times("made/sft") == stage
+def one_row() -> None:
+    """Asserts that a run of seed 0 and one of seed 1 are two of the same experiment."""
     compare(["made/dpo", "made/dpo_seed1", "--out", "again"])
     found = content("again/comparison.json")
     assert [row["seeds"] for row in found["rows"]] == [[], [0, 1]], "the reference, and DPO"
     assert found["notes"] == [], "nothing differs in how they were evaluated"
+
+
+def test_old_and_new_names_are_one_setting(here: Path, capsys: pytest.CaptureFixture) -> None:
+    """A class that is now called otherwise makes no other row of a comparison."""
+    shutil.copytree("made/dpo", "made/dpo_seed1", symlinks=True)
+    config = understood(yaml.safe_load(Path("dpo.yaml").read_text()) | {"seed_everything": 1}, capsys)
+    Path("made/dpo_seed1/config.yaml").write_text(yaml.safe_dump(config))
+    one_row()
+
+
+@pytest.mark.slow
+def test_old_and_new_seeds_are_one_row(here: Path) -> None:
+    """The new one is trained from the stage that is there."""
+    stage = times("made/sft")
+    fit(["--config", "dpo.yaml", "--seed_everything", "1", "--trainer.default_root_dir", "made/dpo_seed1"])
+    assert times("made/sft") == stage
+    one_row()
 
 
 @pytest.mark.parametrize(("run", "folder"), [("sft", "made/sft/export"), ("lora", "exported_adapter"),
@@ -236,8 +252,8 @@ def test_models_merge(here: Path) -> None:
         assert torch.equal(x, (0.5 * dpo[name] + 0.3 * kto[name] + 0.2 * sft[name]).float()), name
 
 
-def test_an_adapter_merges_and_trains_on(here: Path, capsys: pytest.CaptureFixture) -> None:
-    """Into the model below it, W + (alpha / r) B A; and as what another run starts from, by run and by peft folder."""
+def test_an_adapter_merges(here: Path) -> None:
+    """Into the model below it: W + (alpha / r) B A."""
     export(Path("made/lora"), Path("again"), merge=True)
     below, whole, name = load_file("model/model.safetensors"), load_file("again/model.safetensors"), "up_proj"
     part = {k.partition(".lora_")[2][0]: x for k, x in weights("lora").items() if f"layers.1.mlp.{name}.lora_" in k}
@@ -246,6 +262,11 @@ def test_an_adapter_merges_and_trains_on(here: Path, capsys: pytest.CaptureFixtu
     assert not torch.equal(whole[key], below[key]) and torch.equal(
         whole["model.norm.weight"], below["model.norm.weight"]
     )
+
+
+@pytest.mark.slow
+def test_an_adapter_trains_on(here: Path, capsys: pytest.CaptureFixture) -> None:
+    """As what another run starts from, by the run that made it and by peft's folder."""
     short = ["--trainer.max_steps", "1", "--evaluation", "null"]
     for start in ("made/lora", "exported_adapter"):
         more = ["--model.policy.adapter.path", start, "--trainer.default_root_dir", f"more/{Path(start).name}"]
@@ -258,6 +279,7 @@ def test_an_adapter_merges_and_trains_on(here: Path, capsys: pytest.CaptureFixtu
 # ---- studies -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_study_goes_on(here: Path, capfd: pytest.CaptureFixture) -> None:
     """The finished run is kept, the killed one continued, both are compared; then nothing is left to do."""
     kept = times("made/study/weak_seed0")
