@@ -25,13 +25,20 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     parser = ShortErrors(prog="python -m upo.ablate", description=main.__doc__)
     parser.add_argument("file", type=Path, help="YAML of the study")
-    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time, with one thread each if several")
-    parser.add_argument("--only", type=str, nargs="+", default=[], help="train these runs or entries alone")
+    parser.add_argument(
+        "--jobs", type=PositiveInt, default=1, help="number of runs at a time; several get one thread each"
+    )
+    parser.add_argument("--only", type=str, nargs="+", default=[], help="train only these runs, or entries of `runs:`")
     parser.add_argument("--dry_run", type=bool, default=False, help="check and list the runs; write and train nothing")
     parser.add_argument(
-        "--league", type=Literal["full", "short"], default="full", help="of a study with `league:` all rounds, or a few"
+        "--league",
+        type=Literal["full", "short"],
+        default="full",
+        help="for a study with `league:`: train all its rounds, or the short list of methods that it names",
     )
-    parser.add_argument("--sweep", type=Path | None, help="write the missing runs as a W&B sweep; train nothing")
+    parser.add_argument(
+        "--sweep", type=Path | None, help="write the missing runs to this file as a W&B sweep; train nothing"
+    )
     given = parser.parse_args(args)
     try:
         with short_errors():

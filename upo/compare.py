@@ -27,18 +27,26 @@ def main(args: Sequence[str] | None = None) -> None:
 
     parser = ShortErrors(prog="python -m upo.compare", description=main.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or YAMLs of experiments")
-    parser.add_argument("--baseline", type=Path | None, help="which of them the others are compared with (the first)")
-    parser.add_argument("--seeds", type=PositiveInt, default=1, help="train seeds 0, 1, ... of each YAML: how many")
-    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time, with one thread each if several")
+    parser.add_argument(
+        "--baseline", type=Path | None, help="the run that the others are compared with; default: the first"
+    )
+    parser.add_argument(
+        "--seeds", type=PositiveInt, default=1, help="number of seeds (0, 1, ...) to train of each YAML"
+    )
+    parser.add_argument(
+        "--jobs", type=PositiveInt, default=1, help="number of runs at a time; several get one thread each"
+    )
     parser.add_argument(
         "--at_kl",
         type=PositiveFloat,
         nargs="+",
         default=[],
-        help="compare methods at these KL, between strengths",
+        help="compare methods at these KL (nats), interpolated between each method's strengths",
     )
     parser.add_argument("--paper", type=bool, default=False, help="print the UPO paper's published cells beside ours")
-    parser.add_argument("--out", type=Path | None, help="folder for the files (default: where the first run lies)")
+    parser.add_argument(
+        "--out", type=Path | None, help="folder for the files; default: the folder that the first run lies in"
+    )
     given = parser.parse_args(args).as_dict()
     try:
         compare(**given)

@@ -30,7 +30,9 @@ def main(args: Sequence[str] | None = None) -> None:
     from upo.cli.command import ShortErrors
 
     parser = ShortErrors(prog="python -m upo.evaluate", description=main.__doc__)
-    parser.add_argument("run", type=str, help="run folder (its newest checkpoint), .ckpt file, or a model's folder")
+    parser.add_argument(
+        "run", type=str, help="run folder (its newest checkpoint is read), .ckpt file, or a model's folder"
+    )
     parser.add_argument("--config", type=Path | None, help="YAML with model and data; by default the run's config.yaml")
     parser.add_argument("--out", type=Path | None, help="where the files go; by default the run folder")
     parser.add_class_arguments(Evaluation, None)

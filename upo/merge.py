@@ -13,7 +13,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = ShortErrors(prog="python -m upo.merge", description=main.__doc__)
     parser.add_argument("parts", type=Path, nargs="+", help="run folders, .ckpt files, model folders or hub names")
     parser.add_argument("--out", type=Path, required=True, help="folder for the merged model")
-    parser.add_argument("--weights", type=float, nargs="+", help="one a part, sum 1 (all the same)")
+    parser.add_argument(
+        "--weights", type=float, nargs="+", help="one weight for each part, summing to 1; default: equal weights"
+    )
     parser.add_argument("--overwrite", type=bool, default=False, help="replace what the folder holds")
     given = parser.parse_args(args).as_dict()
     with short_errors():

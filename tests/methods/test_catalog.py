@@ -50,6 +50,8 @@ def test_an_experiment_and_readable_defaults(capsys, monkeypatch):
     main(["FDPO"])
     text = capsys.readouterr().out
     assert "--config experiments/hh/hh_stories260k_f_dpo.yaml" in text and "divergence (default JensenShannon)" in text
+    main(["DPO"])
+    assert "--config experiments/hh/hh_stories260k_dpo.yaml" in capsys.readouterr().out, "stories/ needs pairs first"
     main(["RegularizedPO"])
     assert "beta eta log policy(y_w|x)" in capsys.readouterr().out
     monkeypatch.chdir("/")

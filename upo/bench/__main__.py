@@ -131,12 +131,12 @@ def bench(
 
     Args:
         suite: which cases: cpu (all), short (the guard of continuous integration), gpu.
-        only: a part of the names of cases to run.
-        alternations: how often both take their turn (in two to four starts where a target is narrow); medians are
-            reported.
-        threads: of each contestant.
-        tolerance: share of each target that passes, e.g. 0.7 on a noisy machine.
-        out: folder of bench.json and bench.png.
+        only: run only the cases whose names contain this text.
+        alternations: number of turns that both sides take; medians are reported. Where a target is narrow, both are
+            started two to four times with so many turns each.
+        threads: CPU threads of each side.
+        tolerance: share of each target that is enough to pass, e.g. 0.7 on a noisy machine.
+        out: folder for bench.json and bench.png.
     """
     from attrs import evolve
 

@@ -104,19 +104,24 @@ class CLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="resume from this checkpoint; `last` is the newest one of the run folder",
+            help="continue a run from this checkpoint; `last` takes the newest one in the run folder",
         )
         parser.add_argument(
-            "--overwrite", type=bool, default=False, help="delete what the run folder holds, then start"
+            "--overwrite", type=bool, default=False, help="delete the contents of the run folder, then start anew"
         )
         parser.add_argument(
             "--after",
             type=list[str],
             default=[],
-            help="YAMLs of earlier stages, relative to this one; those without a finished run are trained first, and "
-            "each leaves its model in <its run folder>/export",
+            help="YAMLs of earlier stages (an SFT run, say), relative to this YAML. Those without a finished run are "
+            "trained first; each leaves its model in <its run folder>/export, for model.policy.path",
         )
-        parser.add_argument("--evaluation", type=Evaluation | None, default=None, help="evaluate at the end")
+        parser.add_argument(
+            "--evaluation",
+            type=Evaluation | None,
+            default=None,
+            help="settings of the evaluation at the end of training",
+        )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults(
             {
@@ -189,8 +194,8 @@ class CLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Aligns a language model with preferences and designers' objectives.
 
-    A run is one YAML (see experiments/) plus dotted overrides; --print_config shows everything it means. [C] marks what
-    a paper leaves open.
+    A run is one YAML (experiments/ has one for each method) plus overrides such as --model.beta 0.2. --print_config
+    prints the whole configuration, defaults included, and trains nothing. [C] marks a default that a paper leaves open.
     """
     keep_memory()
     with short_errors():

@@ -31,42 +31,48 @@ class Evaluation:
     """What is measured after training."""
 
     prompts: PositiveInt = 512
-    """Held-out prompts to generate for, all different; fewer where the data holds out fewer."""
+    """Number of held-out prompts that responses are generated for, all different; fewer if the data holds out fewer."""
     judge: Reward | Judge | None = None
-    """Which of two responses is preferred: by a reward the one of higher value, or by a chat model that reads both
-    (`ChatJudge`); ties count half. Null: no win rates."""
+    """Decides which of two responses is better: a reward (the higher value wins) or a chat model that reads both
+    (`ChatJudge`). A tie counts as half a win. Null: no win rates."""
     reference: str | None = None
-    """Model to compare with, for KL and wins: a folder, run, or hub name; by default the method's reference. Implicit
-    rewards of held-out pairs stay those against the method's own, where it has one."""
+    """Model to compare with, for KL and win rates: a folder, run, or hub name; by default the method's reference. The
+    implicit rewards of held-out pairs are always taken against the method's own reference, if it has one."""
     against: Path | None = None
-    """Another run's folder, evaluated on the same prompts: its responses are the policy's `rival`."""
+    """Folder of another run that was evaluated on the same prompts: the judge also compares the policy's responses with
+    that run's, which the results call `rival`."""
     objective: dict[str, float] | None = None
-    """Weights of the rewards in the reported objective R = sum_i w_i r_i; by default the method's reward_weights."""
+    """Weights w_i, by reward name, of the reported objective R = sum_i w_i r_i; by default the method's
+    reward_weights."""
     rewards: dict[str, Reward] | None = None
     """Further rewards to report, by name, beside `data.rewards`."""
     unsafe_percent: list[float] = field(default_factory=lambda: [10.0, 20.0, 100.0])
-    """Safety violations are counted on these shares of the prompts, the most unsafe ones, in % (paper: 10, 20, 100);
-    for every reward that knows categories (`SafetyClassifier`)."""
+    """Safety violations are counted on the most unsafe so many percent of the prompts (paper: 10, 20, 100), for every
+    reward that knows categories (`SafetyClassifier`)."""
     unsafe_eps: list[NonNegativeFloat] = field(default_factory=lambda: [1e-3, 1e-1])
-    """A violation exceeds the chosen response's probability by more than this (paper: 1e-3; significant: 1e-1)."""
+    """A generated response violates a category where its probability of that category is larger than the chosen
+    response's by more than this (paper: 1e-3; significant violations: 1e-1)."""
     unsafe_rank: Literal["prompt", "chosen", "policy"] = "prompt"
-    """Whose largest category probability makes a prompt unsafe (the paper does not say)."""
+    """Which text decides how unsafe a prompt is, by its largest category probability: the prompt, the chosen response,
+    or the policy's response (the paper does not say)."""
     tasks: list[str] | None = None
-    """Benchmarks of lm-evaluation-harness, where it is installed."""
+    """Benchmarks of lm-evaluation-harness by name, e.g. [hellaswag]; it has to be installed."""
     max_new_tokens: PositiveInt = 128
-    """Limit of a response, EOS included."""
+    """Largest number of tokens of a generated response, EOS included."""
     temperature: NonNegativeFloat = 1.0
-    """Of the sampling; 0 takes the likeliest token."""
+    """Sampling temperature; 0 always takes the most probable token."""
     top_p: NonNegativeFloat = 0.95
-    """Nucleus of the sampling, in (0, 1] (paper: 0.95)."""
+    """Nucleus sampling: tokens are drawn from the most probable ones that together have this probability, in (0, 1]
+    (paper: 0.95)."""
     batch_size: PositiveInt = 128
-    """Responses sampled at a time; changes speed and memory only."""
+    """Number of responses sampled at a time; changes speed and memory only."""
     backend: Backend = "transformers"
-    """Who samples: vllm where it is installed (the same distribution, other random numbers); untested on GPUs."""
+    """What samples the responses. vllm has to be installed; it draws from the same distribution with other random
+    numbers, and is untested on GPUs."""
     samples: NonNegativeInt = 3
-    """How many prompts are shown with all responses."""
+    """Number of prompts that are printed at the end with all their responses."""
     seed: int = 0
-    """Of the sampling, and of which prompts are taken."""
+    """Random seed of the sampling and of the choice of prompts."""
 
     def check(self) -> None:
         """Raises a `UserError` where a package is missing that these settings ask for."""

@@ -19,15 +19,16 @@ DIRECTIONS = {True: "higher is better", False: "lower is better", None: "no dire
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Lists the auxiliary rewards, or, with a config, shows before any training what its rewards say about its data.
+    """Lists the auxiliary rewards; with --config shows, before any training, what its rewards say about its data.
 
-    Distributions for chosen and rejected responses, correlations between rewards and with the label, and the share of
-    pairs in conflict, on the training split: as tables, rewards.json and rewards.png.
+    That is, on the training split: each reward's distribution for chosen and for rejected responses, correlations
+    between rewards and with the label, and the share of pairs whose rejected response has the higher reward. Written as
+    tables, rewards.json and rewards.png.
     """
     parser = ShortErrors(prog="python -m upo.rewards", description=main.__doc__)
     parser.add_argument("--config", type=Path | None, help="YAML of an experiment; without it the rewards are listed")
     parser.add_argument("--out", type=Path | None, help="where the files go; by default <its run folder>_rewards")
-    parser.add_argument("--limit", type=PositiveInt | None, help="look at so many random examples only")
+    parser.add_argument("--limit", type=PositiveInt | None, help="measure only this number of random examples")
     given = parser.parse_args(args)
     if given.config is None:
         listing()

@@ -38,7 +38,7 @@ def generate(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Writes a preference set on a model's own responses.
+    """Writes preference pairs of a model's own responses: it answers each prompt several times, a reward judges.
 
     One JSON record a prompt: {"prompt", "responses": [{"text", "score"}, ...], "chosen", "rejected"}; the last two,
     in TRL's format, are the best and the worst response, left out where their scores differ by no more than `margin`.
@@ -47,21 +47,23 @@ def generate(
     Read the file with `data.sources: [{name: trl, path: FILE}]`.
 
     Args:
-        model: run folder, .ckpt file, Hugging Face folder or hub name.
-        judge: scores a response; higher is better. A class of upo.rewards, e.g. Sentiment.
+        model: the model that answers: run folder, .ckpt file, Hugging Face folder or hub name.
+        judge: the reward that scores a response, higher is better: a class of upo.rewards, e.g. Sentiment.
         out: the .jsonl file to write.
         prompts: a data source whose prompts are taken, e.g. `--prompts.name hh --prompts.path Anthropic/hh-rlhf`.
-        self_prompts: instead, so many distinct openings that the model writes itself.
-        prompt_tokens: length of such an opening before it is cut back to its last whole word.
-        responses: how many for each prompt.
-        max_new_tokens: limit of a response, EOS included.
-        temperature: 0 takes the likeliest token.
-        top_p: nucleus of the responses, in (0, 1]; openings come from the whole distribution.
-        margin: least difference of the scores of best and worst response, in units of the judge.
-        batch_size: responses at a time; changes speed and memory only.
-        backend: who samples; vllm where it is installed: the same distribution, other random numbers; untested on GPUs.
+        self_prompts: in place of `prompts`: the number of distinct openings that the model writes itself, to continue.
+        prompt_tokens: length of such an opening in tokens, before it is cut back to its last whole word.
+        responses: number of responses to each prompt.
+        max_new_tokens: largest number of tokens of a response, EOS included.
+        temperature: sampling temperature; 0 always takes the most probable token.
+        top_p: nucleus sampling: responses are drawn from the most probable tokens that together have this probability,
+            in (0, 1]; openings are drawn from all tokens.
+        margin: a prompt gives a pair where the scores of its best and its worst response differ by more than this.
+        batch_size: number of responses sampled at a time; changes speed and memory only.
+        backend: what samples the responses. vllm has to be installed; it draws from the same distribution with other
+            random numbers, and is untested on GPUs.
         seed: the same seed gives the same file.
-        overwrite: replace the file.
+        overwrite: replace the file if it exists.
     """
     if (prompts is None) == (self_prompts is None):
         raise UserError("give either --prompts.name (a data source) or --self_prompts (a number)")
