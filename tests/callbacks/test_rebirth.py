@@ -9,6 +9,7 @@ from test_sharded import config, sharded
 from training import fit, make
 
 from upo.callbacks.rebirth import FILE, RebirthTargets, target
+from upo.callbacks.run_end import TrainedRun
 from upo.data.module import PreferenceData
 from upo.data.source import Source
 from upo.methods import DPO, KTO, SFT
@@ -21,7 +22,7 @@ def test_the_first_model_learns_what_the_last_one_says(kind, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     targets = RebirthTargets(max_new_tokens=6, temperature=0)
     done = fit(make(kind), tmp_path, targets, steps=4)
-    targets.write(done.method.policy, done.data, tmp_path)
+    targets.on_run_end(TrainedRun(done.method, done.data, tmp_path))
     file = tmp_path / FILE
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     prompts = [u.example.prompt for u in done.data.train.units]
@@ -40,7 +41,7 @@ def test_the_first_model_learns_what_the_last_one_says(kind, tmp_path, monkeypat
 def test_a_limit_and_plain_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = fit(make(DPO), tmp_path, steps=1)
-    RebirthTargets(prompts=3, max_new_tokens=4).write(done.method.policy, done.data, tmp_path)
+    RebirthTargets(prompts=3, max_new_tokens=4).on_run_end(TrainedRun(done.method, done.data, tmp_path))
     assert len((tmp_path / FILE).read_text().splitlines()) == 3
     assert target("Once", " upon") == {"prompt": "Once", "completion": " upon", "label": True}
 

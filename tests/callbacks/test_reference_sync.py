@@ -8,6 +8,7 @@ from tiny import policy
 from training import Watch, fit, flat, make, resumed_equals_uninterrupted
 
 from upo.callbacks.reference_sync import ReferenceSync, follow
+from upo.callbacks.run_end import TrainedRun
 from upo.errors import UserError
 from upo.methods import DPO, KTO, SFT
 
@@ -74,7 +75,7 @@ def test_rewinding_brings_back_the_start_also_after_a_resume(tmp_path):
         sync = ReferenceSync(0.6)
         done = fit(make(DPO), tmp_path, sync, save_every=3, ckpt_path=ckpt)
         assert not torch.equal(flat(done.method.reference.model), start)
-        sync.rewind()
+        sync.on_run_end(TrainedRun(done.method, done.data, tmp_path))
         assert torch.equal(flat(done.method.reference.model), start)
 
 

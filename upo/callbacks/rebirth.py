@@ -11,26 +11,22 @@ is such a step and what it is for. Ours: one sampled answer to each prompt, and 
 """
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.data.example import Prompt, prompt_key
 from upo.errors import UserError
+from upo.parallel.sharding import is_sharded
 from upo.runtime.atomic_files import write_text
-
-if TYPE_CHECKING:
-    from upo.data.module import PreferenceData
-    from upo.models.policy import Policy
 
 FILE = "rebirth.jsonl"
 """In the run folder: the targets, in TRL's format of prompts with labelled completions."""
 
 
-class RebirthTargets(pl.Callback):
+class RebirthTargets(RunCallback):
     """Writes the trained policy's answers to the training prompts into the run folder, as targets for SFT."""
 
     def __init__(
@@ -52,23 +48,22 @@ class RebirthTargets(pl.Callback):
         self.settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
+        if is_sharded(trainer.strategy):
             raise UserError(
                 "RebirthTargets cannot sample from a sharded policy; use `python -m upo.generate` afterwards"
             )
 
-    def write(self, policy: "Policy", data: "PreferenceData", folder: Path) -> None:
-        """What `upo.fit` calls on rank 0, after training and before the run counts as finished: a stage that waits for
-        it finds the file."""
+    def on_run_end(self, run: TrainedRun) -> None:
+        """Samples and writes."""
         from upo.rollout.sampling import sample
 
-        units = data.train.units
+        policy, units = run.method.policy, run.data.train.units
         asked: list[Prompt] = list({prompt_key(u.example.prompt): u.example.prompt for u in units}.values())
         asked = asked[: self.prompts]
         with policy.active():
             written = sample(policy.model, policy.tokenizer, asked, **self.settings, progress="rebirth targets")
         rows = [target(prompt, answer.text) for prompt, (answer,) in zip(asked, written, strict=True) if answer.text]
-        file = folder / FILE
+        file = run.folder / FILE
         write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"{file}: {len(rows)} targets for rebirth tuning")
 

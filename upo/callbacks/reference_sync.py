@@ -18,6 +18,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor, nn
 
+from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.errors import UserError
 from upo.models.reference import FrozenReference
 from upo.runtime.collectives import whole
@@ -36,10 +37,10 @@ def follow(reference: nn.Module, policy: nn.Module, alpha: float) -> None:
         ours.copy_(buffers[name])
 
 
-class MovingReference(pl.Callback):
+class MovingReference(RunCallback):
     """Base of callbacks that move a `FrozenReference`: checkpoints carry it, a resumed run goes on with it.
 
-    After training `rewind` brings back the reference of the start: evaluations compare with the model before training.
+    After training it brings back the reference of the start: evaluations compare with the model before training.
     """
 
     reference: FrozenReference
@@ -77,7 +78,7 @@ class MovingReference(pl.Callback):
         self._keep_start()
         self.reference_model.load_state_dict(state_dict["reference"])
 
-    def rewind(self) -> None:
+    def on_run_end(self, run: TrainedRun) -> None:
         """The reference becomes the model that it was before training."""
         if self._start is not None:
             self.reference_model.load_state_dict(self._start)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -23,8 +23,7 @@ from upo.callbacks.graceful_stop import GracefulStop, restarted, stop_at_once
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
-from upo.callbacks.rebirth import RebirthTargets
-from upo.callbacks.reference_sync import MovingReference
+from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, summarize
 from upo.callbacks.throughput import Throughput
 from upo.cli.parser import ShortErrors
@@ -36,6 +35,7 @@ from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
 from upo.models.checkpoint_files import latest
 from upo.ops.memory import keep_memory
+from upo.parallel.sharding import is_sharded
 from upo.runtime.moved import no_such_file
 from upo.runtime.run_folder import RunPaths
 
@@ -174,16 +174,15 @@ class CLI(LightningCLI):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         if self.trainer.is_global_zero:
+            run = TrainedRun(self.model, self.datamodule, self.folder)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, MovingReference):
-                    callback.rewind()
-                if isinstance(callback, RebirthTargets):
-                    callback.write(self.model.policy, self.datamodule, self.folder)
+                if isinstance(callback, RunCallback):
+                    callback.on_run_end(run)
             if self.config.evaluation is not None:
-                run = self.model, self.datamodule
-                if isinstance(self.trainer.strategy, ModelParallelStrategy | FSDPStrategy):
-                    run = load_run(self.folder)[:2]  # rank 0 alone goes on, with whole models
-                figures = self.config_init.evaluation.run(*run, self.folder)
+                method, data = run.method, run.data
+                if is_sharded(self.trainer.strategy):  # rank 0 alone goes on, with whole models
+                    method, data, _ = load_run(self.folder)
+                figures = self.config_init.evaluation.run(method, data, self.folder)
                 loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
                 values |= figures
             summarize(self.folder, values)

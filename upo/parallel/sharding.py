@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -13,6 +14,11 @@ from upo.errors import UserError
 from upo.models import quantization
 from upo.models.reference import AdapterReference, FrozenReference
 from upo.models.stored_reference import StoredReference
+
+
+def is_sharded(strategy: Any) -> bool:
+    """Whether each rank holds a part of the model alone, so that no rank can sample or evaluate by itself."""
+    return isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
 
 
 def check(method: Any, callbacks: Sequence[Any]) -> None:

@@ -1,1 +1,1 @@
-"""The base of all: collectives, optimizers, counted operations, what is patched in Lightning."""
+"""The base of all: collectives, optimizers, operations, seeds, run folders and files, what is patched in Lightning."""

@@ -3,8 +3,9 @@
 Nothing here may start a thread pool: a process that is forked after that can deadlock.
 """
 
-import gc
 from importlib import import_module
+
+from upo.runtime.lightning_patches import frozen_imports
 
 MODULES = (
     "upo.cli.main", "upo.evaluation.measure", "upo.rollout.sampling", "upo.models.export", "upo.comparison",
@@ -13,8 +14,6 @@ MODULES = (
 )  # fmt: skip
 """What runs, stages and comparisons import sooner or later, Lightning and transformers first among it."""
 
-gc.disable()
-for name in MODULES:
-    import_module(name)
-gc.enable()
-gc.freeze()  # the collector would touch, and so copy, every page in every child
+with frozen_imports():  # the collector would touch, and so copy, every page in every child
+    for name in MODULES:
+        import_module(name)
