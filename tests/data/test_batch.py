@@ -158,8 +158,8 @@ def test_pairs_are_of_different_preference_chosen_first_widest_gap_first():
     assert texts(examples_of(PairedView(), RANKED, 2)) == ["ac", "ad"]
     assert texts(examples_of(PairedView(), SCORED, 9)) == ["yx", "yz", "zx"]
     assert texts(examples_of(PairedView(), LABELLED, 9)) == ["gb", "hb"]
-    assert PairedView().views(example(Response("a", rank=0), Response("b", rank=0)), 9) == []
-    assert PairedView().views(example(Response("a"), Response("b")), 9) == []
+    assert examples_of(PairedView(), example(Response("a", rank=0), Response("b", rank=0)), 9) == []
+    assert examples_of(PairedView(), example(Response("a"), Response("b")), 9) == []
 
 
 def test_labels_are_kept_or_made_of_pairs():
@@ -171,11 +171,11 @@ def test_labels_are_kept_or_made_of_pairs():
 
 def test_lists_are_of_two_or_more_known_responses():
     assert texts(examples_of(ListwiseView(), SCORED, 9)) == ["xyz"]
-    assert ListwiseView().views(example(Response("a", score=1.0), Response("b")), 9) == []
+    assert examples_of(ListwiseView(), example(Response("a", score=1.0), Response("b")), 9) == []
     batch = batch_of([unit([3], [4], [5], score=2.5), unit([6], [7], [8], rank=1)], ListwiseView())
-    assert batch.scores.tolist() == [2.5, 2.5, -1.0, -1.0]
+    assert batch["scores"].tolist() == [2.5, 2.5, -1.0, -1.0]
     both = batch_of([unit([3], [4], [5], rank=1, score=2.5)], ListwiseView())
-    assert both.scores.tolist() == [2.5, 2.5], "scores say how much better"
+    assert both["scores"].tolist() == [2.5, 2.5], "scores say how much better"
 
 
 def test_demonstrations_are_what_is_worth_imitating():
@@ -183,8 +183,8 @@ def test_demonstrations_are_what_is_worth_imitating():
     assert texts(examples_of(DemonstrationView(), LABELLED, 9)) == ["g", "h"]
     assert texts(examples_of(DemonstrationView(), BOTH, 9)) == ["g"], "a label says more than a score"
     assert texts(examples_of(DemonstrationView(), SCORED, 9)) == ["y"], "never the worse ones"
-    assert texts(DemonstrationView().views(example(Response("a"), Response("b")), 9)) == ["a", "b"]
-    assert DemonstrationView().views(example(Response("a", desirable=False)), 9) == []
+    assert texts(examples_of(DemonstrationView(), example(Response("a"), Response("b")), 9)) == ["a", "b"]
+    assert examples_of(DemonstrationView(), example(Response("a", desirable=False)), 9) == []
 
 
 def test_preferred_rows():

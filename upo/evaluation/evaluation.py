@@ -96,8 +96,8 @@ class Evaluation:
             All figures, flat name to number.
         """
         from upo.data.codec import TextCodec
+        from upo.evaluation import held_out_pairs, measure
         from upo.evaluation.benchmarks import benchmark
-        from upo.evaluation.evaluation import held_out_pairs, measure
         from upo.evaluation.report import write_report
         from upo.evaluation.safety_figures import category_values, violation_figures
         from upo.evaluation.systems import PARTIAL, rival_texts, twin

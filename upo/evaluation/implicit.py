@@ -57,7 +57,7 @@ def implicit_rewards(
         UserError: the method defines no implicit reward, or the examples hold no pair.
     """
     from upo.data.codec import TextCodec
-    from upo.evaluation.evaluation import measure
+    from upo.evaluation import measure
 
     examples = measure.held_out_examples(data) if examples is None else examples
     pairs = measure.held_out_pairs(examples, data, TextCodec(method.policy.tokenizer))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ class Reference(ABC):
         """`logps` and more by name, computed as `Policy.forward` does, for those who `provide` it."""
         raise NotImplementedError
 
-    def stored(self, trainer: pl.Trainer, round: Round) -> Callable[[Sequence[Group]], Tensor] | None:
+    def stored(self, trainer: Any, round: Round) -> Callable[[Sequence[Group]], Tensor] | None:
         """What finds the log-probs of a round's groups, where they are known before training; called at its start."""
         return None
 

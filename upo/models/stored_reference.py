@@ -111,7 +111,7 @@ class StoredReference(Reference):
 
     # ---- the store -------------------------------------------------------------------------------------------
 
-    def stored(self, trainer: pl.Trainer, round: Round) -> "StoredLogps":
+    def stored(self, trainer: Any, round: Round) -> "StoredLogps":
         device = trainer.strategy.root_device
         assert self.model is not None, "build() comes first"
         self.weights = self.weights or weights_hash(self.model)
