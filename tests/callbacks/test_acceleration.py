@@ -1,23 +1,29 @@
 """Accelerated preference optimization: the extrapolated reference, its rounds, and where it must not be used."""
 
 import math
+from pathlib import Path
 
 import pytest
+import test_every_method
 import torch
 from tiny import arrange, policy, units
-from training import fit, flat, make, resumed_equals_uninterrupted
+from training import fit, flat, make, pairs_file, resumed_equals_uninterrupted
 
-from upo.callbacks.acceleration import (
-    Acceleration,
-    ExtrapolatedReference,
-    depends_on_difference_only,
-    extrapolate,
-)
+import upo.methods
+from upo.callbacks.acceleration import Acceleration, ExtrapolatedReference, extrapolate
+from upo.callbacks.normaliser import normaliser_cancels
 from upo.callbacks.reference_sync import ReferenceSync
+from upo.data.batch import Step
+from upo.data.module import PreferenceData
+from upo.data.samplers import StepPlan
+from upo.data.source import Source
 from upo.errors import UserError
-from upo.methods import DPO, KTO
+from upo.functional.divergences import ForwardKL, ReverseKL
+from upo.methods import DPO, FDPO, GIPO, KTO, ODPO, AOTPaired, BetaDPO, CalDPO, SimPO, SPPOHard
+from upo.methods.common.base import Method
 from upo.methods.common.families import PairwiseMethod
 from upo.methods.dpo import dpo_loss
+from upo.rewards.length import Words
 
 
 def test_by_hand():
@@ -92,14 +98,96 @@ def test_alpha_1_would_never_settle():
         Acceleration(1.0)
 
 
+CANCELS = {
+    "ALOLKL", "AOTPaired", "AuxiliaryOnly", "BetaDPO", "CurryDPO", "DPO", "DPOGamma", "DiscoPOP", "EXO", "EXOListwise",
+    "GDPO", "GIPO", "GROPO", "GuidedDPO", "HybridDPO", "IPO", "InfoNCA", "LengthRegularizedDPO", "MODPO", "ODPO",
+    "RDPO", "RSOHinge", "RegularizedPO", "RobustDPO", "SPODegree", "SoftCDPO", "SoftCIPO", "StepAPO", "StepDPO",
+    "UPODPO", "UPOIPO", "VPO", "WPO",
+}  # fmt: skip
+"""Losses of differences of log-ratios at one prompt. The gradients of ALOLKL, AuxiliaryOnly and of VPO's second term
+know no reference."""
+REMAINS = {
+    "ALOL", "AOTUnpaired", "APODown", "APOZero", "BCO", "CalDPO", "DOVE", "DPOP", "DROV", "FDPO", "FlexDPO",
+    "IPOAveraged", "KTO", "KTOPair", "KTOZero", "LNDPO", "LNDPOP", "MPO", "NCA", "NCAListwise", "SPPOHard", "SPPOSoft",
+    "SRPO", "UPO", "UPOShuffled",
+}  # fmt: skip
+"""Losses of single log-ratios, of averages, or (DOVE, SRPO) of log-ratios at different prompts."""
+TOKENWISE = {
+    "AOPPO", "ALOLSequence", "MaPO", "OPPO", "OREO", "SparsePO", "StepOREO", "TDPO1", "TDPO2", "TrajectoryOREO",
+}  # fmt: skip
+"""Losses that ask the reference for more than sums."""
+FREE = {name for name in upo.methods.__all__ if getattr(upo.methods, name).needs.reference is None}
+
+
+def data_of(kind: type[Method], folder: Path) -> PreferenceData:
+    source = Source(test_every_method.SOURCES.get(kind.__name__, "hh"), path=pairs_file(folder))
+    rewards = {"rewards": {"length": Words()}, "rewards_cache": str(folder / "cache")}
+    return PreferenceData((source,), validation=0, max_length=256, pairs_per_step=4, **rewards)
+
+
+def test_each_method_is_named_once():
+    every = [*CANCELS, *REMAINS, *TOKENWISE, *FREE]
+    assert sorted(every) == sorted(upo.methods.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(CANCELS | REMAINS))
+def test_the_gradient_says_whether_a_normaliser_cancels(name, tmp_path):
+    """Of all terms, on a step of several micro-batches and on one pair; the method stays as it is."""
+    method = test_every_method.make(getattr(upo.methods, name))
+    data = data_of(type(method), tmp_path)
+    data.prepare(method.policy.tokenizer, method.batch_type, method.rewards, method.policy.context)
+    method.configure_model()
+    before = {name: x.clone() for name, x in method.state_dict().items()}
+    for pairs, micro_batches in (([0, 1, 2], [[0, 1], [2]]), ([0], [[0]])):
+        step = data.train[StepPlan(pairs, micro_batches, 0)]
+        alone = pairs == [0] and name == "AOTUnpaired"  # a step of one pair couples nothing else
+        assert normaliser_cancels(method, step) is (name in CANCELS or alone), micro_batches
+    assert all(torch.equal(x, before[name]) for name, x in method.state_dict().items())
+    assert not method.val_means.compute() and not method.train_means.compute()
+    assert method.response_logps.__func__ is Method.response_logps
+
+
+@pytest.mark.parametrize("name", sorted(TOKENWISE))
+def test_methods_that_need_tokens_of_the_reference_are_refused(name):
+    method = test_every_method.make(getattr(upo.methods, name))
+    with pytest.raises(UserError, match=rf"{name} needs .* of each token .* remove the callback that accelerates it"):
+        method.set_reference(ExtrapolatedReference())
+
+
+@pytest.mark.parametrize(("divergence", "cancels"), [(ReverseKL(), True), (ForwardKL(), False)])
+def test_options_decide_too(divergence, cancels, tmp_path):
+    """The reverse KL makes f-DPO DPO."""
+    method, sppo = make(FDPO, divergence=divergence), make(SPPOHard, beta=1e-6)
+    for each, expected in ((method, cancels), (sppo, False)):
+        each.configure_model()
+        batch = each.batch_type(arrange(units([(3, [4, 2]), (2, [1, 5])])))
+        assert normaliser_cancels(each, Step((batch,), batch.counts)) is expected
+
+
 class Pointwise(PairwiseMethod):
     def loss(self, chosen, rejected):
         return torch.sigmoid(-chosen.logratio) + torch.sigmoid(rejected.logratio)
 
+    def reward(self, logps):
+        return logps.logratio
 
-@pytest.mark.parametrize("kind", [KTO, Pointwise])
-def test_pointwise_losses_are_refused(kind, tmp_path):
+
+@pytest.mark.parametrize("kind", [KTO, Pointwise, CalDPO, SPPOHard])
+def test_other_losses_are_refused_before_the_first_step(kind, tmp_path):
     method = make(kind)
-    assert not depends_on_difference_only(method) and depends_on_difference_only(make(DPO))
-    with pytest.raises(UserError, match="difference of log-ratios"):
+    with pytest.raises(UserError, match=rf"that of {kind.__name__} is no function of the difference of log-ratios"):
         fit(method, tmp_path, Acceleration())
+    assert method.trainer.global_step == 0
+
+
+@pytest.mark.parametrize("kind", [AOTPaired, BetaDPO, GIPO, ODPO])
+def test_losses_that_read_more_than_their_pairs_are_taken(kind, tmp_path):
+    source = test_every_method.SOURCES.get(kind.__name__, "hh")
+    plain = fit(make(kind), tmp_path, ReferenceSync(alpha=1.0, every=2), source=source).watch.losses
+    losses = fit(make(kind), tmp_path, Acceleration(0.0, every=2), source=source).watch.losses
+    assert losses == pytest.approx(plain, rel=1e-4, abs=1e-5)
+
+
+def test_methods_without_a_reference_are_told_so(tmp_path):
+    with pytest.raises(UserError, match="Acceleration moves the reference, and SimPO has none; remove the callback"):
+        fit(make(SimPO), tmp_path, Acceleration())

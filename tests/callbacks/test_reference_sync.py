@@ -80,7 +80,7 @@ def test_rewinding_brings_back_the_start_also_after_a_resume(tmp_path):
 
 
 def test_neither_a_missing_nor_a_stored_reference_can_move(tmp_path):
-    with pytest.raises(UserError, match="FrozenReference"):
+    with pytest.raises(UserError, match="ReferenceSync moves the reference, and SFT has none; remove the callback"):
         fit(make(SFT), tmp_path, ReferenceSync())
 
     class Stored(Watch):

@@ -47,6 +47,9 @@ class MovingReference(RunCallback):
     _start: dict[str, Tensor] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if pl_module.reference is None:
+            method = type(pl_module).__name__
+            raise UserError(f"{type(self).__name__} moves the reference, and {method} has none; remove the callback")
         if not isinstance(pl_module.reference, FrozenReference):
             raise UserError(f"{type(self).__name__} moves the reference; set `model.reference: FrozenReference`")
         self.reference = pl_module.reference  # type: ignore[assignment]
