@@ -216,6 +216,6 @@ def test_ranks_are_started_by_the_command_of_the_run(monkeypatch) -> None:
     monkeypatch.setattr(__main__, "__spec__", None)
     monkeypatch.setattr(sys, "argv", ["upo.ablate"])
     found = []
-    monkeypatch.setattr("upo.cli.main", lambda _: found.append(list(_basic_subprocess_cmd())))
+    monkeypatch.setattr("upo.cli.main.main", lambda _: found.append(list(_basic_subprocess_cmd())))
     tasks.train(Path("x.yaml"), Path("none"), ["--seed_everything", "3"])
     assert found == [[sys.executable, "-m", "upo.fit", "--config", "x.yaml", "--seed_everything", "3"]]

@@ -66,7 +66,7 @@ def test_finite_far_out(far, form):
 def test_without_weight_it_is_its_parent(kind, parent):
     shape = {"lengths": [2, 1, 3] * 2, "prompts": [0, 0, 1, 2, 2, 3]}
     logps = logps_of([-1.0, -2.0, -3.0, -1.5, -0.5, -4.0], reference=[-1.2] * 6, **shape)
-    plain = made(parent).terms(batch(), logps[batch().own], {})
+    plain = made(parent).terms(batch(), logps[batch().own_rows], {})
     for form, constant in ((False, 0.0), (True, math.log(2))):
         terms = made(kind, gamma=0.0, log_sigmoid=form).terms(batch(), logps, {})
         for name, term in plain.items():

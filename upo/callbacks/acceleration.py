@@ -79,7 +79,7 @@ class Acceleration(MovingReference):
         super().setup(trainer, pl_module, stage)
         if not isinstance(self.reference, ExtrapolatedReference):
             self.reference = ExtrapolatedReference(self.reference.path, self.alpha)
-            pl_module.set_reference(self.reference)
+            pl_module.set_reference(self.reference)  # type: ignore[operator]
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Step, _: int) -> None:
         if not self._checked:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -136,7 +137,9 @@ def same_run(folder: Path) -> Iterator[list[Logger]]:
     if not ours or not RunPaths(folder).wandb_id.is_file():
         yield []
         return
-    logger = WandbLogger(**(ours[0].get("init_args") or {}) | (ours[0].get("dict_kwargs") or {}) | {"log_model": False})
+    options: dict[str, Any] = (ours[0].get("init_args") or {}) | (ours[0].get("dict_kwargs") or {})
+    options["log_model"] = False
+    logger = WandbLogger(**options)
     prepare(logger, folder)
     try:
         yield [logger]

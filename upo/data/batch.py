@@ -38,6 +38,12 @@ class Batch(Movable):
         return self.columns[column]
 
     @property
+    def own_rows(self) -> Bool[Tensor, "N"]:
+        """Which rows are the units' own responses."""
+        lengths = self.responses.lengths
+        return torch.ones_like(lengths, dtype=torch.bool) if self.own is None else self.own
+
+    @property
     def preferred(self) -> Bool[Tensor, "own"]:
         """Whether an own response is the chosen, or a desirable one."""
         return self["preferred"]

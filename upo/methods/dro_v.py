@@ -52,6 +52,8 @@ def dro_v_value_loss(
 class DROV(UnpairedMethod):
     """Direct Reward Optimisation with a learned value."""
 
+    value_head: ValueHead
+
     needs = UnpairedMethod.needs | Needs(policy={"prompt_hidden"})
     metric_names = (*UnpairedMethod.metric_names, "loss/preference", "loss/value")
     reward_scale: Tensor

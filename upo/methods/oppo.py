@@ -77,6 +77,8 @@ def discounted_sums(x: Float[Tensor, "tokens"], row: Int[Tensor, "tokens"], fact
 class OPPO(UnpairedMethod):
     """Offline one-step PPO with rewards of +1 and -1 on the last token."""
 
+    value_head: ValueHead
+
     needs = Needs(policy={"token_logps", "hidden"}, reference={"token_logps"}, reward=SUMS)
     logged_statistics = ("advantages/mean", "advantages/std")
     metric_names = (

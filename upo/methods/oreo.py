@@ -74,6 +74,8 @@ def _means(x: Tensor, owner: Tensor, n: int) -> Tensor:
 class OREO(UnpairedMethod):
     """Offline reasoning optimization, a value and a squared error for every token."""
 
+    value_head: ValueHead
+
     needs = Needs(policy={"token_logps", "hidden", "reverse_kl"}, reference={"token_logps"}, reward=SUMS)
     metric_names = (*UnpairedMethod.metric_names, "loss/preference", "loss/value", "loss/kl")
 

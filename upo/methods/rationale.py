@@ -71,10 +71,10 @@ class Rationales(Method):
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
         rationale = rationale_loss(logps.logps[2::3], gamma=self.gamma, log_sigmoid=self.log_sigmoid)
-        return super().terms(batch, logps[batch.own], statistics) | {"rationale": Term(rationale, "prompts")}
+        return super().terms(batch, logps[batch.own_rows], statistics) | {"rationale": Term(rationale, "prompts")}
 
     def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps[batch.own])
+        super().track(stage, batch, logps[batch.own_rows])
 
 
 class RDPO(Rationales, DPO):

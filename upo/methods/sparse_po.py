@@ -110,6 +110,8 @@ class MaPO(PairwiseMethod):
 class SparsePO(MaPO):
     """TDPO with masks that are learned from the reference's hidden states."""
 
+    mask_head: LearnedMasks
+
     def __init__(
         self,
         *args: Any,

@@ -80,6 +80,8 @@ def copies(pair: Example) -> list[tuple[Response, int, int]]:
 class SPODegree(DPO):
     """DPO with a self-supervised preference degree."""
 
+    degree_head: nn.Linear
+
     reward_is_log_odds = False
     view = DegreeView()
     needs = DPO.needs | Needs(policy={"hidden"})

@@ -89,7 +89,7 @@ class SRPO(PairwiseMethod):
 
     def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         """Rewards and margins are those of the generator alone."""
-        super().track(stage, batch, logps[batch.own])
+        super().track(stage, batch, logps[batch.own_rows])
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logratio

@@ -71,6 +71,7 @@ def advantage_weights(
 class AuxiliaryRewards(Method):
     """Adds designers' objectives to any preference method: `class UPO(AuxiliaryRewards, KTO)`."""
 
+    value_head: ValueHead | ValueHeads
     couples_weights: ClassVar[bool] = False
     """Whether a weight depends on the other responses of the step whatever the options are."""
 

@@ -33,5 +33,5 @@ def total(terms: Iterable[Term], counts: Mapping[str, int]) -> Tensor:
 
 def common(terms: Iterable[Term]) -> Per:
     """What all terms are averaged over, prompts where they differ: it weighs the steps in the mean loss of several."""
-    pers = {t.per for t in terms}
+    pers: set[Per] = {t.per for t in terms}
     return pers.pop() if len(pers) == 1 else "prompts"
