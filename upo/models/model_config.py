@@ -1,5 +1,7 @@
 """A transformers config as policies need it: read or made, with dropout off."""
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upo.errors import UserError, hub_errors
@@ -49,3 +51,12 @@ def without_dropout(config: "PretrainedConfig") -> "PretrainedConfig":
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
+
+
+def folder_files(*parts: Any) -> dict[str, bytes]:
+    """What configurations and a tokenizer write into a folder, by file name; None writes nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            if part is not None:
+                part.save_pretrained(folder)
+        return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}

@@ -1,12 +1,10 @@
 """Policy: a causal language model whose forward returns response log-probs, never logits."""
 
 import copy
-import tempfile
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -24,7 +22,7 @@ from upo.models.head import Head, grow
 from upo.models.loading import base_hash, new_model, read_model
 from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
-from upo.models.model_config import new_config, read_config, without_dropout
+from upo.models.model_config import folder_files, new_config, read_config, without_dropout
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
 from upo.ops.linear_kl import linear_kl
@@ -84,11 +82,7 @@ class Policy(nn.Module):
         """Tokens that a method puts between prompt and response; generation stands behind the first one."""
 
     def take_controls(self, tokens: Sequence[str]) -> None:
-        """Adds control tokens to the tokenizer and the model, which come to know them when they are read.
-
-        Raises:
-            UserError: they were read before, without these tokens.
-        """
+        """Adds control tokens, for tokenizer and model to know; a `UserError` where the tokenizer was read before."""
         if new := [token for token in tokens if token not in self.controls]:
             if "tokenizer" in vars(self) or hasattr(self, "model"):
                 raise UserError(
@@ -252,11 +246,5 @@ class Policy(nn.Module):
 
     def files(self) -> dict[str, bytes]:
         """Everything of a Hugging Face folder but the weights, by file name: makes a checkpoint self-contained."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.model.config.save_pretrained(folder)
-            if self.model.generation_config is not None:
-                self.model.generation_config.save_pretrained(folder)
-            if self.adapter is not None:
-                self.model.peft_config[TRAINED].save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
+        adapter = None if self.adapter is None else self.model.peft_config[TRAINED]
+        return folder_files(self.model.config, self.model.generation_config, adapter, self.tokenizer)

@@ -37,7 +37,7 @@ class Similarity(Reward):
     def fit(self, train: Sequence[Example], held_out: Sequence[Example], cache_dir: str | Path | None = None) -> None:
         if self.text is not None:
             return
-        from upo.data.batch import preference
+        from upo.data.views import preference
 
         found: dict[str, set[str]] = {}
         for example in (*train, *held_out):
