@@ -116,8 +116,8 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
         model.load_state_dict(policy_weights(content))
         return model
     base, options = adapter.base_model_name_or_path, {}
-    if (quantization := getattr(config, "quantization_config", None)) is not None:
-        options["quantization_config"] = quantization
+    if (in_bits := getattr(config, "quantization_config", None)) is not None:
+        options["quantization_config"] = in_bits
     with hub_errors(base, "model below the adapter"):
         model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, **options)
     quantization.keep_layout(model)
