@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import test_every_method
 import torch
-from tiny import arrange, policy, units
+from attrs import evolve
+from tiny import arrange, batch_of, policy, units
 from training import fit, flat, make, pairs_file, resumed_equals_uninterrupted
 
 import upo.methods
@@ -15,6 +16,7 @@ from upo.callbacks.normaliser import normaliser_cancels
 from upo.callbacks.reference_sync import ReferenceSync
 from upo.data.batch import Step
 from upo.data.module import PreferenceData
+from upo.data.priority import ADVANTAGE
 from upo.data.samplers import StepPlan
 from upo.data.source import Source
 from upo.errors import UserError
@@ -135,7 +137,9 @@ def test_the_gradient_says_whether_a_normaliser_cancels(name, tmp_path):
     """Of all terms, on a step of several micro-batches and on one pair; the method stays as it is."""
     method = test_every_method.make(getattr(upo.methods, name))
     data = data_of(type(method), tmp_path)
-    data.prepare(method.policy.tokenizer, method.batch_type, method.rewards, method.policy.context)
+    data.prepare(method.policy.tokenizer, method.view, method.rewards, method.policy.context)
+    known = data.read.train.with_column(ADVANTAGE, torch.ones(data.read.train.rows))
+    data.use(evolve(data.read, train=known))
     method.configure_model()
     before = {name: x.clone() for name, x in method.state_dict().items()}
     for pairs, micro_batches in (([0, 1, 2], [[0, 1], [2]]), ([0], [[0]])):
@@ -160,7 +164,7 @@ def test_options_decide_too(divergence, cancels, tmp_path):
     method, sppo = make(FDPO, divergence=divergence), make(SPPOHard, beta=1e-6)
     for each, expected in ((method, cancels), (sppo, False)):
         each.configure_model()
-        batch = each.batch_type(arrange(units([(3, [4, 2]), (2, [1, 5])])))
+        batch = batch_of(units([(3, [4, 2]), (2, [1, 5])]), each.view)
         assert normaliser_cancels(each, Step((batch,), batch.counts)) is expected
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from upo.errors import UserError, hub_errors
+from upo.models import quantization
 from upo.models.adapters import CONFIG, TRAINED, inject, owner
 
 if TYPE_CHECKING:
