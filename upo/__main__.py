@@ -1,4 +1,4 @@
-"""One command for all entries: `upo fit experiments/quickstart.yaml`; `upo --help` lists them.
+"""One command for all entries: `upo fit experiments/quickstart/quickstart.yaml`; `upo --help` lists them.
 
 `upo NAME ...` does what `python -m upo.NAME ...` does. Nothing heavy is imported before the entry is chosen.
 """
@@ -21,8 +21,10 @@ class Entry(NamedTuple):
 
 
 ENTRIES = {
-    "fit": Entry("upo.fit", "train and evaluate a run", "experiments/quickstart.yaml --model.beta 0.2"),
-    "check": Entry("upo.check.__main__", "try a first step, plan memory", "experiments/quickstart.yaml --gpu h100"),
+    "fit": Entry("upo.fit", "train and evaluate a run", "experiments/quickstart/quickstart.yaml"),
+    "check": Entry(
+        "upo.check.__main__", "try a first step, plan memory", "experiments/quickstart/quickstart.yaml --gpu h100"
+    ),
     "evaluate": Entry("upo.evaluate", "evaluate a run on held-out prompts", "runs/quickstart --prompts 200"),
     "compare": Entry("upo.compare", "tables and fronts of finished runs", "runs/quickstart runs/another"),
     "ablate": Entry("upo.ablate", "train and compare a study's runs", "experiments/studies/stories/study.yaml"),
@@ -30,7 +32,7 @@ ENTRIES = {
     "export": Entry("upo.export", "write a Hugging Face folder", "runs/quickstart exported"),
     "merge": Entry("upo.merge", "average several models", "runs/a runs/b --weights 0.7 0.3 --out soup"),
     "methods": Entry("upo.methods.__main__", "list methods, or describe one", "SimPO"),
-    "rewards": Entry("upo.rewards.__main__", "list rewards, or survey data", "--config experiments/quickstart.yaml"),
+    "rewards": Entry("upo.rewards.__main__", "list rewards, or survey data", "--help"),
     "bench": Entry("upo.bench.__main__", "measure speed against TRL", "--suite short"),
 }
 
