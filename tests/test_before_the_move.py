@@ -123,7 +123,12 @@ def test_the_same_command_makes_the_same_checkpoint(name: str, here: Path) -> No
     """From scratch, up to the step of the checkpoint that there is."""
     steps = STEPS[name]
     fit(["--config", f"{name}.yaml", "--trainer.default_root_dir", "again", "--trainer.max_steps", str(steps)])
-    agrees(rows("again/metrics.csv")[:steps], rows(f"whole/{name}.csv")[:steps])
+    found, recorded = rows("again/metrics.csv")[:steps], rows(f"whole/{name}.csv")[:steps]
+    if not SAME:  # policy and reference begin as equals: rounding decides which of two rewards of 0 is larger
+        for row in (found[0], recorded[0]):
+            for key in ("train/rewards/accuracies", "train/rewards/ties"):
+                row.pop(key, None)
+    agrees(found, recorded)
     file = f"checkpoints/step={steps}.ckpt"
     found, recorded = (torch.load(f"{run}/{file}", weights_only=True) for run in ("again", f"made/{name}"))
     assert found.keys() == recorded.keys()

@@ -22,9 +22,7 @@ class Entry(NamedTuple):
 
 ENTRIES = {
     "fit": Entry("upo.fit", "train and evaluate a run", "experiments/quickstart/quickstart.yaml"),
-    "check": Entry(
-        "upo.check.__main__", "try a first step, plan memory", "experiments/quickstart/quickstart.yaml --gpu h100"
-    ),
+    "check": Entry("upo.check.__main__", "try a first step, plan memory", "experiments/quickstart/quickstart.yaml"),
     "evaluate": Entry("upo.evaluate", "evaluate a run on held-out prompts", "runs/quickstart --prompts 200"),
     "compare": Entry("upo.compare", "tables and fronts of finished runs", "runs/quickstart runs/another"),
     "ablate": Entry("upo.ablate", "train and compare a study's runs", "experiments/studies/stories/study.yaml"),

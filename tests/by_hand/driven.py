@@ -53,7 +53,10 @@ class Driven:
         reference = Known(models.reference) if case.kind.needs.reference is not None else None
         self.method: Any = case.kind(copy.copy(models.policy), reference, **case.options)
         self.units = list(case.units())
-        self.method.trainer = SimpleNamespace(world_size=WORLD_SIZE, global_step=FIRST, datamodule=None)
+        plain = SimpleNamespace(pre_backward=lambda loss, _: loss)
+        self.method.trainer = SimpleNamespace(
+            world_size=WORLD_SIZE, global_step=FIRST, datamodule=None, precision_plugin=plain
+        )
         torch.manual_seed(2)
         self.method.configure_model()
         self.method.double()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from attrs import evolve
 from losses import (
     FIRST,
     SECOND,
@@ -79,7 +80,7 @@ def scored(*scores: float | None, ranks: tuple[float, float] | None = None) -> E
 
 def unit_of(pair: Example):
     made_up = unit([3], [4, 5], [6])
-    return type(made_up)(made_up.prompt, made_up.responses, pair)
+    return evolve(made_up, example=pair)
 
 
 @pytest.mark.parametrize(

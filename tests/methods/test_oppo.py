@@ -92,6 +92,7 @@ def method(kind=OPPO, **options):
     made.reference.model = policy(seed=1)
     torch.manual_seed(0)
     made.configure_model()
+    made.add_heads()
     return made
 
 

@@ -115,6 +115,7 @@ def test_terms_of_a_real_policy(kind):
     method._configured = True
     method.reference.model = policy(seed=1)
     method.configure_model()
+    method.add_heads()
     responses = lines(method, "One.\nTwo.", "Blue")
     batch = Batch(responses, {"preferred": torch.tensor([True, False])})
     logps = method.response_logps(responses, method.needs)

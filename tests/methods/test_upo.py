@@ -8,6 +8,7 @@ from attrs import evolve
 from tiny import arrange, policy, units
 
 from upo.data.batch import Batch, Step
+from upo.data.units import Unit
 from upo.functional.value_losses import Expectile, Linex
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import UPO, UPODPO, advantage_weights, auxiliary_loss
@@ -187,7 +188,7 @@ def test_the_value_does_not_see_the_response():
     value = made.value(logps)
     assert (value[0::2] == value[1::2]).all(), "both responses of a prompt"
     assert len(value.unique()) == 3, "different prompts differ"
-    other = [evolve(u, responses=tuple([5, *r] for r in u.responses)) for u in WORK]
+    other = [Unit.of(u.prompt, tuple([5, *r] for r in u.responses)) for u in WORK]
     for layout in ("packed", "padded"):
         hidden = made.policy(arrange(other, layout), ("prompt_hidden",))["prompt_hidden"]
         torch.testing.assert_close(hidden, logps.extras["prompt_hidden"], atol=1e-5, rtol=1e-5)

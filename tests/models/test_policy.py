@@ -24,6 +24,10 @@ LAYOUTS = ("packed", "padded")
 WORK = units([(3, [9, 2]), (5, [1]), (1, [4, 14, 7, 1, 2]), (20, [2, 3]), (1, [1]), (7, [1, 1, 6])])
 """K = 1, 2, 3, 5; prompts of one token, responses of one token, several units in a row."""
 
+SINGLE = 16 * torch.finfo(torch.float32).eps
+"""What float64 models may be off whose code computes a part in float32 (Bloom's softmax, Cohere's rotation): how that
+rounds depends on the machine; over 12 seeds Bloom's log-probs were up to 1.5 times float32's precision apart."""
+
 
 def alone(model: Policy, work: list[Unit]) -> torch.Tensor:
     """Log-probs of all response tokens, in the order of `targets`."""
@@ -70,7 +74,7 @@ def test_every_architecture_agrees_with_hugging_face(kind, layout):
     torch.testing.assert_close(out["logps"], torch.tensor(sums(expected, responses), dtype=torch.float64))
     plain = torch.stack([expected[responses.row == n].sum() for n in range(len(responses.lengths))])
     ours, theirs = gradients(model, weighted(out["logps"])), gradients(model, weighted(plain))
-    assert (ours - theirs).norm() < (1e-7 if kind == "cohere" else 1e-9) * theirs.norm()  # its rotation is fp32
+    assert (ours - theirs).norm() < (SINGLE if kind == "cohere" else 1e-9) * theirs.norm()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -283,16 +287,19 @@ def test_a_sliding_window_is_padded_once_it_matters():
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape"),
-    [("lfm2", {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}), ("bloom", {"n_head": 4})],
+    ("kind", "shape", "tolerance"),
+    [
+        ("lfm2", {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}, 1e-10),
+        ("bloom", {"n_head": 4}, SINGLE),
+    ],
 )
-def test_other_layers_than_attention_under_a_mask_are_padded(kind, shape):
+def test_other_layers_than_attention_under_a_mask_are_padded(kind, shape, tolerance):
     """Convolutions, and attention of a model's own."""
     model = policy(kind, "float64", **shape)
     with pytest.warns(UserWarning, match="what is longer is padded"):
         packed = model(arrange(WORK), ("token_logps", "prompt_hidden"))
     out = model(arrange(WORK, "padded"), ("token_logps", "prompt_hidden"))
-    torch.testing.assert_close(out["token_logps"], alone(model, WORK), atol=1e-7, rtol=0)  # Bloom's softmax is fp32
+    torch.testing.assert_close(out["token_logps"], alone(model, WORK), atol=tolerance, rtol=0)
     for name, values in out.items():
         assert torch.equal(packed[name], values)
 

@@ -112,7 +112,7 @@ def test_more_data_and_other_partners_compute_only_what_is_new(folder, tmp_path,
     assert sum(computed) == 8 + 16, "the borrowed ones"
     computed.clear()
     done = fit(stored(KTO, folder), tmp_path, steps=1, split_seed=5)
-    other = {store_of(folder).key(row.prompt, r) for row in done.data.train.rows() for r in row.responses}
+    other = {store_of(folder).key(row.prompt, r) for row in done.data.train.split.groups() for r in row.responses}
     assert sum(computed) > 8 and other <= store_of(folder).read(other).keys()
 
 
@@ -389,10 +389,10 @@ def test_values_are_never_cast_to_half_precision(folder, tmp_path):
     split = done.data.train
     for plugin in (HalfPrecision("bf16-true"), MixedPrecision("bf16-mixed", "cpu")):
         batch = plugin.convert_input(split.batch([0, 1, 2]))
-        for responses, rows in ((batch.responses, split.units), (batch.mismatched, list(split.rows())[8:])):
+        own, borrowed = zip(*(unit.groups for unit in split.units), strict=True)
+        for responses, rows in ((batch.responses, own), (batch.mismatched, borrowed)):
             assert responses.reference_logps.dtype == torch.float32
-            exact = torch.tensor([split.stored.values[split.stored.store.key(u.prompt, r)]
-                                  for u in rows[:3] for r in u.responses])  # fmt: skip
+            exact = done.method.reference.stored(done.trainer, done.data.round)(rows[:3])
             assert torch.equal(responses.reference_logps, exact)
 
 
@@ -416,4 +416,5 @@ def test_lookup_keeps_the_order_of_responses(tmp_path):
     work = tiny.units([(3, [2, 4]), (5, [1])])
     keys = [store.key(u.prompt, r) for u in work for r in u.responses]
     lookup = StoredLogps(store, dict(zip(reversed(keys), [-3.0, -2.0, -1.0], strict=True)), torch.float32)
-    assert lookup(work).tolist() == [-1.0, -2.0, -3.0] and lookup(work[1:]).tolist() == [-3.0]
+    groups = tiny.groups_of(work)
+    assert lookup(groups).tolist() == [-1.0, -2.0, -3.0] and lookup(groups[1:]).tolist() == [-3.0]

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from upo.runtime.moved import present_path
+
 TRAINER = ("max_epochs", "max_steps", "gradient_clip_val", "precision", "callbacks")
 HARMLESS = ("seed", "workers", "rewards_cache", "tokens_cache")
 """Arguments of the data that change no result, or only as the seed does."""
@@ -24,6 +26,7 @@ def _flat(value: Any, key: str) -> dict[str, Any]:
         return {key: value}
     found: dict[str, Any] = {}
     for name, x in value.items():
+        x = present_path(x) if name == "class_path" else x
         inner = key if name == "init_args" else f"{key}.{name}".strip(".")
         if name == "init_args" and not x:
             continue

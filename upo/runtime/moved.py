@@ -105,6 +105,13 @@ def install() -> None:
         sys.meta_path.append(MovedFinder())
 
 
+def present_path(class_path: Any) -> Any:
+    """Where a class is now, from any of its paths; what cannot be imported stays as it is."""
+    module, _, name = str(class_path).rpartition(".")
+    places = [place for place in MOVED.get(module, ()) if hasattr(import_module(place), name)]
+    return f"{places[0]}.{name}" if places else class_path
+
+
 def file_below(path: Path) -> Path | None:
     """The one file that has the name of a missing `path` and lies one folder further down, if there is exactly one."""
     found = [] if path.exists() else list(path.parent.glob(f"*/{path.name}"))
