@@ -51,7 +51,9 @@ class Driven:
 
     def __init__(self, case: Case, models: SimpleNamespace):
         reference = Known(models.reference) if case.kind.needs.reference is not None else None
-        self.method: Any = case.kind(copy.copy(models.policy), reference, **case.options)
+        policy = copy.copy(models.policy)
+        policy.controls = case.kind.needs.control_tokens  # as if they had come before its tokenizer was read
+        self.method: Any = case.kind(policy, reference, **case.options)
         self.units = list(case.units())
         plain = SimpleNamespace(pre_backward=lambda loss, _: loss)
         self.method.trainer = SimpleNamespace(

@@ -213,5 +213,5 @@ def test_desirable_tokens_go_up_and_undesirable_ones_down():
     logps = made.response_logps(one.responses, made.needs)
     terms = made.terms(one, logps, made.statistics(everything(one)))
     (slope,) = torch.autograd.grad(terms["preference"].values.sum(), logps.extras["token_logps"])
-    good = one.desirable[one.responses.row]
+    good = one.preferred[one.responses.row]
     assert (slope[good] < 0).all() and (slope[~good] > 0).all()

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 from upo.export import export
 from upo.methods import DPO
-from upo.models.adapters import LoRA
 from upo.models.checkpoint import load_model
+from upo.models.lora import LoRA
 from upo.models.policy import Policy
 from upo.models.quantization import is_quantized, reading
 from upo.models.reference import AdapterReference

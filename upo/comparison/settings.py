@@ -18,7 +18,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     data = {k: v for k, v in config["data"].items() if k not in HARMLESS}
     # where the YAMLs of earlier stages lie is no setting, and has changed when the experiments moved into folders
     after = {"after": [Path(path).name for path in config["after"]]} if config.get("after") else {}
-    return _flat({"model": config["model"], "data": data, "trainer": trainer} | after, "")
+    flat = _flat({"model": config["model"], "data": data, "trainer": trainer} | after, "")
+    return {key: value for key, value in flat.items() if value is not None}  # earlier versions had fewer arguments
 
 
 def _flat(value: Any, key: str) -> dict[str, Any]:
