@@ -274,3 +274,14 @@ def test_a_draw_reaches_half_a_gap_beyond_its_neighbours_and_no_further() -> Non
     kl, figure = np.array([[1.0, 1.001], [3.0, 1.0], [2.0, 2.0]]), np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     assert equal_kl.interpolate(kl, figure, 9.0).tolist() == [1.5, 1.5, 0.5]
     assert equal_kl.interpolate(kl, figure, -9.0).tolist() == [-0.5, -0.5, 0.5]
+
+
+def test_numbers_are_the_same_setting_however_they_are_written() -> None:
+    one, other = (
+        settings_of(
+            {"model": {"beta": beta, "parts": [x]}, "data": {"feed": feed}, "trainer": {"gradient_clip_val": clip}}
+        )
+        for beta, x, feed, clip in ((0.1, 2, None, 1), (0.1, 2.0, None, 1.0))
+    )
+    assert json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert one["model.beta"] == 0.1 and "data.feed" not in one, "an argument that is null is as if it were not there"

@@ -24,7 +24,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
-        return {key: value}
+        return {key: _plain(value)}
     found: dict[str, Any] = {}
     for name, x in value.items():
         x = present_path(x) if name == "class_path" else x
@@ -33,6 +33,15 @@ def _flat(value: Any, key: str) -> dict[str, Any]:
             continue
         found |= _flat(x, inner)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """1.0 as 1, also inside of lists: YAMLs write either."""
+    if isinstance(value, list):
+        return [_plain(x) for x in value]
+    if isinstance(value, dict):
+        return {name: _plain(x) for name, x in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
