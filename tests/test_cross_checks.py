@@ -14,11 +14,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from attrs import evolve
 from losses import draws
 
 import upo.methods
 from upo.data.module import PreferenceData
+from upo.data.rounds import Split
 from upo.data.source import Source
+from upo.data.views import View
 from upo.functional.divergences import Alpha, JensenShannon
 from upo.methods import apo_anchored, cpo, discopop, dpo, exo, kto, nca, orpo, rdpo_robust, rso_hinge, simpo, sppo
 from upo.methods.common.base import Method
@@ -142,13 +145,16 @@ def hh_pairs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 class InOrder(PreferenceData):
     """The units as they come, whole steps only."""
 
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        super().prepare(*args, **kwargs)
-        assert len(self.train) >= PAIRS
-        self.train.units = self.train.units[:PAIRS]
-        if self.train.partners is not None:
-            n = len(self.train.units)
-            self.train.partners = [(i + 3) % n for i in range(n)]
+    def prepare(self, tokenizer: Any, view: View, *args: Any, **kwargs: Any) -> None:
+        super().prepare(tokenizer, view, *args, **kwargs)
+        units = self.read.train.units
+        assert len(units) >= PAIRS
+        units = [evolve(unit, groups=unit.own) for unit in units[:PAIRS]]
+        if view.pairs_up:
+            others = units[3:] + units[:3]
+            units = [view.join(unit, other, self.max_length) for unit, other in zip(units, others, strict=True)]
+        self.read = evolve(self.read, train=Split.of(units, view))
+        self.use(self.read)
 
     def train_dataloader(self) -> Any:
         return self.loader(self.train, shuffle=False)
@@ -196,12 +202,12 @@ def their_losses(options: dict, data: PreferenceData, stories260k: str, folder: 
             return loss
 
     rows = []
-    for i, unit in enumerate(data.train.units):
+    for unit in data.train.units:
         if not of_kto:
             chosen, rejected = unit.responses
             rows.append({"prompt_ids": unit.prompt, "chosen_ids": chosen, "rejected_ids": rejected})
             continue
-        others = data.train.units[data.train.partners[i] if data.train.partners else i].responses
+        others = unit.mismatched[0].responses if unit.mismatched else unit.responses
         for ids, other, known in zip(unit.responses, others, unit.example.responses, strict=True):
             row = {"prompt_ids": unit.prompt, "completion_ids": ids, "KL_completion_ids": other}
             rows.append(row | {"label": known.desirable})
