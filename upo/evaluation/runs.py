@@ -42,7 +42,7 @@ def load_run(
         for name, learned in content.get(type(data).__qualname__, {}).get("rewards", {}).items():
             if name in data.rewards:
                 data.rewards[name].restore(learned)
-        check_base(content, method.policy.base, method.policy.path)
+        check_base(content, method.policy.base_sha256, method.policy.path)
         try:
             method.load_state_dict(content["state_dict"])
         except RuntimeError as error:

@@ -17,7 +17,7 @@ from upo.data.templates import with_template
 from upo.data.tokenize import load_tokenizer
 from upo.errors import UserError
 from upo.models import quantization
-from upo.models.adapters import TRAINED, keep_apart
+from upo.models.adapters import TRAINED, SavesAdapterOnly
 from upo.models.head import Head, grow
 from upo.models.loading import base_hash, new_model, read_model
 from upo.models.logps import DIVERGENCES
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Policy(nn.Module):
+class Policy(SavesAdapterOnly):
     """A causal LM with its tokenizer. Weights are loaded by `build`, so that a config can be checked without them."""
 
     model: "PreTrainedModel"
@@ -75,9 +75,6 @@ class Policy(nn.Module):
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
         self.activation_checkpointing, self.chat_template = activation_checkpointing, chat_template
-        self.base: str | None = None  # hash of the model below an adapter, as it was read
-        if adapter is not None:
-            keep_apart(self)
         self.controls: tuple[str, ...] = ()
         """Tokens that a method puts between prompt and response; generation stands behind the first one."""
 
@@ -118,7 +115,7 @@ class Policy(nn.Module):
         else:
             model = read_model(self.path, config, **options)
             if self.adapter is not None:
-                self.base = base_hash(model)
+                self.base_sha256 = base_hash(model)
         if self.controls:
             grow(model, len(self.tokenizer))
         if self.adapter is not None:

@@ -136,7 +136,7 @@ class AdapterReference(Reference):
             return self.model.linear_head()
 
 
-class AdapterView(Policy):
+class _AdapterView(Policy):  # private, or configs would offer it as a choice of policy
     """A policy whose weights are another one's, with another of its adapters, or none, active."""
 
     def __init__(self, policy: Policy, adapter: str | None = None):
@@ -179,7 +179,7 @@ class AdapterView(Policy):
             return self.policy.linear_head()
 
 
-def initial_policy(policy: Policy) -> AdapterView:
+def initial_policy(policy: Policy) -> Policy:
     """A policy with an adapter as it was before training, on the same weights.
 
     Raises:
@@ -187,7 +187,7 @@ def initial_policy(policy: Policy) -> AdapterView:
     """
     if policy.adapter is None:
         raise UserError("AdapterReference needs policy.adapter; set model.reference: FrozenReference")
-    return AdapterView(policy, START if policy.adapter.path else None)
+    return _AdapterView(policy, START if policy.adapter.path else None)
 
 
 def placed(model: Policy, device: torch.device) -> Policy:

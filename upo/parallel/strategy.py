@@ -119,7 +119,7 @@ class Sharded(ModelParallelStrategy):
         if not found:
             kind = policy.model.config.model_type
             raise UserError(f"{kind} does not say what its layers are; take trainer.strategy: ddp")
-        policy.head, policy.base = self.broadcast((getattr(policy, "head", None), policy.base))
+        policy.head, policy.base_sha256 = self.broadcast((getattr(policy, "head", None), policy.base_sha256))
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
         for module in (*found, policy):
             receive(module, self.root_device, dtype)
