@@ -42,7 +42,7 @@ def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path,
         settings: of `upo.rollout.sampling.sample`.
     """
     from upo.evaluation.kept import Kept
-    from upo.models.stored_reference import weights_hash
+    from upo.models.reference_source import weights_hash
     from upo.rollout.sampling import sample
 
     prompts = [example.prompt for example in asked]

@@ -33,10 +33,16 @@ class Reference(ABC):
     """What to do where that is too little."""
     starts_as_policy: bool = False
     """Whether all log-ratios are 0 before the first step: checked there."""
+    dtype: str | None = None
+    """Of its own parameters and arithmetic, where they are not to be the policy's."""
 
     @abstractmethod
     def build(self, policy: Policy) -> None:
         """Makes the reference ready; called once, with the policy as it starts."""
+
+    def load_model(self) -> Policy | None:
+        """The model itself, e.g. to generate with: read from the disk where it is not in memory; None without one."""
+        return None
 
     @abstractmethod
     def logps(self, responses: Responses) -> Tensor:
@@ -93,6 +99,9 @@ class FrozenReference(Reference):
         self.model.build()
         self.model.requires_grad_(False).eval()
 
+    def load_model(self) -> Policy | None:
+        return self.model
+
     def logps(self, responses: Responses) -> Tensor:
         return self.extras(responses, ())["logps"]
 
@@ -121,6 +130,9 @@ class AdapterReference(Reference):
         start = policy.adapter and policy.adapter.path
         say = rank_zero_only(print)
         say(f"reference: {policy.path or 'the model'} with " + (f"the adapter {start}" if start else "its adapter off"))
+
+    def load_model(self) -> Policy | None:
+        return self.model
 
     def logps(self, responses: Responses) -> Tensor:
         return self.extras(responses, ())["logps"]
