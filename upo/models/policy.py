@@ -19,6 +19,7 @@ from upo.errors import UserError
 from upo.models import quantization
 from upo.models.adapters import TRAINED, SavesAdapterOnly
 from upo.models.head import Head, grow
+from upo.models.hidden_states import hidden_states
 from upo.models.loading import base_hash, new_model, read_model
 from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
@@ -160,6 +161,18 @@ class Policy(SavesAdapterOnly):
         own = {"tokenizer": self.tokenizer_path, "chat_template": self.chat_template}
         return Policy(path, dtype=dtype or str(self.dtype).removeprefix("torch."), **own)  # type: ignore[arg-type]
 
+    def with_model(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None" = None) -> "Policy":
+        """A policy with all settings of this one around other weights, which are in memory already.
+
+        Args:
+            tokenizer: the model's own; by default this policy's.
+        """
+        tokenizer = self.tokenizer if tokenizer is None else tokenizer
+        # deepcopy puts these in place of what it finds, so that no weights are copied.
+        other = copy.deepcopy(self, {id(self.model): model, id(self.tokenizer): tokenizer})
+        other.adopt(model)
+        return other
+
     def frozen_copy(self) -> "Policy":
         """A copy that never learns: the usual reference."""
         return copy.deepcopy(self).requires_grad_(False).eval()
@@ -204,7 +217,7 @@ class Policy(SavesAdapterOnly):
                 "what is longer is padded"
             )
             responses = padded(responses)
-        layers = self._layers(responses, "layers" in extras)
+        layers = hidden_states(self.model, responses, every="layers" in extras)
         hidden = layers[-1]
         head = self.linear_head()
         states = hidden[responses.predict].to(head.weight.dtype)
@@ -212,7 +225,8 @@ class Policy(SavesAdapterOnly):
             names = {"token_logps"} | (set(linear_logps.NAMES) & set(extras))
             out = linear_logps.linear_values(states, head, responses.targets, sorted(names))
             for name in {"kl", "reverse_kl"} & set(extras):
-                assert reference is not None, "the divergence from what?"
+                if reference is None:
+                    raise UserError(f"{name} is a divergence from a reference; set model.reference: FrozenReference")
                 out[name] = linear_kl(states, head, *reference, reverse=name == "reverse_kl")
         logps = out["token_logps"].new_zeros(len(responses.lengths)).index_add(0, responses.row, out["token_logps"])
         known = {
@@ -228,18 +242,6 @@ class Policy(SavesAdapterOnly):
         device = self.model.device.type
         autocast = torch.is_autocast_enabled(device)
         return self.head.read(self.model, torch.get_autocast_dtype(device) if autocast else self.model.dtype)
-
-    def _layers(self, responses: Responses, every: bool = False) -> list[Tensor]:
-        """What the head reads [R T, D]; before it each layer's output, where `every` asks for them."""
-        options = {"input_ids": responses.input_ids, "use_cache": False, "output_hidden_states": every}
-        plan = None
-        if responses.layout == "packed":
-            plan = prefix_attention.plan(responses)
-            unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device)
-            options |= {"position_ids": responses.position_ids, "attention_mask": unread, "segments": plan}
-        body = self.model.base_model(**options)
-        assert plan is None or plan.calls, f"{self.model.config.model_type} did not ask for the packed attention"
-        return [x.flatten(0, 1) for x in (*(body.hidden_states[1:] if every else ()), body.last_hidden_state)]
 
     def files(self) -> dict[str, bytes]:
         """Everything of a Hugging Face folder but the weights, by file name: makes a checkpoint self-contained."""
