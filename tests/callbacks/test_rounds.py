@@ -9,6 +9,7 @@ from training import fit, flat, make, resumed_equals_uninterrupted
 
 from upo.callbacks.reference_sync import follow
 from upo.callbacks.rounds import Rounds, merge_adapters
+from upo.callbacks.run_end import TrainedRun
 from upo.methods import DPO
 from upo.models.lora import LoRA
 from upo.models.policy import Policy
@@ -38,9 +39,9 @@ def test_after_training_the_reference_is_the_first_start_again(tmp_path):
     method = make(DPO, policy=Policy(path=str(tmp_path / "model"), adapter=LoRA(r=2)))
     method.configure_model()
     start, rounds = flat(method.reference.model), Rounds(every=2)
-    fit(method, tmp_path, rounds, steps=4)
+    done = fit(method, tmp_path, rounds, steps=4)
     assert not torch.equal(flat(method.reference.model), start)
-    rounds.rewind()
+    rounds.on_run_end(TrainedRun(method, done.data, tmp_path))
     assert torch.equal(flat(method.reference.model), start)
 
 
