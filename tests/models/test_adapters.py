@@ -411,6 +411,34 @@ def test_a_model_from_scratch_keeps_all_its_weights(tmp_path):
     assert json.loads(policy.files()["adapter_config.json"])["r"] == 2
 
 
+@pytest.mark.parametrize("kind", ["plain", "whole head", "4 bits", "start"])
+def test_checkpoints_hold_what_cannot_be_read_again(kind, base, tmp_path):
+    """The trained adapter; once the weights below have changed, these too, and an adapter alone is not enough."""
+    options = {"quantization": "nf4"} if kind == "4 bits" else KINDS.get(kind, {})
+    if kind == "start":
+        options = {"path": str(adapter_run(tmp_path / "sft", adapted(base, learned=True)))}
+    policy, fresh = (adapted(base, seed=seed, **options) for seed in (0, 1))
+    with torch.no_grad():
+        for parameter in (p for p in policy.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape), alpha=0.2)
+    policies, others = torch.nn.ModuleDict({"ours": policy}), torch.nn.ModuleDict({"ours": fresh})
+    adapter = policies.state_dict()
+    assert adapter and all(owner(name) == "default" for name in adapter)
+    others.load_state_dict(adapter)
+    assert torch.equal(logps(fresh), logps(policy))
+    if kind == "4 bits":  # `Rounds` refuses them
+        return
+    policy.forget_base()
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.add_(0.1)
+    whole = policies.state_dict()
+    assert {owner(name) for name in whole} == {"default", None}
+    others.load_state_dict(whole)
+    assert torch.equal(logps(fresh), logps(policy)) and others.state_dict().keys() == whole.keys()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        others.load_state_dict(adapter)
+
+
 # ---- the command line ----------------------------------------------------------------------------------------------
 
 CONFIG = """

@@ -111,7 +111,7 @@ class Evaluation:
         if not examples:
             raise UserError("no held-out prompt to evaluate on; raise data.validation")
         policy = method.policy
-        own = getattr(method.reference, "model", None)  # what the method's rewards are measured against
+        own = method.reference and method.reference.load_model()  # what the method's rewards are measured against
         reference = own if self.reference is None else twin(policy, self.reference)
         codec = TextCodec(policy.tokenizer)
         asked = measure.distinct_prompts(examples, self.prompts, self.seed)
