@@ -7,7 +7,8 @@ from tiny import arrange, policy, unit
 
 from upo.data.batch import Batch, Step
 from upo.data.units import Unit
-from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO, later_sums, oreo_policy_loss, oreo_value_loss
+from upo.functional.segments import later_sums
+from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO, oreo_policy_loss, oreo_value_loss
 from upo.models.reference import FrozenReference
 
 OWNER = torch.tensor([0, 0, 0, 1, 2, 2])
