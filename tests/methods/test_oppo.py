@@ -80,10 +80,8 @@ REWARDS = torch.tensor([[0.9, 0.1], [0.2, 1.0], [0.5, 0.5], [0.0, 0.3], [1.0, 0.
 
 def method(kind=OPPO, **options):
     made = kind(policy(), FrozenReference(), **options)
-    made._configured = True
     made.reference.model = policy(seed=1)
     torch.manual_seed(0)
-    made.configure_model()
     made.add_heads()
     return made
 

@@ -113,9 +113,7 @@ def test_what_a_step_is():
 def test_terms_of_a_real_policy(kind):
     """With a fresh value head, against the definition; the divergence is that of the whole vocabulary."""
     method = kind(policy(), FrozenReference(), beta=0.5, wrong_reward=-1.0)
-    method._configured = True
     method.reference.model = policy(seed=1)
-    method.configure_model()
     method.add_heads()
     responses = lines(method, "One.\nTwo.", "Blue")
     batch = Batch(responses, {"preferred": torch.tensor([True, False])})

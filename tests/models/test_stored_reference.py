@@ -310,7 +310,7 @@ def test_broken_files_are_refused(folder, tmp_path):
 
 def test_a_log_prob_that_is_not_finite_is_refused(folder, tmp_path, monkeypatch):
     forward = Policy.forward
-    monkeypatch.setattr(Policy, "forward", lambda self, x: {"logps": forward(self, x)["logps"] * float("nan")})
+    monkeypatch.setattr(Policy, "forward", lambda self, *x: {"logps": forward(self, *x)["logps"] * float("nan")})
     with pytest.raises(UserError, match="not finite"):
         fit(stored(DPO, folder), tmp_path, steps=1)
     assert not shards(folder)
