@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from upo.callbacks.rounds import Rounds
 from upo.errors import UserError
 from upo.evaluate import evaluate
-from upo.methods import CSFT, DPO, TDPO2, UPO
+from upo.methods import CSFT, DPO, TDPO2, UPO, SparsePO
 from upo.models.adapters import START, owner
 from upo.models.checkpoint import load_model
 from upo.models.export import export
@@ -170,9 +170,9 @@ def method(kind, path: str, lora: LoRA | None = None, reference=None, **options)
     return make(kind, policy=Policy(path=path, adapter=lora or LoRA(r=4)), lr=3e-3, **extra, **options)
 
 
-@pytest.mark.parametrize("kind", [DPO, UPO, TDPO2])
+@pytest.mark.parametrize("kind", [DPO, UPO, TDPO2, SparsePO])
 def test_methods_train_the_adapter_alone(kind, base, tmp_path, capsys):
-    """UPO has a value head beside it, TDPO asks the reference for each token's divergence."""
+    """UPO has a value head beside it, TDPO asks the reference for each token's divergence, SparsePO for its layers."""
     options = {"reward_weights": {"words": 1.0}, "value_warmup_steps": 0} if kind is UPO else {}
     made = method(kind, base, **options)
     rewards = {"rewards": {"words": Words()}} if kind is UPO else {}
