@@ -198,7 +198,7 @@ class Watch(pl.Callback):
 def reference_state(method: Method) -> dict[str, torch.Tensor]:
     if method.reference is None:
         return {}
-    return copy.deepcopy(method.reference.model.state_dict())
+    return copy.deepcopy(method.reference.load_model().state_dict())
 
 
 def make(kind: type[Method], lr: float = 1e-2) -> Method:
@@ -412,7 +412,7 @@ def test_evaluation_knows_the_reward(kind, run):
     """By log-probs of its own, as `upo.evaluate` and `upo.evaluation.implicit` take them."""
     done = run(kind)
     method, data, units = done.method, done.data, done.data.train.units[:4]
-    reference = getattr(method.reference, "model", None)
+    reference = method.reference and method.reference.load_model()
     known = log_probs(method.policy, reference, units, data, "")
     groups = [unit.groups[0] for unit in units]
     responses = lay_out(groups, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0)

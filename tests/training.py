@@ -62,7 +62,7 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, *_):
         self.losses[trainer.global_step - 1] = trainer.callback_metrics["train/loss"].item()
         if pl_module.reference is not None:
-            self.references[trainer.global_step - 1] = flat(pl_module.reference.model)
+            self.references[trainer.global_step - 1] = flat(pl_module.reference.load_model())
 
 
 def flat(module: torch.nn.Module) -> torch.Tensor:

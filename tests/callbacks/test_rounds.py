@@ -9,7 +9,10 @@ from training import fit, flat, make, resumed_equals_uninterrupted
 
 from upo.callbacks.reference_sync import follow
 from upo.callbacks.rounds import Rounds, merge_adapters
+from upo.callbacks.run_end import TrainedRun
 from upo.methods import DPO
+from upo.models.lora import LoRA
+from upo.models.policy import Policy
 
 
 def test_each_round_starts_where_the_first_did(tmp_path):
@@ -26,6 +29,20 @@ def test_the_optimizer_forgets(tmp_path):
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     resumed_equals_uninterrupted(DPO, lambda: Rounds(2), tmp_path)
+
+
+def test_after_training_the_reference_is_the_first_start_again(tmp_path):
+    """Also what lies below an adapter, which a round has changed."""
+    first = policy(max_position_embeddings=256)
+    first.model.save_pretrained(tmp_path / "model")
+    first.tokenizer.save_pretrained(tmp_path / "model")
+    method = make(DPO, policy=Policy(path=str(tmp_path / "model"), adapter=LoRA(r=2)))
+    method.configure_model()
+    start, rounds = flat(method.reference.model), Rounds(every=2)
+    done = fit(method, tmp_path, rounds, steps=4)
+    assert not torch.equal(flat(method.reference.model), start)
+    rounds.on_run_end(TrainedRun(method, done.data, tmp_path))
+    assert torch.equal(flat(method.reference.model), start)
 
 
 def test_without_adapters_nothing_is_merged():

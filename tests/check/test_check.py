@@ -1,6 +1,7 @@
 """`python -m upo.check`: what it prints, what it refuses in one sentence, models that this machine cannot hold."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,19 @@ def test_a_run_is_described_and_nothing_is_left_behind(folder: Path, capsys) -> 
         "activations", "optimizer", "KV cache", "peak",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_heads_beside_the_policy_are_counted(folder: Path, capsys) -> None:
+    """Also SparsePO's, which has the shape of the reference: two layers of 16, and a bias each."""
+
+    def trained(kind: str) -> int:
+        Path("run.yaml").write_text(CONFIG.replace("DPO", kind))
+        main(["run.yaml"])
+        found = re.search(r"trained parameters\W+([\d,]+)", capsys.readouterr().out)
+        return int(found[1].replace(",", ""))
+
+    assert trained("SparsePO") - trained("DPO") == 2 * (16 + 1)
+    assert trained("SPODegree") - trained("DPO") == 4 * (16 + 1), "degrees 0 to 3"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from upo.check.find import find
 from upo.check.plan import Setting, Shape, Work, checkpoint_bytes, memory
 from upo.check.probe import activation_bytes, shape_of, skeleton
 from upo.data.layout import lay_out
+from upo.models.hidden_states import hidden_states
 from upo.models.policy import Policy
 from upo.runtime.flops import Cost, prompt_lengths, rate_of
 
@@ -123,7 +124,7 @@ def test_shapes_without_memory_keep_what_real_ones_keep(kind: str) -> None:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        out = real._layers(responses)
+        out = hidden_states(real.model, responses)
     fake, mode = Policy(config=real.config, tokenizer="tiny.tokenizer"), FakeTensorMode(allow_non_fake_inputs=True)
     fake.model = skeleton(fake, mode)
     assert activation_bytes(fake, responses, mode, mixed=False, gpu=False) == sum(kept.values())

@@ -7,7 +7,8 @@ from tiny import arrange, policy, unit
 
 from upo.data.batch import Batch, Step
 from upo.data.units import Unit
-from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO, later_sums, oreo_policy_loss, oreo_value_loss
+from upo.functional.segments import later_sums
+from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO, oreo_policy_loss, oreo_value_loss
 from upo.models.reference import FrozenReference
 
 OWNER = torch.tensor([0, 0, 0, 1, 2, 2])
@@ -112,9 +113,7 @@ def test_what_a_step_is():
 def test_terms_of_a_real_policy(kind):
     """With a fresh value head, against the definition; the divergence is that of the whole vocabulary."""
     method = kind(policy(), FrozenReference(), beta=0.5, wrong_reward=-1.0)
-    method._configured = True
     method.reference.model = policy(seed=1)
-    method.configure_model()
     method.add_heads()
     responses = lines(method, "One.\nTwo.", "Blue")
     batch = Batch(responses, {"preferred": torch.tensor([True, False])})

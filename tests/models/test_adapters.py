@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from upo.callbacks.rounds import Rounds
 from upo.errors import UserError
 from upo.evaluate import evaluate
-from upo.methods import CSFT, DPO, TDPO2, UPO
+from upo.methods import CSFT, DPO, TDPO2, UPO, SparsePO
 from upo.models.adapters import START, owner
 from upo.models.checkpoint import load_model
 from upo.models.export import export
@@ -170,9 +170,9 @@ def method(kind, path: str, lora: LoRA | None = None, reference=None, **options)
     return make(kind, policy=Policy(path=path, adapter=lora or LoRA(r=4)), lr=3e-3, **extra, **options)
 
 
-@pytest.mark.parametrize("kind", [DPO, UPO, TDPO2])
+@pytest.mark.parametrize("kind", [DPO, UPO, TDPO2, SparsePO])
 def test_methods_train_the_adapter_alone(kind, base, tmp_path, capsys):
-    """UPO has a value head beside it, TDPO asks the reference for each token's divergence."""
+    """UPO has a value head beside it, TDPO asks the reference for each token's divergence, SparsePO for its layers."""
     options = {"reward_weights": {"words": 1.0}, "value_warmup_steps": 0} if kind is UPO else {}
     made = method(kind, base, **options)
     rewards = {"rewards": {"words": Words()}} if kind is UPO else {}
@@ -409,6 +409,34 @@ def test_a_model_from_scratch_keeps_all_its_weights(tmp_path):
     policy.build()
     assert any(owner(name) is None for name in policy.state_dict())
     assert json.loads(policy.files()["adapter_config.json"])["r"] == 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "whole head", "4 bits", "start"])
+def test_checkpoints_hold_what_cannot_be_read_again(kind, base, tmp_path):
+    """The trained adapter; once the weights below have changed, these too, and an adapter alone is not enough."""
+    options = {"quantization": "nf4"} if kind == "4 bits" else KINDS.get(kind, {})
+    if kind == "start":
+        options = {"path": str(adapter_run(tmp_path / "sft", adapted(base, learned=True)))}
+    policy, fresh = (adapted(base, seed=seed, **options) for seed in (0, 1))
+    with torch.no_grad():
+        for parameter in (p for p in policy.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape), alpha=0.2)
+    policies, others = torch.nn.ModuleDict({"ours": policy}), torch.nn.ModuleDict({"ours": fresh})
+    adapter = policies.state_dict()
+    assert adapter and all(owner(name) == "default" for name in adapter)
+    others.load_state_dict(adapter)
+    assert torch.equal(logps(fresh), logps(policy))
+    if kind == "4 bits":  # `Rounds` refuses them
+        return
+    policy.forget_base()
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.add_(0.1)
+    whole = policies.state_dict()
+    assert {owner(name) for name in whole} == {"default", None}
+    others.load_state_dict(whole)
+    assert torch.equal(logps(fresh), logps(policy)) and others.state_dict().keys() == whole.keys()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        others.load_state_dict(adapter)
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

@@ -304,6 +304,31 @@ def test_other_layers_than_attention_under_a_mask_are_padded(kind, shape, tolera
         assert torch.equal(packed[name], values)
 
 
+def test_a_model_that_does_not_ask_for_the_packed_attention_is_refused():
+    """Under a mask that nobody reads its tokens would see other responses."""
+    model = policy()
+    model.model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match=r"llama did not ask .* set data\.layout: padded"):
+        model(arrange(WORK))
+    model(arrange(WORK, "padded"))
+
+
+def test_a_divergence_needs_a_reference():
+    with pytest.raises(UserError, match="kl is a divergence from a reference"):
+        policy()(arrange(WORK), ("kl",))
+
+
+def test_other_weights_under_the_same_settings():
+    """Nothing is shared but what is handed over."""
+    ours, theirs = policy(), policy(seed=1)
+    made = ours.with_model(theirs.model)
+    assert made.model is theirs.model and made.tokenizer is ours.tokenizer and made.config == ours.config
+    assert torch.equal(made(arrange(WORK))["logps"], theirs(arrange(WORK))["logps"])
+    assert not torch.equal(ours(arrange(WORK))["logps"], made(arrange(WORK))["logps"])
+    other = tokenizer()
+    assert ours.with_model(theirs.model, other).tokenizer is other is not ours.tokenizer
+
+
 def test_capped_scores_are_those_of_hugging_face():
     """Gemma 2 caps its attention's scores, which its own eager attention knows."""
     model = policy("gemma2", "float64")

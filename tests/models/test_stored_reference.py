@@ -176,15 +176,17 @@ def test_the_model_is_let_go_and_comes_back_for_evaluations(folder, tmp_path, mo
     options = {"max_length": 100, "overlong": ["truncate_prompt_left"]}
     done = fit(stored(DPO, folder, policy=Policy(path=model_folder)), tmp_path, steps=0, **options)
     reference = done.method.reference
-    assert reference._model is None
-    assert torch.equal(flat(reference.model), flat(start))
-    assert not any(p.requires_grad for p in reference.model.parameters()) and not reference.model.training
-    reference._let_go()
+    assert reference.source.model is None
+    model = reference.load_model()
+    assert torch.equal(flat(model), flat(start)) and reference.load_model() is model
+    assert not any(p.requires_grad for p in model.parameters()) and not model.training
+    reference.source.release()
     with torch.no_grad():
         start.model.lm_head.weight[0, 0] += 1
     start.model.save_pretrained(model_folder)
-    with pytest.raises(UserError, match="has changed"):
-        _ = reference.model
+    for _ in range(2):
+        with pytest.raises(UserError, match="has changed"):
+            reference.load_model()
 
 
 def test_another_model_as_reference(folder, tmp_path, model_folder):
@@ -308,7 +310,7 @@ def test_broken_files_are_refused(folder, tmp_path):
 
 def test_a_log_prob_that_is_not_finite_is_refused(folder, tmp_path, monkeypatch):
     forward = Policy.forward
-    monkeypatch.setattr(Policy, "forward", lambda self, x: {"logps": forward(self, x)["logps"] * float("nan")})
+    monkeypatch.setattr(Policy, "forward", lambda self, *x: {"logps": forward(self, *x)["logps"] * float("nan")})
     with pytest.raises(UserError, match="not finite"):
         fit(stored(DPO, folder), tmp_path, steps=1)
     assert not shards(folder)

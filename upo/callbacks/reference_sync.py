@@ -11,6 +11,8 @@ hard updates come every 512 or 1024 steps, and common code mixes 0.6 every 512 s
 the step that first uses it, so that validation is measured against the reference that was trained with.
 """
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.errors import UserError
+from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
 from upo.runtime.collectives import whole
 
@@ -67,10 +70,10 @@ class MovingReference(RunCallback):
 
     def _keep_start(self) -> None:
         if self._start is None:
-            self._start = {name: x.to("cpu", copy=True) for name, x in self.reference_model.state_dict().items()}
+            self._start = {name: x.detach().to("cpu", copy=True) for name, x in _tensors(self.reference_model)}
 
     @property
-    def reference_model(self) -> nn.Module:
+    def reference_model(self) -> Policy:
         assert self.reference.model is not None, "built by the method's configure_model"
         return self.reference.model
 
@@ -84,7 +87,14 @@ class MovingReference(RunCallback):
     def on_run_end(self, run: TrainedRun) -> None:
         """The reference becomes the model that it was before training."""
         if self._start is not None:
-            self.reference_model.load_state_dict(self._start)
+            with torch.no_grad():
+                for name, x in _tensors(self.reference_model):
+                    x.copy_(self._start[name])
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Everything that may move: more than a checkpoint holds, where an adapter is trained."""
+    return chain(model.named_parameters(), model.named_buffers())
 
 
 class ReferenceSync(MovingReference):

@@ -75,11 +75,13 @@ class Rounds(MovingReference):
         check_ends(method.policy.model)
         with torch.random.fork_rng():  # a resumed run begins the round with the same numbers
             torch.manual_seed(trainer.global_step)
-            method.policy.rebased = merge_adapters(method.policy) > 0
+            merged = merge_adapters(method.policy) > 0
+        if merged:
+            method.policy.forget_base()
         if not self._shares:
             follow(self.reference_model, method.policy, 1.0)
-            model: Any = self.reference_model
-            model.rebased = method.policy.rebased
+            if merged:
+                self.reference_model.forget_base()
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
 

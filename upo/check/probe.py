@@ -102,7 +102,7 @@ def activation_bytes(
     packed = responses.layout == "packed" and model._supports_attention_backend
     plan: Any = Flash() if gpu else prefix_attention.segments(responses) if packed else None
     if isinstance(plan, prefix_attention.Segments):
-        assert plan.order is not None  # made now: inside, its tensors would have no content
+        _ = plan.order  # made now: inside, its tensors would have no content
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     copies = Counter(tuple(sorted(p.shape)) for p in model.parameters() if p.dim() == 2) if mixed else Counter()
     keep_alive = []
@@ -119,8 +119,7 @@ def activation_bytes(
         made = _fake(responses, mode)
         options: dict[str, Any] = {"input_ids": made.input_ids, "use_cache": False}
         if packed or gpu:
-            unread = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-            options |= {"position_ids": made.position_ids, "attention_mask": unread, "segments": plan}
+            options |= prefix_attention.packed_inputs(made, plan)
         try:
             out = model.base_model(**options).last_hidden_state
         except RuntimeError:

@@ -51,7 +51,28 @@ class Movable:
 
 @frozen(eq=False)
 class Responses(Movable):
-    """N responses of B prompts; R rows of T tokens each hold the input."""
+    """N responses of B prompts; R rows of T tokens each hold the input.
+
+    Example: N = 3 and B = 2, packed into R = 2 rows of T = 5. Prompt [5, 6] has the responses [7, 2] and [8, 9, 2],
+    prompt [4] has [3, 2]; 2 is EOS, padding 0, and there is one auxiliary reward.
+
+        input_ids        [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
+        position_ids     [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
+        prompt_of        [[0, 0, 0, 0, 0], [1, 1, -1, -1, -1]]
+        response_of      [[-1, -1, 0, 1, 1], [-1, 2, -1, -1, -1]]
+        predict          [1, 2, 1, 3, 4, 5, 6]    6 -> 7, 7 -> EOS; 6 -> 8, 8 -> 9, 9 -> EOS; 4 -> 3, 3 -> EOS
+        targets          [7, 2, 8, 9, 2, 3, 2]
+        row              [0, 0, 1, 1, 1, 2, 2]
+        lengths          [2, 3, 2]
+        prompt_index     [0, 0, 1]
+        prompt_end       [1, 5]
+        layout           "packed"
+        rewards          [[0.5], [0.25], [1.0]]
+        reference_logps  [-3.5, -4.25, -2.0]
+
+    Padded, a response has a row of its own: input_ids [[5, 6, 7, 0], [5, 6, 8, 9], [4, 3, 0, 0]], predict [1, 2, 5, 6,
+    7, 8, 9].
+    """
 
     input_ids: Int[Tensor, "R T"]
     position_ids: Int[Tensor, "R T"]

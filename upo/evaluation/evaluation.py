@@ -111,7 +111,7 @@ class Evaluation:
         if not examples:
             raise UserError("no held-out prompt to evaluate on; raise data.validation")
         policy = method.policy
-        own = getattr(method.reference, "model", None)  # what the method's rewards are measured against
+        own = method.reference and method.reference.load_model()  # what the method's rewards are measured against
         reference = own if self.reference is None else twin(policy, self.reference)
         codec = TextCodec(policy.tokenizer)
         asked = measure.distinct_prompts(examples, self.prompts, self.seed)
@@ -179,7 +179,7 @@ class Evaluation:
     ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]]]:
         """Texts and what is measured on them, by writer (policy, reference, rival, chosen) and prompt."""
         from upo.data.units import Unit
-        from upo.evaluation.measure import fit_rewards, log_probs, measured
+        from upo.evaluation.measure import fit_rewards, log_probs, measured, token_figures
         from upo.evaluation.systems import chosen_texts, of_samples, sampled
 
         sampling = self._sampling() | {"batch_size": self.batch_size, "backend": self.backend}
@@ -196,10 +196,7 @@ class Evaluation:
         units = [Unit.of(s.prompt_ids, (s.ids,), e) for s, e in zip(drawn["policy"], asked, strict=True)]
         with _evaluating(policy, reference):
             logps = log_probs(policy, reference, units, data, "KL and entropy", by_token=True)
-        columns = {"entropy": logps.extras["entropy"].tolist()}
-        if reference is not None:
-            columns = {"kl": logps.extras["kl"].tolist()} | columns
-        for name, column in columns.items():
+        for name, column in token_figures(logps).items():
             for own, x in zip(values["policy"], column, strict=True):
                 own[name] = x
         return {name: w.texts for name, w in writers.items()}, values

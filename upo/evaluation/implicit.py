@@ -63,7 +63,7 @@ def implicit_rewards(
     pairs = measure.held_out_pairs(examples, data, TextCodec(method.policy.tokenizer))
     if not pairs:
         raise UserError("no pair of responses among these examples; take data with preferences, or more of it")
-    reference = getattr(method.reference, "model", None)
+    reference = method.reference and method.reference.load_model()
     logps = measure.log_probs(method.policy, reference, pairs, data, "implicit rewards")
     found = measure.rewards(method, logps, pairs, data)
     if found is None:

@@ -1,22 +1,20 @@
 """What an evaluation measures: log-probs of responses, texts by rewards and by their health; and on which prompts."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve
-from tqdm import tqdm
 
 from upo.data.annotate import annotate
 from upo.data.codec import TextCodec
 from upo.data.control import control_ids
 from upo.data.example import Example, Response, prompt_key
-from upo.data.layout import lay_out
+from upo.data.layout import Responses
 from upo.data.report import DataReport
 from upo.data.rewards import Reward, fit_all
-from upo.data.samplers import one_pass
 from upo.data.tokenize import Limits
 from upo.data.units import Group, Unit
 from upo.data.views import PairedView, pairs_of
@@ -25,6 +23,7 @@ from upo.metrics.intervals import bootstrap, wilson
 from upo.metrics.text import distinct_n, repetition
 from upo.models.logps import ResponseLogps
 from upo.models.policy import Policy
+from upo.models.scoring import score
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
@@ -58,7 +57,6 @@ def held_out_pairs(examples: Sequence[Example], data: "PreferenceData", codec: T
     return [unit for unit in units if unit is not None and not view.contradicts(unit)]
 
 
-@torch.no_grad()
 def log_probs(
     policy: Policy,
     reference: Policy | None,
@@ -71,49 +69,38 @@ def log_probs(
 
     Args:
         units: their prompts end with the policy's control token, where it has one; the reference reads its own there.
-        by_token: adds to `extras` [responses] what the distributions at a response's tokens say, over the whole
-            vocabulary: `entropy` of the policy in nats a token, a mean over the tokens; beside a reference also `kl`,
-            the sum of KL(policy || reference) over the tokens, in nats a response. Where the policy wrote the responses
-            by plain sampling, the mean of `kl` is an unbiased estimate of the KL between the two models' responses (up
-            to their limit), never negative and of less variance than log-ratios; where a nucleus or a temperature
-            decided, it is the same sum along the texts that were written so.
+        by_token: adds to `extras` what the distributions at the tokens say over the whole vocabulary: `entropy` of the
+            policy and, beside a reference, `reverse_kl`, KL(policy || reference), both in nats.
     """
-    first = [0]
-    for unit in units:
-        first.append(first[-1] + len(unit.responses))
-    logps, reference_logps, entropies, divergences = torch.zeros(4, first[-1])
-    device = next(policy.parameters()).device
-    known = [control_ids(model.tokenizer) for model in (policy, reference) if model is not None]
-    for indices in _micro_batches(units, data, title):
-        row_tokens = data.tokens_per_microbatch
-        batch = lay_out([units[i].groups[0] for i in indices], data.layout, row_tokens=row_tokens, pad_id=0).to(device)
-        places = torch.tensor([k for i in indices for k in range(first[i], first[i + 1])])
-        wanted, against = ("entropy",) if by_token else (), None
-        if reference is not None:
-            theirs = batch
-            if known[0] != known[1]:
-                own = [_behind(units[i], *known) for i in indices]
-                theirs = lay_out(own, data.layout, row_tokens=row_tokens, pad_id=0).to(device)
-            other = reference(theirs, ("hidden",) if by_token else ())
-            reference_logps[places] = other["logps"].float().cpu()
-            if by_token:
-                wanted, against = ("entropy", "reverse_kl"), (other["hidden"], reference.linear_head())
-        out = policy(batch, wanted, against)
-        logps[places] = out["logps"].float().cpu()
-        sums = {
-            name: torch.zeros(len(places)).index_add(0, batch.row.cpu(), out[name].float().cpu()) for name in wanted
-        }
-        if by_token:
-            entropies[places] = sums["entropy"] / batch.lengths.cpu()
-        if against is not None:
-            divergences[places] = sums["reverse_kl"].clamp(min=0)  # rounding
+    groups, against, wanted = [unit.groups[0] for unit in units], None, ("entropy",) if by_token else ()
+    if reference is not None:
+        own, other = (control_ids(model.tokenizer) for model in (policy, reference))
+        against = reference, groups if own == other else [_behind(group, own, other) for group in groups]
+        wanted = ("entropy", "reverse_kl") if by_token else ()
+    found = score(policy, groups, wanted, against=against, title=title, **_budget(policy, data))
+    lengths = torch.tensor([n for group in groups for n in group.scored_lengths])
     return ResponseLogps(
-        logps,
-        torch.tensor([len(r) for unit in units for r in unit.responses]),
-        torch.tensor([i for i, unit in enumerate(units) for _ in unit.responses]),
-        None if reference is None else reference_logps,
-        extras={"entropy": entropies, "kl": divergences} if by_token else {},
+        found.pop("logps"),
+        lengths,
+        torch.tensor([i for i, group in enumerate(groups) for _ in group.responses]),
+        found.pop("reference_logps", None),
+        extras=found,
+        row=torch.repeat_interleave(lengths),
     )
+
+
+def token_figures(logps: ResponseLogps) -> dict[str, list[float]]:
+    """Of each response, from log-probs by token: `entropy`, a mean over its tokens in nats a token, and beside a
+    reference `kl`, the sum of KL(policy || reference) over its tokens in nats.
+
+    Where the policy wrote the responses by plain sampling, the mean of `kl` is an unbiased estimate of the KL between
+    the two models' responses (up to their limit), never negative and of less variance than log-ratios; where a nucleus
+    or a temperature decided, it is the same sum along the texts that were written so.
+    """
+    figures = {}
+    if "reverse_kl" in logps.extras:
+        figures["kl"] = logps.sums(logps.extras["reverse_kl"]).clamp(min=0).tolist()  # below 0 is rounding
+    return figures | {"entropy": (logps.sums(logps.extras["entropy"]) / logps.lengths).tolist()}
 
 
 @torch.no_grad()
@@ -130,27 +117,23 @@ def rewards(
         return None
     if not needs.reward:
         return method.reward(logps)
-    found: dict[int, torch.Tensor] = {}
-    device = next(method.policy.parameters()).device
-    for indices in _micro_batches(units, data, "implicit rewards"):
-        chosen = [units[i] for i in indices]
-        groups = [unit.groups[0] for unit in chosen]
-        batch = lay_out(groups, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0).to(device)
-        known = method.response_logps(batch, needs.for_reward)
-        found |= zip(indices, method.reward(known).float().cpu().split([len(u.responses) for u in chosen]), strict=True)
-    return torch.cat([found[i] for i in range(len(units))])
+
+    def rewarded(responses: Responses, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+        return {"reward": method.reward(method.response_logps(responses, needs.for_reward))}
+
+    groups, budget = [unit.groups[0] for unit in units], _budget(method.policy, data)
+    return score(rewarded, groups, ("reward",), title="implicit rewards", **budget)["reward"]
 
 
-def _micro_batches(units: Sequence[Unit], data: "PreferenceData", title: str) -> Iterable[list[int]]:
-    """Places of the units that make a forward pass each, behind a progress bar."""
-    costs, padded = [unit.cost for unit in units], data.layout == "padded"
-    plan = one_pass(costs, data.tokens_per_microbatch, alike=padded)
-    return tqdm(plan.micro_batches, desc=title, unit="batch", leave=False, disable=None)
+def _budget(policy: Policy, data: "PreferenceData") -> dict[str, Any]:
+    """How and where units are scored."""
+    device = next(policy.parameters()).device
+    return {"layout": data.layout, "max_tokens": data.tokens_per_microbatch, "device": device}
 
 
-def _behind(unit: Unit, control: list[int], other: list[int]) -> Group:
-    """A unit's group behind another control token than the one its prompt ends with; both may be empty."""
-    return evolve(unit.groups[0], prompt=[*unit.prompt[: len(unit.prompt) - len(control)], *other])
+def _behind(group: Group, control: list[int], other: list[int]) -> Group:
+    """A group behind another control token than the one its prompt ends with; both may be empty."""
+    return evolve(group, prompt=[*group.prompt[: len(group.prompt) - len(control)], *other])
 
 
 def measured(

@@ -1,6 +1,5 @@
 """Reads runs back as they were trained: method, data and evaluation, from the YAML in their folder."""
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ def load_run(
         for name, learned in content.get(type(data).__qualname__, {}).get("rewards", {}).items():
             if name in data.rewards:
                 data.rewards[name].restore(learned)
-        check_base(content, method.policy.base, method.policy.path)
+        check_base(content, method.policy.base_sha256, method.policy.path)
         try:
             method.load_state_dict(content["state_dict"])
         except RuntimeError as error:
@@ -51,10 +50,7 @@ def load_run(
         model, tokenizer = load_model(run)
         if tokenizer.get_vocab() != method.policy.tokenizer.get_vocab():
             raise UserError(f"the tokenizer at {run} is not the one of {config}; set model.policy.tokenizer there")
-        policy = copy.copy(method.policy)  # an AdapterReference goes on with the model that it knows
-        policy._modules = dict(policy._modules)
-        policy.adopt(model)
-        method.policy = policy
+        method.policy = method.policy.with_model(model)  # an AdapterReference goes on with the model that it knows
     return method, data, settings
 
 

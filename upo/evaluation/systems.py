@@ -42,7 +42,7 @@ def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path,
         settings: of `upo.rollout.sampling.sample`.
     """
     from upo.evaluation.kept import Kept
-    from upo.models.stored_reference import weights_hash
+    from upo.models.reference_source import weights_hash
     from upo.rollout.sampling import sample
 
     prompts = [example.prompt for example in asked]
@@ -63,14 +63,12 @@ def twin(policy: "Policy", path: str) -> "Policy":
     """
     from upo.models.checkpoint import load_model
 
-    other = policy.frozen_copy()
     model, tokenizer = load_model(path)
-    other.tokenizer = with_template(tokenizer, policy.chat_template)
-    known, others = (p.tokenizer.get_vocab().items() for p in (policy, other))
+    known, others = (t.get_vocab().items() for t in (policy.tokenizer, tokenizer))
     if not (known <= others or others <= known):
         raise UserError(f"{path} has another vocabulary than the policy; name a reference that shares it")
-    other.adopt(model)
-    return other
+    other = policy.with_model(model, with_template(tokenizer, policy.chat_template))
+    return other.requires_grad_(False).eval()
 
 
 def of_samples(drawn: "Sequence[Sampled]") -> Texts:

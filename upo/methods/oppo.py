@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from upo.data.batch import Batch, Step
 from upo.errors import UserError
+from upo.functional.segments import discounted_sums
 from upo.methods.common.base import Stage, Term
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.common.heads import SideHead
@@ -63,15 +64,6 @@ def generalized_advantage(
     """
     following = pad(torch.where(row[1:] == row[:-1], value[1:], 0.0), (0, 1))
     return discounted_sums(reward + gamma * following - value, row, gamma * lam)
-
-
-def discounted_sums(x: Float[Tensor, "tokens"], row: Int[Tensor, "tokens"], factor: float) -> Float[Tensor, "tokens"]:
-    """sum_{i >= t} factor^(i - t) x_i over the rest of token t's response."""
-    reach = 1
-    while reach < len(x) and (same := row[reach:] == row[:-reach]).any():  # x holds the sums of the next `reach` tokens
-        x = x + pad(torch.where(same, factor**reach * x[reach:], 0.0), (0, reach))
-        reach *= 2
-    return x
 
 
 class OPPO(UnpairedMethod):

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from upo.data.batch import Batch
 from upo.data.layout import Responses
+from upo.functional.segments import later_sums, segment_means
 from upo.methods.common.base import Term
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.common.heads import SideHead
@@ -44,7 +45,7 @@ def oreo_policy_loss(
         owner: which response a step (a token, a line) belongs to; steps lie in order, response by response.
     """
     error = value.detach() + beta * (logratio + later_sums(logratio, owner)) - reward[owner]
-    return _means(error**2, owner, len(reward))
+    return segment_means(error**2, owner, len(reward))
 
 
 def oreo_value_loss(
@@ -57,18 +58,7 @@ def oreo_value_loss(
 ) -> Float[Tensor, "N"]:
     """mean_t (V_t + beta sum_{i >= t} sg[rho_i] - R)^2 of each response, unreduced; V_t is known before step t."""
     error = value + beta * (logratio.detach() + later_sums(logratio, owner)) - reward[owner]
-    return _means(error**2, owner, len(reward))
-
-
-def later_sums(x: Float[Tensor, "steps"], owner: Int[Tensor, "steps"]) -> Float[Tensor, "steps"]:
-    """Sum over the later steps of the same response, detached."""
-    past = x.detach().double().cumsum(0)  # over the whole micro-batch: float32 would lose digits
-    end = past[torch.bincount(owner).cumsum(0) - 1]
-    return (end[owner] - past).to(x.dtype)
-
-
-def _means(x: Tensor, owner: Tensor, n: int) -> Tensor:
-    return x.new_zeros(n).index_add(0, owner, x) / torch.bincount(owner, minlength=n)
+    return segment_means(error**2, owner, len(reward))
 
 
 class OREO(UnpairedMethod):

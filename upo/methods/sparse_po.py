@@ -132,7 +132,7 @@ class SparsePO(MaPO):
 
     def heads(self) -> dict[str, SideHead]:
         def make() -> nn.Module:
-            model = getattr(self.reference, "model", None) or self.policy  # its shapes, where it is not built
+            model = (self.reference and self.reference.load_model()) or self.policy  # its shapes, where it is not built
             config = model.model_config.get_text_config()
             return LearnedMasks(config.num_hidden_layers, config.hidden_size, 1 if self.common_mask else 2)
 

@@ -8,15 +8,12 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from upo.errors import UserError
-
-if TYPE_CHECKING:
-    from upo.models.policy import Policy
 
 TRAINED, START = "default", "start"
 
@@ -86,34 +83,48 @@ def below(model: nn.Module, name: str | None) -> dict[str, Tensor]:
 # ---- what a checkpoint holds ---------------------------------------------------------------------------------------
 
 
-def keep_apart(policy: "Policy") -> None:
-    """The policy's state dict holds the trained adapter alone, wherever the rest can be read again.
+class SavesAdapterOnly(nn.Module):
+    """Base of a policy: where it trains an adapter, checkpoints hold that alone, as long as the rest can be read again.
 
-    `rebased` says that the weights below are no longer those at its path.
+    An adapter to start from can, and so can the weights below while `base_sha256` knows them.
     """
-    policy.rebased = False
-    policy.register_state_dict_post_hook(_leave_out)
-    policy.register_load_state_dict_pre_hook(_look)
-    policy.register_load_state_dict_post_hook(_forgive)
+
+    adapter: Any = None
+    """Settings of the adapter that is trained, if any."""
+    base_sha256: str | None = None
+    """Hash of the weights below the adapter, where they are those of a model on disk."""
+
+    def forget_base(self) -> None:
+        """Called when the weights below the adapter have changed: checkpoints hold them from now on."""
+        self.base_sha256 = None
+
+    def state_dict(self, *, prefix: str = "", **options: Any) -> dict[str, Tensor]:
+        state = super().state_dict(prefix=prefix, **options)
+        if self.adapter is not None:
+            save_adapter_only(state, prefix, base=self.base_sha256 is None)
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *options: Any) -> None:
+        """torch calls it before it fills the layers: what a checkpoint left out stays as it is."""
+        if self.adapter is not None:
+            if any(n.startswith(prefix) and owner(n) is None for n in state_dict):
+                self.forget_base()
+            left_out = (START,) if self.base_sha256 is None else (START, None)
+            tensors = {id(x) for x in (*self.parameters(), *self.buffers())}  # others are 4-bit layers' constants
+            for name, x in super().state_dict(prefix=prefix, keep_vars=True).items():
+                if owner(name) in left_out and id(x) in tensors:
+                    state_dict.setdefault(name, x)
+        super()._load_from_state_dict(state_dict, prefix, *options)
 
 
-def is_whole(policy: "Policy") -> bool:
-    """Whether checkpoints need all weights: no model to start from again, or one that `Rounds` has changed."""
-    return policy.path is None or policy.rebased
+def save_adapter_only(state: dict[str, Tensor], prefix: str, base: bool) -> None:
+    """Takes out of a state dict what can be read again: the adapter to start from and, without `base`, what is below.
 
-
-def _leave_out(policy: Any, state_dict: dict[str, Tensor], prefix: str, _: Any) -> None:
-    keep = (TRAINED, None) if is_whole(policy) else (TRAINED,)
-    for name in [n for n in state_dict if n.startswith(prefix) and owner(n) not in keep]:
-        del state_dict[name]
-
-
-def _look(policy: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    policy.rebased = any(n.startswith(prefix) and owner(n) is None for n in state_dict)
-    policy.prefix = prefix
-
-
-def _forgive(policy: Any, incompatible: Any) -> None:
-    may_lack = (START,) if is_whole(policy) else (START, None)
-    missing = incompatible.missing_keys
-    missing[:] = [n for n in missing if not n.startswith(policy.prefix) or owner(n) not in may_lack]
+    Args:
+        state: of a module that holds the policy.
+        prefix: of the policy's names in there.
+        base: whether the weights below the adapter stay in.
+    """
+    keep = (TRAINED, None) if base else (TRAINED,)
+    for name in [n for n in state if n.startswith(prefix) and owner(n) not in keep]:
+        del state[name]

@@ -17,8 +17,9 @@ from upo.data.templates import with_template
 from upo.data.tokenize import load_tokenizer
 from upo.errors import UserError
 from upo.models import quantization
-from upo.models.adapters import TRAINED, keep_apart
+from upo.models.adapters import TRAINED, SavesAdapterOnly
 from upo.models.head import Head, grow
+from upo.models.hidden_states import hidden_states
 from upo.models.loading import base_hash, new_model, read_model
 from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Policy(nn.Module):
+class Policy(SavesAdapterOnly):
     """A causal LM with its tokenizer. Weights are loaded by `build`, so that a config can be checked without them."""
 
     model: "PreTrainedModel"
@@ -75,9 +76,6 @@ class Policy(nn.Module):
         self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
         self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
         self.activation_checkpointing, self.chat_template = activation_checkpointing, chat_template
-        self.base: str | None = None  # hash of the model below an adapter, as it was read
-        if adapter is not None:
-            keep_apart(self)
         self.controls: tuple[str, ...] = ()
         """Tokens that a method puts between prompt and response; generation stands behind the first one."""
 
@@ -118,7 +116,7 @@ class Policy(nn.Module):
         else:
             model = read_model(self.path, config, **options)
             if self.adapter is not None:
-                self.base = base_hash(model)
+                self.base_sha256 = base_hash(model)
         if self.controls:
             grow(model, len(self.tokenizer))
         if self.adapter is not None:
@@ -162,6 +160,18 @@ class Policy(nn.Module):
         """Another model, not built yet, that reads and writes text as this one does; by default in its dtype."""
         own = {"tokenizer": self.tokenizer_path, "chat_template": self.chat_template}
         return Policy(path, dtype=dtype or str(self.dtype).removeprefix("torch."), **own)  # type: ignore[arg-type]
+
+    def with_model(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None" = None) -> "Policy":
+        """A policy with all settings of this one around other weights, which are in memory already.
+
+        Args:
+            tokenizer: the model's own; by default this policy's.
+        """
+        tokenizer = self.tokenizer if tokenizer is None else tokenizer
+        # deepcopy puts these in place of what it finds, so that no weights are copied.
+        other = copy.deepcopy(self, {id(self.model): model, id(self.tokenizer): tokenizer})
+        other.adopt(model)
+        return other
 
     def frozen_copy(self) -> "Policy":
         """A copy that never learns: the usual reference."""
@@ -207,7 +217,7 @@ class Policy(nn.Module):
                 "what is longer is padded"
             )
             responses = padded(responses)
-        layers = self._layers(responses, "layers" in extras)
+        layers = hidden_states(self.model, responses, every="layers" in extras)
         hidden = layers[-1]
         head = self.linear_head()
         states = hidden[responses.predict].to(head.weight.dtype)
@@ -215,7 +225,8 @@ class Policy(nn.Module):
             names = {"token_logps"} | (set(linear_logps.NAMES) & set(extras))
             out = linear_logps.linear_values(states, head, responses.targets, sorted(names))
             for name in {"kl", "reverse_kl"} & set(extras):
-                assert reference is not None, "the divergence from what?"
+                if reference is None:
+                    raise UserError(f"{name} is a divergence from a reference; set model.reference: FrozenReference")
                 out[name] = linear_kl(states, head, *reference, reverse=name == "reverse_kl")
         logps = out["token_logps"].new_zeros(len(responses.lengths)).index_add(0, responses.row, out["token_logps"])
         known = {
@@ -231,18 +242,6 @@ class Policy(nn.Module):
         device = self.model.device.type
         autocast = torch.is_autocast_enabled(device)
         return self.head.read(self.model, torch.get_autocast_dtype(device) if autocast else self.model.dtype)
-
-    def _layers(self, responses: Responses, every: bool = False) -> list[Tensor]:
-        """What the head reads [R T, D]; before it each layer's output, where `every` asks for them."""
-        options = {"input_ids": responses.input_ids, "use_cache": False, "output_hidden_states": every}
-        plan = None
-        if responses.layout == "packed":
-            plan = prefix_attention.plan(responses)
-            unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device)
-            options |= {"position_ids": responses.position_ids, "attention_mask": unread, "segments": plan}
-        body = self.model.base_model(**options)
-        assert plan is None or plan.calls, f"{self.model.config.model_type} did not ask for the packed attention"
-        return [x.flatten(0, 1) for x in (*(body.hidden_states[1:] if every else ()), body.last_hidden_state)]
 
     def files(self) -> dict[str, bytes]:
         """Everything of a Hugging Face folder but the weights, by file name: makes a checkpoint self-contained."""

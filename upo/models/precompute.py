@@ -4,21 +4,19 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from upo.data.rounds import Round, Split
-from upo.data.samplers import StepPlan, one_pass
-from upo.data.steps import StepData
-from upo.data.units import Group, Unit
+from upo.data.rounds import Round
+from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.policy import Policy
+from upo.models.scoring import score_in_parts
 from upo.models.store import LogpsStore
-from upo.runtime.collectives import max_over_ranks
+from upo.runtime.collectives import ALONE, Ranks, max_over_ranks
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
@@ -37,11 +35,16 @@ class Precompute:
         self.model, self.store, self.trainer = model, store, trainer
         self.device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
         self.data: PreferenceData = data
-        self.wanted: dict[bytes, tuple[Group, int]] = {}
-        for split in (round.train, round.val):
-            for row in sorted(split.groups(), key=lambda group: group.role == "mismatched"):
-                for k, response in enumerate(row.responses):
-                    self.wanted.setdefault(store.key(row.prompt, response), (row, k))
+        self.groups: list[Group] = [
+            group
+            for split in (round.train, round.val)
+            for group in sorted(split.groups(), key=lambda group: group.role == "mismatched")
+        ]
+        self.wanted: dict[bytes, tuple[int, int]] = {}
+        """Group and response of each key that this run needs."""
+        for number, group in enumerate(self.groups):
+            for k, response in enumerate(group.responses):
+                self.wanted.setdefault(store.key(group.prompt, response), (number, k))
 
     def values(self, tolerance: tuple[float, float]) -> dict[bytes, float]:
         """Every log-prob that this run needs; those that were there may be off by `tolerance`, relative + in nats."""
@@ -74,56 +77,57 @@ class Precompute:
         """Computes a sample of what is there once more; all ranks the same one, so that all refuse."""
         candidates = [key for key in self.wanted if key in known]
         sample = random.Random(self.data.seed).sample(candidates, min(SAMPLE, len(candidates)))
-        for keys, logps in self.batches(sample, rank=0, world_size=1):
+        for keys, logps in self.batches(sample, ALONE):
             for key, live in zip(keys, logps, strict=True):
                 if not abs(live - known[key]) <= absolute + relative * abs(live):
                     raise self.store.unfit(f"a log-prob of {known[key]:.6g} should be {live:.6g}")
 
     def fill(self, missing: set[bytes]) -> None:
         """Computes and writes this rank's share."""
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
         new: dict[bytes, float] = {}
         written = time.monotonic()
         quiet = None if self.trainer.is_global_zero else True  # None: no bar where the output is not a terminal
         with tqdm(total=len(missing), desc="reference log-probs", unit="response", disable=quiet) as bar:
             try:
-                for keys, logps in self.batches([k for k in self.wanted if k in missing], rank, world_size):
+                for keys, logps in self.batches([k for k in self.wanted if k in missing], ranks):
                     new |= zip(keys, logps, strict=True)
-                    bar.update(len(keys) * world_size)
+                    bar.update(len(keys) * ranks.size)
                     if time.monotonic() - written >= SECONDS:
                         self.store.write(new)
                         new, written = {}, time.monotonic()
             finally:
                 self.store.write(new)
 
-    def batches(self, keys: Sequence[bytes], rank: int, world_size: int) -> Iterator[tuple[list[bytes], list[float]]]:
+    def batches(self, keys: Sequence[bytes], ranks: Ranks) -> Iterator[tuple[list[bytes], list[float]]]:
         """Keys with their log-probs, by forward passes of responses of like length; all ranks make as many."""
-        groups = [list(g) for _, g in groupby(keys, lambda key: id(self.wanted[key][0].prompt))]
-        split = StepData(
-            Split(tuple(self._unit(group) for group in groups)),
-            layout=self.data.layout,
-            tokens_per_microbatch=self.data.tokens_per_microbatch,
-            pad_id=self.data.pad_id,
-        )
-        costs = [split.cost(i) for i in range(len(split))]
-        plan = one_pass(costs, split.row_tokens, alike=True, rank=rank, world_size=world_size)
-        shares = [StepPlan(b, [b], 0) for b in plan.micro_batches]
-        generator = torch.Generator()  # none of the run's own random numbers is drawn
-        loader: Any = DataLoader(
-            split, sampler=shares, batch_size=None, num_workers=self.data.workers, generator=generator
-        )
-        wanted = len(shares) - plan.fillers  # what follows keeps models in shards in step, and is another rank's
-        for i, (share, step) in enumerate(zip(shares, loader, strict=True)):
-            logps = self.model(step.micro_batches[0].responses.to(self.device))["logps"]
+        shares = [list(share) for _, share in groupby(keys, lambda key: self.wanted[key][0])]
+        groups, data = [self._group(share) for share in shares], self.data
+        for part in score_in_parts(
+            self.model,
+            groups,
+            layout=data.layout,
+            max_tokens=data.tokens_per_microbatch,
+            device=self.device,
+            ranks=ranks,
+            costs=[group.cost if data.layout == "packed" else group.padded_cost for group in groups],
+            alike=True,
+            workers=data.workers,
+        ):
+            logps = part.values["logps"]
             if not logps.isfinite().all():
                 raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
-            if i < wanted:
-                yield [key for unit in share.units for key in groups[unit]], logps.double().tolist()
+            if part.counts:
+                yield [key for i in part.groups for key in shares[i]], logps.double().tolist()
+            if not logps.isfinite().all():
+                raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
+            if part.counts:
+                yield [key for unit in part.units for key in groups[unit]], logps.double().tolist()
 
-    def _unit(self, keys: Sequence[bytes]) -> Unit:
-        """The responses that these keys stand for, behind their prompt."""
-        found = [self.wanted[key] for key in keys]
-        return Unit.of(found[0][0].prompt, tuple(row.responses[k] for row, k in found))
+    def _group(self, keys: Sequence[bytes]) -> Group:
+        """The responses of one group that these keys stand for, behind their prompt."""
+        group = self.groups[self.wanted[keys[0]][0]]
+        return Group(group.prompt, tuple(group.responses[self.wanted[key][1]] for key in keys))
 
     def _any_rank(self, mine: bool) -> bool:
         return bool(max_over_ranks(torch.tensor(float(mine), device=self.device)))

@@ -33,10 +33,16 @@ class Reference(ABC):
     """What to do where that is too little."""
     starts_as_policy: bool = False
     """Whether all log-ratios are 0 before the first step: checked there."""
+    dtype: str | None = None
+    """Of its own parameters and arithmetic, where they are not to be the policy's."""
 
     @abstractmethod
     def build(self, policy: Policy) -> None:
         """Makes the reference ready; called once, with the policy as it starts."""
+
+    def load_model(self) -> Policy | None:
+        """The model itself, e.g. to generate with: read from the disk where it is not in memory; None without one."""
+        return None
 
     @abstractmethod
     def logps(self, responses: Responses) -> Tensor:
@@ -93,6 +99,9 @@ class FrozenReference(Reference):
         self.model.build()
         self.model.requires_grad_(False).eval()
 
+    def load_model(self) -> Policy | None:
+        return self.model
+
     def logps(self, responses: Responses) -> Tensor:
         return self.extras(responses, ())["logps"]
 
@@ -122,6 +131,9 @@ class AdapterReference(Reference):
         say = rank_zero_only(print)
         say(f"reference: {policy.path or 'the model'} with " + (f"the adapter {start}" if start else "its adapter off"))
 
+    def load_model(self) -> Policy | None:
+        return self.model
+
     def logps(self, responses: Responses) -> Tensor:
         return self.extras(responses, ())["logps"]
 
@@ -136,7 +148,7 @@ class AdapterReference(Reference):
             return self.model.linear_head()
 
 
-class AdapterView(Policy):
+class _AdapterView(Policy):  # private, or configs would offer it as a choice of policy
     """A policy whose weights are another one's, with another of its adapters, or none, active."""
 
     def __init__(self, policy: Policy, adapter: str | None = None):
@@ -179,7 +191,7 @@ class AdapterView(Policy):
             return self.policy.linear_head()
 
 
-def initial_policy(policy: Policy) -> AdapterView:
+def initial_policy(policy: Policy) -> Policy:
     """A policy with an adapter as it was before training, on the same weights.
 
     Raises:
@@ -187,7 +199,7 @@ def initial_policy(policy: Policy) -> AdapterView:
     """
     if policy.adapter is None:
         raise UserError("AdapterReference needs policy.adapter; set model.reference: FrozenReference")
-    return AdapterView(policy, START if policy.adapter.path else None)
+    return _AdapterView(policy, START if policy.adapter.path else None)
 
 
 def placed(model: Policy, device: torch.device) -> Policy:

@@ -1,4 +1,8 @@
-"""Reference log-probs of a whole data set: computed once before training, kept on disk, shared by all runs."""
+"""Reference log-probs of a whole data set: computed once before training, kept on disk, shared by all runs.
+
+A stored reference begins as its model (`source`). When training starts, `Precompute` has the model fill the store with
+what is missing; then the model is released and the reference is a table (`lookup`). Evaluations load the model again.
+"""
 
 import hashlib
 import json
@@ -17,10 +21,10 @@ from upo.data.layout import Responses
 from upo.data.rounds import Round
 from upo.data.units import Group
 from upo.errors import UserError
-from upo.models.loading import tensors_hash
 from upo.models.policy import Policy
 from upo.models.precompute import Precompute
 from upo.models.reference import Reference, initial_policy, placed
+from upo.models.reference_source import InMemory, OnDisk, weights_hash
 from upo.models.store import LogpsStore
 
 LAYOUT_VERSION = 1
@@ -52,85 +56,78 @@ class StoredReference(Reference):
         """
         self.path, self.folder, self.dtype = path, Path(folder).expanduser(), dtype
         self.starts_as_policy = path is None and dtype is None
-        self._model: Policy | None = None
-        self._again: Policy | None = None
-        self._shares = False
-        """Whether the model is the policy's own, with its adapter off."""
-        self.weights: str | None = None
-        """Hash of the weights, for a strategy to set that is going to shard them."""
-        self._complete = False
+        self.source: InMemory | OnDisk | None = None
+        """The model, from `build` on."""
+        self.weights_sha256: str | None = None
+        """Hash of its weights. A strategy that is going to shard them sets it before; otherwise `stored` does."""
+        self.lookup: StoredLogps | None = None
+        """All log-probs, from `stored` on: the model computes no further one."""
 
     # ---- the model -------------------------------------------------------------------------------------------
 
     def build(self, policy: Policy) -> None:
-        if policy.adapter is not None and self.path is None:
-            self._shares = self.dtype is None
-            self._model = self._converted(initial_policy(policy if self._shares else policy.frozen_copy()))
-            return
-        if (path := self.path or policy.path) is not None:
-            self._again = policy.like(path, self.dtype if self.path else None)
-        self._model = self._converted(policy.frozen_copy()) if self.path is None else self._load()
+        if self.path is not None:
+            self.source = self._on_disk(policy.like(self.path, self.dtype))
+        elif policy.adapter is not None:
+            shared = self.dtype is None
+            self.source = InMemory(self._converted(initial_policy(policy if shared else policy.frozen_copy())), shared)
+        elif policy.path is not None:
+            self.source = self._on_disk(policy.like(policy.path), self._converted(policy.frozen_copy()))
+        else:
+            self.source = InMemory(self._converted(policy.frozen_copy()), shared=False)
 
-    def _load(self) -> Policy:
-        assert self._again is not None
-        self._again.build()
-        return self._converted(self._again.requires_grad_(False).eval())
+    def _on_disk(self, unread: Policy, model: Policy | None = None) -> OnDisk:
+        """
+        Args:
+            unread: says where the model lies and how text is written; it never gets weights itself.
+            model: the same one in memory; null reads it now.
+        """
+
+        def read() -> Policy:
+            fresh = unread.like(str(unread.path))
+            fresh.build()
+            return self._converted(fresh.requires_grad_(False).eval())
+
+        return OnDisk(read, str(unread.path), read() if model is None else model)
 
     def _converted(self, model: Policy) -> Policy:
         return model if self.dtype is None else model.to(getattr(torch, self.dtype))
 
-    @property
-    def model(self) -> Policy | None:
-        """The reference itself, e.g. to generate with; read again where it was let go."""
-        if self._model is None and self._again is not None:
-            self._model = self._load()
-            if self.weights is not None and weights_hash(self._model) != self.weights:
-                raise UserError(f"the reference at {self._again.path} has changed since the run began; bring it back")
-        return self._model
-
-    def _let_go(self) -> None:
-        """Frees the model's memory; a random one cannot be read again and only leaves the accelerator."""
-        if self._again is None:
-            assert self._model is not None
-            if not self._shares:
-                placed(self._model, torch.device("cpu"))
-            return
-        if hasattr(self._again, "model"):
-            del self._again.model
-        self._model = None
+    def load_model(self) -> Policy:
+        assert self.source is not None, "build() comes first"
+        return self.source.load(self.weights_sha256)
 
     @torch.no_grad()
     def logps(self, responses: Responses) -> Tensor:
-        if self._complete:
+        if self.lookup is not None:
             raise UserError(
                 "StoredReference knows only responses of the data set, and these were made during training; "
                 "set model.reference: FrozenReference"
             )
-        assert self.model is not None, "build() comes first"
-        return placed(self.model, responses.input_ids.device)(responses)["logps"]
+        return placed(self.load_model(), responses.input_ids.device)(responses)["logps"]
 
     # ---- the store -------------------------------------------------------------------------------------------
 
     def stored(self, trainer: Any, round: Round) -> "StoredLogps":
         device = trainer.strategy.root_device
-        assert self.model is not None, "build() comes first"
-        self.weights = self.weights or weights_hash(self.model)
-        model = placed(self.model, device)
+        model = placed(self.load_model(), device)
+        self.weights_sha256 = self.weights_sha256 or weights_hash(model)
         with torch.no_grad(), self._arithmetic(trainer):
             compute = arithmetic(model, device, None if self.dtype else getattr(trainer.strategy, "param_dtype", None))
-            fingerprint = json.dumps([self.weights, compute, LAYOUT_VERSION])
+            fingerprint = json.dumps([self.weights_sha256, compute, LAYOUT_VERSION])
             name = f"{model.model_config.model_type}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}"
             store = LogpsStore(self.folder / name, fingerprint)
             values = Precompute(model, store, trainer, round).values(tolerance(compute))
-        self._complete = True
+        self.lookup = StoredLogps(store, values, torch.float64 if compute.startswith("float64") else torch.float32)
         if tolerance(compute) == ROUGH:
             self.starts_as_policy = False
             warnings.warn(
                 f"stored reference log-probs in {compute} are off by up to 1 % of a sum; a FrozenReference makes the "
                 "policy's own error, which cancels in log-ratios"
             )
-        self._let_go()
-        return StoredLogps(store, values, torch.float64 if compute.startswith("float64") else torch.float32)
+        assert self.source is not None
+        self.source.release()
+        return self.lookup
 
     def _arithmetic(self, trainer: pl.Trainer) -> AbstractContextManager:
         return trainer.precision_plugin.forward_context() if self.dtype is None else nullcontext()
@@ -172,10 +169,3 @@ def tolerance(compute: str) -> tuple[float, float]:
     """How far sums may differ between batches, layouts and machines in this arithmetic: relative, and in nats."""
     dtype, _, matmul = compute.split()
     return {"float64": (1e-10, 1e-10), "float32": (1e-6, 1e-4)}.get(dtype, ROUGH) if matmul == "highest" else ROUGH
-
-
-def weights_hash(policy: Policy) -> str:
-    """sha256 over the model's configuration and all its weights."""
-    volatile = {"transformers_version", "architectures", "dtype", "torch_dtype"}
-    config = {k: v for k, v in policy.model.config.to_dict().items() if k[0] != "_" and k not in volatile}
-    return tensors_hash(policy.weights().items(), config)

@@ -157,6 +157,18 @@ def plan(responses: Responses) -> Segments | Blocks:
     return blocks(responses) if responses.input_ids.is_cuda else segments(responses)
 
 
+def packed_inputs(responses: Responses, plan: Any) -> dict[str, Any]:
+    """What a transformers model is called with besides the tokens of a packed batch.
+
+    Args:
+        plan: reaches `prefix_attention` in each layer.
+    """
+    # Without a mask transformers would build one [R, 1, T, T] in each forward pass; one of four dimensions it takes:
+    # "If the mask is already 4D, simply return as-is" (masking_utils.py, _preprocess_mask_arguments). Nobody reads it.
+    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device)
+    return {"position_ids": responses.position_ids, "attention_mask": unread, "segments": plan}
+
+
 def prefix_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:

@@ -20,7 +20,8 @@ from upo.errors import UserError
 from upo.models.head import layers
 from upo.models.policy import Policy
 from upo.models.reference import Reference
-from upo.models.stored_reference import StoredReference, weights_hash
+from upo.models.reference_source import weights_hash
+from upo.models.stored_reference import StoredReference
 from upo.parallel.sharding import check, named, receive
 from upo.runtime.atomic_files import partial_of, put_in_place, sync
 
@@ -95,12 +96,12 @@ class Sharded(ModelParallelStrategy):
         reduce_dtype = torch.promote_types(method.policy.dtype, torch.float32)
         mixed = MixedPrecisionPolicy(self.param_dtype, reduce_dtype, cast_forward_inputs=False)
         if isinstance(reference, StoredReference):
-            reference.weights = self.broadcast(self.global_rank == 0 and weights_hash(reference.model))
+            model = reference.load_model()
+            reference.weights_sha256 = self.broadcast(self.global_rank == 0 and weights_hash(model))
         self.trained = [self._shard_policy(method.policy, self.reshard_after_forward, mp_policy=mixed)]
-        model = getattr(reference, "model", None)
-        if model is not None and model.holder is not method.policy:
+        if reference is not None and (model := reference.load_model()) and model.holder is not method.policy:
             # Without a backward pass nothing but the end of a forward pass frees it.
-            self._shard_policy(model.holder, True, None if getattr(reference, "dtype", None) else self.param_dtype)
+            self._shard_policy(model.holder, True, None if reference.dtype else self.param_dtype)
         for head in method.children():
             if head is not method.policy and any(True for _ in head.parameters()):
                 receive(head, self.root_device)
@@ -119,7 +120,7 @@ class Sharded(ModelParallelStrategy):
         if not found:
             kind = policy.model.config.model_type
             raise UserError(f"{kind} does not say what its layers are; take trainer.strategy: ddp")
-        policy.head, policy.base = self.broadcast((getattr(policy, "head", None), policy.base))
+        policy.head, policy.base_sha256 = self.broadcast((getattr(policy, "head", None), policy.base_sha256))
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
         for module in (*found, policy):
             receive(module, self.root_device, dtype)

@@ -14,14 +14,11 @@ import torch
 from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
-from tqdm import tqdm
 
 from upo.data.batch import Batch
-from upo.data.layout import lay_out
 from upo.data.module import PreferenceData
 from upo.data.priority import ADVANTAGE
 from upo.data.rounds import Round, Split
-from upo.data.samplers import one_pass
 from upo.data.units import Group, Unit
 from upo.data.views import SingleView
 from upo.errors import UserError
@@ -31,7 +28,8 @@ from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import REWARD_WEIGHTS
 from upo.models.logps import ResponseLogps
-from upo.runtime.collectives import sum_over_ranks
+from upo.models.scoring import score
+from upo.runtime.collectives import Ranks, sum_over_ranks
 
 
 class FittedValue(Method):
@@ -129,22 +127,11 @@ class FittedValue(Method):
     def _prompt_states(self, units: Sequence[Unit], data: PreferenceData) -> Float[Tensor, "B D"]:
         """The policy's last hidden state at the end of each prompt, on every rank; ranks share the work."""
         short = [Group(u.prompt, (u.responses[0][:1],)) for u in units]  # nothing is read behind the prompt
-        plan = one_pass(
-            [u.cost for u in short],
-            data.tokens_per_microbatch,
-            alike=data.layout == "padded",
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        states = torch.zeros(len(short), self.policy.hidden_size, device=self.device)
-        bar = tqdm(plan.micro_batches, desc="states of prompts", unit="batch", leave=False, disable=None)
-        for i, rows in enumerate(bar):
-            row_tokens = data.tokens_per_microbatch
-            batch = lay_out([short[r] for r in rows], data.layout, row_tokens=row_tokens, pad_id=0)
-            hidden = self.policy(batch.to(self.device), ("prompt_hidden",))["prompt_hidden"]
-            if i < len(plan.micro_batches) - plan.fillers:
-                states[rows] = hidden.to(states.dtype)
-        return sum_over_ranks(states).cpu()
+        ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        budget = {"layout": data.layout, "max_tokens": data.tokens_per_microbatch, "device": self.device}
+        return score(self.policy, short, ("prompt_hidden",), ranks=ranks, title="states of prompts", **budget)[
+            "prompt_hidden"
+        ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

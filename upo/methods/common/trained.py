@@ -8,7 +8,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from upo.errors import UserError
 from upo.methods.common.heads import SideHead
-from upo.models.adapters import is_whole
 from upo.models.loading import BASE, check_base
 from upo.models.policy import Policy
 from upo.runtime.collectives import whole
@@ -65,8 +64,8 @@ class Trained(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_files"] = self.policy.files()
-        if self.policy.base is not None and not is_whole(self.policy):
-            checkpoint[BASE] = self.policy.base
+        if self.policy.base_sha256 is not None:
+            checkpoint[BASE] = self.policy.base_sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_base(checkpoint, self.policy.base, self.policy.path)
+        check_base(checkpoint, self.policy.base_sha256, self.policy.path)
