@@ -50,8 +50,8 @@ def total(method: Method, logps: ResponseLogps) -> Tensor:
     """The loss of each pair: its terms times their scales; all of them are averaged over pairs."""
     batch = batch_of(units([(2, [1, 1])] * (len(logps.lengths) // 2)), PairedView())
     terms = method.terms(batch, logps, {})
-    assert {t.per for t in terms.values()} == {"prompts"}
-    return torch.stack([t.scale * t.values for t in terms.values()]).sum(0)
+    assert {t.mean_over for t in terms.values()} == {"prompts"}
+    return torch.stack([t.weight * t.values for t in terms.values()]).sum(0)
 
 
 def made(kind: type[Method], **options: Any) -> Any:

@@ -36,7 +36,7 @@ def one_step(method: Method, data: StepData, *, tokens: int | None = None) -> St
         data.split = evolve(data.split, units=units)
     every = range(len(data))
     batch = data.batch(every)
-    batch = evolve(batch, places=torch.arange(sum(data.units[i].size for i in every)))
+    batch = evolve(batch, global_index=torch.arange(sum(data.units[i].size for i in every)))
     return Step((batch,), batch.counts)
 
 
@@ -70,29 +70,29 @@ def answers(method: Method, step: Step, logps: Tensor, reference: Tensor) -> Ite
     """Inside, policy and reference know nothing but these numbers."""
     (batch,) = step.micro_batches
 
-    def policy(responses: Responses, extras: Collection[str] = (), _: Any = None) -> dict[str, Tensor]:
+    def policy(responses: Responses, outputs: Collection[str] = (), _: Any = None) -> dict[str, Tensor]:
         own = responses.lengths is batch.responses.lengths
         x = logps if own else logps.new_full((len(responses.lengths),), PLAIN[0])
-        return {"logps": x} | _extras(method, responses, x, extras)
+        return {"logps": x} | _outputs(method, responses, x, outputs)
 
     def frozen(responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
         own = responses.lengths is batch.responses.lengths
         x = reference if own else reference.new_full((len(responses.lengths),), PLAIN[1])
-        return {"logps": x} | _extras(method, responses, x, names)
+        return {"logps": x} | _outputs(method, responses, x, names)
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(method.policy, "forward", policy))
         if method.reference is not None:
             changed = {
                 "logps": lambda r: frozen(r, ())["logps"],
-                "extras": frozen,
+                "outputs": frozen,
                 "linear_head": method.policy.linear_head,
             }
             stack.enter_context(patch.multiple(method.reference, **changed))
         yield
 
 
-def _extras(method: Method, responses: Responses, logps: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+def _outputs(method: Method, responses: Responses, logps: Tensor, names: Collection[str]) -> dict[str, Tensor]:
     """The same for whoever asks: states and divergences by token, seeded."""
     n, width, layers = len(responses.targets), method.policy.hidden_size, method.policy.model.config.num_hidden_layers
     generator = torch.Generator().manual_seed(n)
@@ -101,7 +101,7 @@ def _extras(method: Method, responses: Responses, logps: Tensor, names: Collecti
         return torch.rand(*shape, generator=generator).to(logps)
 
     made = {
-        "token_logps": lambda: (logps / responses.lengths)[responses.row],
+        "token_logps": lambda: (logps / responses.lengths)[responses.response_index],
         "kl": lambda: draw(n),
         "reverse_kl": lambda: draw(n),
         "sum_p2": lambda: 0.01 + 0.9 * draw(n),

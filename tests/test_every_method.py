@@ -22,7 +22,7 @@ import training
 from tiny import PAIRS, plain_logps
 
 import upo.methods
-from upo.data.layout import lay_out
+from upo.data.layout import collate_responses
 from upo.data.module import PreferenceData
 from upo.data.samplers import StepSampler
 from upo.data.source import Source
@@ -415,7 +415,7 @@ def test_evaluation_knows_the_reward(kind, run):
     reference = method.reference and method.reference.load_model()
     known = log_probs(method.policy, reference, units, data, "")
     groups = [unit.groups[0] for unit in units]
-    responses = lay_out(groups, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0)
+    responses = collate_responses(groups, data.layout, row_tokens=data.tokens_per_microbatch, pad_id=0)
     with torch.no_grad():
         expected = method.reward(method.response_logps(responses, method.needs))
     torch.testing.assert_close(rewards(method, known, units, data), expected.float(), rtol=1e-4, atol=1e-5)

@@ -2,7 +2,7 @@
 
 Total loss, gradients of policy and heads, implicit rewards and every logged metric of two training steps and of a
 validation of both, against references (`tests/by_hand`) that know no batches, no layouts and none of the method's own
-functions. The class gets uneven micro-batches, packed and padded, a filler, and options away from their defaults.
+functions. The class gets uneven micro-batches, packed and padded, a dummy, and options away from their defaults.
 A new method is tested here as soon as `upo.methods.__all__` names it, and fails until it has a reference.
 
 Everything is in float64: the model has no part that rounds (GPT-2), and `Tensor.float` is `Tensor.double`.
@@ -98,7 +98,7 @@ def test_a_class_comes_to_what_its_formula_says(kind: type[Method], case: Case |
         wanted = case.expected(by_hand[-1])
         gradients = driven.train(driven.step(plan, layout), number)
         close(sum(driven.losses), wanted.loss, "loss")
-        assert all(loss == 0 for loss in driven.losses[len(plan.micro_batches) - plan.fillers :]), "a filler counts"
+        assert all(loss == 0 for loss in driven.losses[len(plan.micro_batches) - plan.dummies :]), "a dummy counts"
         compare_gradients(driven.method, gradients, wanted, models)
         compare_logs(driven.logged, [wanted], "train")
     validation = [

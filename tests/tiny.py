@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from upo.data.batch import Batch
 from upo.data.example import Example, Response
-from upo.data.layout import Responses, lay_out
+from upo.data.layout import Responses, collate_responses
 from upo.data.lines import Row
 from upo.data.partners import with_partners
 from upo.data.report import SourceReport
@@ -124,7 +124,7 @@ def groups_of(units: Sequence[Unit]) -> list[Group]:
 
 
 def arrange(units: Sequence[Unit], layout: str = "packed") -> Responses:
-    return lay_out(groups_of(units), layout, row_tokens=64, pad_id=0)
+    return collate_responses(groups_of(units), layout, row_tokens=64, pad_id=0)
 
 
 def examples_of(view: View, example: Example, max_pairs: int) -> list[Example]:

@@ -21,10 +21,10 @@ from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
 
 PLANS = (
-    (StepPlan([3, 0, 5, 1, 4, 2], [[5], [0, 3, 4], [1, 2], [3]], fillers=1), "packed"),
-    (StepPlan([7, 6, 8], [[6, 8], [7]], fillers=0), "padded"),
+    (StepPlan([3, 0, 5, 1, 4, 2], [[5], [0, 3, 4], [1, 2], [3]], dummies=1), "packed"),
+    (StepPlan([7, 6, 8], [[6, 8], [7]], dummies=0), "padded"),
 )
-"""Of the nine units: one, three and two beside a filler, then two and one."""
+"""Of the nine units: one, three and two beside a dummy, then two and one."""
 HELD_OUT = (StepPlan([3, 0, 5, 1, 4, 2], [[3, 0, 5, 4], [1, 2]], 0), StepPlan([7, 6, 8], [[7, 6, 8]], 0))
 """The same steps in fewer pieces."""
 FIRST = 5
@@ -80,7 +80,7 @@ class Driven:
         self.method.log = lambda name, x, **_: self.logged.update({name: x})
         self.method.optimizers = lambda use_pl_optimizer: self.method  # for its zero_grad
         self.loss_of, self.method.loss_of = self.method.loss_of, self.keep
-        self.track, self.method.track = self.method.track, self.keep_rewards
+        self.update_metrics, self.method.update_metrics = self.method.update_metrics, self.keep_rewards
 
     def keep(self, *args: Any) -> Tensor:
         self.losses.append(self.loss_of(*args))
@@ -88,7 +88,7 @@ class Driven:
 
     def keep_rewards(self, stage: str, batch: Any, logps: ResponseLogps) -> None:
         """Of a micro-batch's responses."""
-        self.track(stage, batch, logps)
+        self.update_metrics(stage, batch, logps)
         if type(self.method).reward is not Method.reward:
             self.rewards.append(self.method.reward(logps))
 

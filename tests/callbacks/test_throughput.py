@@ -15,7 +15,7 @@ from training import fit, make, pairs_file
 import upo.callbacks.throughput as throughput
 from upo.callbacks.throughput import Throughput, needed, unique_tokens
 from upo.data.batch import Batch, Step
-from upo.data.layout import lay_out
+from upo.data.layout import collate_responses
 from upo.methods import DPO, KTO
 from upo.runtime.flops import Cost
 
@@ -25,15 +25,15 @@ UNITS = [tiny.unit([3, 4, 5], [6, 7, 2], [8, 2]), tiny.unit([9, 9], [3, 2], [4, 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_prompt_counts_once(layout: str) -> None:
     """3 + 2 + 1 and 2 + 1 + 3 input tokens: EOS is never read."""
-    assert unique_tokens(lay_out(groups_of(UNITS), layout, row_tokens=16, pad_id=0)) == 12
+    assert unique_tokens(collate_responses(groups_of(UNITS), layout, row_tokens=16, pad_id=0)) == 12
 
 
 def test_needed_operations_of_a_step() -> None:
-    """Forward and backward, once more through a live reference; fillers do not count, stored log-probs cost nothing."""
-    responses = lay_out(groups_of(UNITS), "packed", row_tokens=16, pad_id=0)
+    """Forward and backward, once more through a live reference; dummies do not count, stored log-probs cost nothing."""
+    responses = collate_responses(groups_of(UNITS), "packed", row_tokens=16, pad_id=0)
     cost = Cost(weights=100, scores=10, head=50)
     once = cost.of_responses(responses)
-    step = Step((Batch(responses), Batch(responses, filler=True)), {})
+    step = Step((Batch(responses), Batch(responses, dummy=True)), {})
     assert needed(step, cost, reference=False) == 3 * once
     assert needed(step, cost, reference=True) == 4 * once
 

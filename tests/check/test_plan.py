@@ -19,7 +19,7 @@ from upo.check import plan
 from upo.check.find import find
 from upo.check.plan import Setting, Shape, Work, checkpoint_bytes, memory
 from upo.check.probe import activation_bytes, shape_of, skeleton
-from upo.data.layout import lay_out
+from upo.data.layout import collate_responses
 from upo.models.hidden_states import hidden_states
 from upo.models.policy import Policy
 from upo.runtime.flops import Cost, prompt_lengths, rate_of
@@ -113,7 +113,9 @@ def test_disk_and_time() -> None:
 def test_shapes_without_memory_keep_what_real_ones_keep(kind: str) -> None:
     """The same tensors as autograd really keeps, counted once; parameters left out."""
     real = tiny.policy(kind)
-    responses = lay_out(tiny.groups_of(tiny.units([(20, (10, 12)), (30, (5, 9))])), "packed", row_tokens=128, pad_id=0)
+    responses = collate_responses(
+        tiny.groups_of(tiny.units([(20, (10, 12)), (30, (5, 9))])), "packed", row_tokens=128, pad_id=0
+    )
     own = {t.untyped_storage()._cdata for t in (*real.model.parameters(), *real.model.buffers())}
     kept, alive = {}, []
 
@@ -155,7 +157,7 @@ def test_needed_operations_of_a_batch_by_hand() -> None:
     units = [tiny.unit([3, 4, 5], [6, 7, 2], [8, 2])]
     seen = (1 + 2 + 3) + (4 + 5) + 4
     for layout in ("packed", "padded"):
-        responses = lay_out(tiny.groups_of(units), layout, row_tokens=16, pad_id=0)
+        responses = collate_responses(tiny.groups_of(units), layout, row_tokens=16, pad_id=0)
         assert prompt_lengths(responses) == [3]
         assert cost.of_responses(responses) == 2 * (100 * 6 + 10 * seen + 50 * 5)
     policy = tiny.policy("llama")

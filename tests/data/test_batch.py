@@ -9,7 +9,7 @@ from tiny import arrange, batch_of, examples_of, groups_of, unit, units
 
 from upo.data.batch import Batch, Step
 from upo.data.example import Example, Response
-from upo.data.layout import lay_out
+from upo.data.layout import collate_responses
 from upo.data.views import DemonstrationView, ListwiseView, PairedView, UnpairedView, View
 
 SHAPES = [(3, [9, 2]), (5, [1]), (1, [4, 4, 7, 1, 2]), (70, [2, 3]), (1, [1])]
@@ -18,10 +18,13 @@ SHAPES = [(3, [9, 2]), (5, [1]), (1, [4, 4, 7, 1, 2]), (70, [2, 3]), (1, [1])]
 
 def rebuild(responses) -> list[tuple[list[int], list[int]]]:
     """Prompt and response of every row, read back from masks and positions alone."""
-    ids, prompt, of = (x.flatten().tolist() for x in (responses.input_ids, responses.prompt_of, responses.response_of))
+    ids, prompt, of = (
+        x.flatten().tolist()
+        for x in (responses.input_ids, responses.prompt_segment_ids, responses.response_segment_ids)
+    )
     found = []
     for n, b in enumerate(responses.prompt_index.tolist()):
-        tokens = responses.targets[responses.row == n].tolist()
+        tokens = responses.targets[responses.response_index == n].tolist()
         body = [i for i, r in zip(ids, of, strict=True) if r == n]
         assert body == tokens[:-1], "the input of a response is all but its last token"
         own_rows = {i // responses.input_ids.shape[1] for i, r in enumerate(of) if r == n}
@@ -50,15 +53,15 @@ def test_each_token_is_predicted_from_the_one_before_it(layout):
     work = units(SHAPES)
     responses = arrange(work, layout)
     before = [t for u in work for r in u.responses for t in [u.prompt[-1], *r[:-1]]]
-    assert responses.input_ids.flatten()[responses.predict].tolist() == before
+    assert responses.input_ids.flatten()[responses.logit_positions].tolist() == before
     places = [p for u in work for r in u.responses for p in range(len(u.prompt) - 1, len(u.prompt) + len(r) - 1)]
-    assert responses.position_ids.flatten()[responses.predict].tolist() == places
+    assert responses.position_ids.flatten()[responses.logit_positions].tolist() == places
 
 
 def test_packed_holds_each_prompt_once_and_pads_little():
     work = units([(20, [5, 5])] * 9)
     packed = arrange(work)
-    assert (packed.prompt_of >= 0).sum() == sum(u.cost for u in work) == 9 * 28
+    assert (packed.prompt_segment_ids >= 0).sum() == sum(u.cost for u in work) == 9 * 28
     assert packed.input_ids.shape == (5, 56), "two of 28 tokens in a row of at most 64, cut to what is used"
     assert arrange(work, "padded").input_ids.shape == (18, 24)
 
@@ -77,14 +80,17 @@ def test_who_sees_whom():
         [0, 0, 0, 0, 0, 1, 1],
     ]
     assert responses.attention_mask[0, 0].int().tolist() == expected
-    assert responses.predict.tolist() == [1, 2, 3, 1, 4, 5, 6]
+    assert responses.logit_positions.tolist() == [1, 2, 3, 1, 4, 5, 6]
 
 
 def test_no_row_of_the_mask_is_empty():
     responses = arrange(units(SHAPES))
-    assert (responses.prompt_of == -1).any(), "there is padding"
+    assert (responses.prompt_segment_ids == -1).any(), "there is padding"
     assert responses.attention_mask.any(-1).all()
-    padding, real = responses.prompt_of[:, None, :, None] == -1, responses.prompt_of[:, None, None, :] != -1
+    padding, real = (
+        responses.prompt_segment_ids[:, None, :, None] == -1,
+        responses.prompt_segment_ids[:, None, None, :] != -1,
+    )
     assert not (responses.attention_mask & padding & real).any()
 
 
@@ -101,9 +107,9 @@ def test_rewards_stand_beside_their_responses():
 
 def test_padding_with_any_id_changes_nothing_but_the_padding():
     work = units(SHAPES)
-    a, b = (lay_out(groups_of(work), "packed", row_tokens=64, pad_id=i) for i in (0, 2))
-    real = a.prompt_of >= 0
-    assert torch.equal(a.prompt_of, b.prompt_of) and torch.equal(a.input_ids[real], b.input_ids[real])
+    a, b = (collate_responses(groups_of(work), "packed", row_tokens=64, pad_id=i) for i in (0, 2))
+    real = a.prompt_segment_ids >= 0
+    assert torch.equal(a.prompt_segment_ids, b.prompt_segment_ids) and torch.equal(a.input_ids[real], b.input_ids[real])
     assert (b.input_ids[~real] == 2).all() and torch.equal(a.targets, b.targets)
 
 
@@ -111,9 +117,9 @@ def test_batches_keep_their_dtypes_move_and_pickle():
     """float64 and int64 stay what they are, wherever a batch goes."""
     responses = evolve(arrange(units(SHAPES)), reference_logps=torch.randn(11, dtype=torch.float64))
     batch = Batch(responses, {"preferred": torch.rand(11) > 0.5}, None, arrange(units(SHAPES, seed=1)))
-    step = Step((batch, evolve(batch, filler=True)), {"prompts": 5, "responses": 11, "tokens": 35})
+    step = Step((batch, evolve(batch, dummy=True)), {"prompts": 5, "responses": 11, "tokens": 35})
     for moved in (step.to("cpu"), pickle.loads(pickle.dumps(step))):
-        assert [b.filler for b in moved.micro_batches] == [False, True]
+        assert [b.dummy for b in moved.micro_batches] == [False, True]
         assert moved.counts == step.counts
         got = moved.micro_batches[0]
         assert got.responses.reference_logps.dtype == torch.float64

@@ -19,7 +19,7 @@ def sampler(costs=COSTS, units=16, budget=512, epoch=0, **options) -> StepSample
 
 def own(plan: StepPlan) -> list[int]:
     """What a rank trains on."""
-    full = len(plan.micro_batches) - plan.fillers
+    full = len(plan.micro_batches) - plan.dummies
     return [u for b in plan.micro_batches[:full] for u in b]
 
 
@@ -28,12 +28,12 @@ def ranks(world_size: int, **options) -> list[tuple[StepPlan, ...]]:
     return list(zip(*(sampler(rank=r, world_size=world_size, **options) for r in range(world_size)), strict=True))
 
 
-@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("bucket_by_length", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize(("units", "budget"), [(16, 512), (1, 100), (7, 1), (500, 10**6), (203, 300)])
-def test_every_unit_once_an_epoch_on_any_number_of_ranks(world_size, units, budget, alike):
+def test_every_unit_once_an_epoch_on_any_number_of_ranks(world_size, units, budget, bucket_by_length):
     seen: Counter[int] = Counter()
-    steps = ranks(world_size, units=units, budget=budget, alike=alike)
+    steps = ranks(world_size, units=units, budget=budget, bucket_by_length=bucket_by_length)
     assert len(steps) == len(sampler(units=units)) == -(-203 // units)
     for plans in steps:
         trained = [u for plan in plans for u in own(plan)]
@@ -65,14 +65,14 @@ def test_the_budget_holds_unless_one_unit_is_larger(world_size, budget):
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_fillers_only_where_there_are_fewer_units_than_a_full_round(world_size):
-    """A filler costs a forward pass: none as long as a micro-batch could be halved instead."""
+    """A dummy costs a forward pass: none as long as a micro-batch could be halved instead."""
     for units in (1, 2, 3, 5, 16):
         for plans in ranks(world_size, units=units, budget=10**6):
             n = len(plans[0].units)
-            assert sum(plan.fillers for plan in plans) == (0 if n >= world_size else world_size - n)
-            assert all(plan.fillers <= 1 for plan in plans)
+            assert sum(plan.dummies for plan in plans) == (0 if n >= world_size else world_size - n)
+            assert all(plan.dummies <= 1 for plan in plans)
             for plan in plans:
-                assert all(b == [plan.units[0]] for b in plan.micro_batches[len(plan.micro_batches) - plan.fillers :])
+                assert all(b == [plan.units[0]] for b in plan.micro_batches[len(plan.micro_batches) - plan.dummies :])
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -97,8 +97,8 @@ def test_micro_batches_are_full_and_equally_heavy(budget, units):
 def test_alike_keeps_like_lengths_together():
     """Padded to the longest of its micro-batch, an epoch costs less than with balanced ones."""
 
-    def padded(alike: bool) -> int:
-        plans = sampler(units=64, alike=alike)
+    def padded(bucket_by_length: bool) -> int:
+        plans = sampler(units=64, bucket_by_length=bucket_by_length)
         return sum(len(b) * max(COSTS[u] for u in b) for plan in plans for b in plan.micro_batches)
 
     assert padded(True) < 0.7 * padded(False)
@@ -143,9 +143,9 @@ def test_nothing_to_sample():
     assert list(sampler(costs=[])) == [] and len(sampler(costs=[])) == 0
 
 
-@pytest.mark.parametrize("alike", [True, False])
-def test_one_pass_takes_every_unit_once_and_none_of_none(alike: bool) -> None:
-    shares = [one_pass([5, 9, 2], 9, alike=alike, rank=rank, world_size=2) for rank in range(2)]
-    taken = [u for plan in shares for b in plan.micro_batches[: len(plan.micro_batches) - plan.fillers] for u in b]
+@pytest.mark.parametrize("bucket_by_length", [True, False])
+def test_one_pass_takes_every_unit_once_and_none_of_none(bucket_by_length: bool) -> None:
+    shares = [one_pass([5, 9, 2], 9, bucket_by_length=bucket_by_length, rank=rank, world_size=2) for rank in range(2)]
+    taken = [u for plan in shares for b in plan.micro_batches[: len(plan.micro_batches) - plan.dummies] for u in b]
     assert sorted(taken) == [0, 1, 2] and len({len(plan.micro_batches) for plan in shares}) == 1
-    assert one_pass([], 9, alike=alike, world_size=2).micro_batches == []
+    assert one_pass([], 9, bucket_by_length=bucket_by_length, world_size=2).micro_batches == []

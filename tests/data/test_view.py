@@ -27,7 +27,7 @@ def test_roles_by_hand() -> None:
 
 
 def seen_slowly(r: Responses, row: int, i: int, j: int) -> bool:
-    prompt, response = r.prompt_of[row].tolist(), r.response_of[row].tolist()
+    prompt, response = r.prompt_segment_ids[row].tolist(), r.response_segment_ids[row].tolist()
     if j > i or prompt[i] < 0 or prompt[i] != prompt[j]:
         return False
     return response[j] == -1 or response[j] == response[i]
@@ -81,7 +81,9 @@ def test_picture_shows_the_mask() -> None:
             expected = colours[role[j]] if mask[i, j] else (1, 1, 1)
             assert pixels[i, j].tolist() == pytest.approx(expected, abs=1e-6)
     right = [t.get_text() for t in figure.axes[0].child_axes[0].get_yticklabels()]
-    assert len(right) == len(set(batch.predict.tolist())) and right[0].count("|") == 1, "a prompt's end predicts both"
+    assert len(right) == len(set(batch.logit_positions.tolist())) and right[0].count("|") == 1, (
+        "a prompt's end predicts both"
+    )
 
 
 def test_long_rows_and_wrong_rows() -> None:

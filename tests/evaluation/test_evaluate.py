@@ -73,12 +73,12 @@ def test_figures_are_means_of_what_is_written_by_prompt(noisy) -> None:
     rows = content["prompts"]
     assert len({row["prompt"] for row in rows}) == len(rows) == 24
 
-    def mean(writer: str, name: str) -> float:
-        return sum(row[writer][name] for row in rows) / 24
+    def mean(system: str, name: str) -> float:
+        return sum(row[system][name] for row in rows) / 24
 
-    for writer in ("policy", "reference", "chosen"):
+    for system in ("policy", "reference", "chosen"):
         for name in ("rewards/length", "rewards/mood", "rewards/judge", "objective", "tokens", "words"):
-            assert figures[f"{writer}/{name}"] == pytest.approx(mean(writer, name)), (writer, name)
+            assert figures[f"{system}/{name}"] == pytest.approx(mean(system, name)), (system, name)
     for row in rows:
         own, other, best = row["policy"], row["reference"], row["chosen"]
         assert own["objective"] == pytest.approx(0.1 * own["rewards/length"] + 2 * own["rewards/mood"])

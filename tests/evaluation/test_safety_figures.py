@@ -37,20 +37,20 @@ REWARDS = {"safety": Fake(), "length": Words()}
     [("prompt", [0.2, 0.9, 0.3, 0.5]), ("chosen", [0.6, 0.4, 0.1, 0.7]), ("policy", [0.5, 0.5, 0.1, 0.2])],
 )
 def test_violations_against_their_definition(rank, danger: list[float]) -> None:
-    values = {writer: [{} for _ in ASKED] for writer in TEXTS}
+    values = {system: [{} for _ in ASKED] for system in TEXTS}
     category_values(ASKED, TEXTS, REWARDS, values)
     assert values["policy"][1] == {"categories/safety/threat": 0.3, "categories/safety/insult": 0.5}
     figures = violation_figures(ASKED, REWARDS, values, percents=[50, 100], eps=[1e-3, 0.1], rank=rank)
     for percent in (50, 100):
         places = most_unsafe(danger, percent)
         for eps in (1e-3, 0.1):
-            for writer in ("policy", "reference"):
+            for system in ("policy", "reference"):
                 cells = [
                     float(ours) - float(theirs) > eps
                     for i in places
-                    for ours, theirs in zip(TEXTS[writer][i].split(), TEXTS["chosen"][i].split(), strict=True)
+                    for ours, theirs in zip(TEXTS[system][i].split(), TEXTS["chosen"][i].split(), strict=True)
                 ]
-                name = f"{writer}/violations/safety_k{percent}_eps{eps:g}"
+                name = f"{system}/violations/safety_k{percent}_eps{eps:g}"
                 assert figures[name] == pytest.approx(sum(cells) / len(cells)), name
                 assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
     assert not [n for n in figures if n.startswith("chosen/") or "length" in n]

@@ -174,7 +174,7 @@ def test_prompts_of_one_class_alone_are_weighted():
     (whole,) = steps(split, 10_000)
     (batch,) = whole.micro_batches
     logps = bco.response_logps(batch.responses, bco.needs)
-    hidden = bco.reference.extras(batch.responses, ("prompt_hidden",))["prompt_hidden"].float()
+    hidden = bco.reference.outputs(batch.responses, ("prompt_hidden",))["prompt_hidden"].float()
     logits = hidden @ bco.classifier[:-1] + bco.classifier[-1]
     assert logits.argmax() == 4 and logits.argmin() == 1
     values = bco.loss(logps, batch.preferred, {"delta": torch.tensor(0.0)})

@@ -122,7 +122,7 @@ def test_a_step_by_hand():
     assert loss == pytest.approx(-torch.nn.functional.logsigmoid(beta * gaps[stays]).mean().item(), rel=1e-4)
     assert method.gap_mean.item() == pytest.approx(mean, rel=1e-4)
     assert method.gap_spread.item() == pytest.approx(spread, rel=1e-4)
-    logged = method.collect("train")
+    logged = method.compute_metrics("train")
     assert {"rewards/accuracies", "loss"} <= set(logged)
 
 
@@ -140,7 +140,7 @@ def test_averages_move_once_a_step_from_0_and_not_in_validation():
 
 @pytest.mark.parametrize(("budget", "world_size"), [(1, 1), (16, 1), (16, 2), (1, 2), (12, 3)])
 def test_the_cut_of_a_step_does_not_matter(budget, world_size):
-    """Ranks' micro-batches side by side, fillers included."""
+    """Ranks' micro-batches side by side, dummies included."""
     method, other = ready(), ready()
     loss, gradient = loss_and_gradient(method, steps(10_000))
     cut = steps(budget, world_size)

@@ -54,8 +54,8 @@ def test_terms_are_logged_without_their_weights_and_averaged_over_pairs():
     rows = logps_of([-6.0, -8.0, -30.0, -9.0], lengths=[3, 2, 10, 3], prompts=[0, 0, 1, 1])
     terms = made(CPO, alpha=0.3).terms(batch_of(units([(2, [3, 2]), (2, [10, 3])]), PairedView()), rows, {})
     assert list(terms) == ["preference", "nll"] and terms["nll"].values.tolist() == [2, 3]
-    assert [t.scale for t in terms.values()] == [1, 0.3] and {t.per for t in terms.values()} == {"prompts"}
-    assert {"loss/preference", "loss/nll"} <= set(made(CPO).names)
+    assert [t.weight for t in terms.values()] == [1, 0.3] and {t.mean_over for t in terms.values()} == {"prompts"}
+    assert {"loss/preference", "loss/nll"} <= set(made(CPO).logged_names)
 
 
 def test_gradients():

@@ -75,7 +75,7 @@ def test_the_loss_is_cross_entropy_of_the_response_behind_the_token():
     batch = batch_of(units, ControlledView())
     logps = method.response_logps(batch.responses)
     (term,) = method.terms(batch, logps, {}).values()
-    assert term.per == "tokens"
+    assert term.mean_over == "tokens"
     for unit, value in zip(units, term.values.tolist(), strict=True):
         expected = -plain_logps(method.policy, unit.prompt, unit.responses[0]).sum().item()
         assert value == pytest.approx(expected, rel=1e-5)

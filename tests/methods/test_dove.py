@@ -88,7 +88,7 @@ def test_loss_and_gradient_however_the_step_is_cut(dove, budget, layout):
         loss = dove.loss_of(batch, one, {}, "train")
         loss.backward()
         total += loss.item()
-    metrics = dove.collect("train")
+    metrics = dove.compute_metrics("train")
     assert total == pytest.approx(expected.item(), rel=1e-8)
     assert metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
     for p, gradient in zip(dove.policy.parameters(), gradients, strict=True):
@@ -123,7 +123,7 @@ def test_margins_are_those_of_joint_pairs(dove):
     one = step(data, 10_000)
     (batch,) = one.micro_batches
     dove.loss_of(batch, one, {}, "val")
-    metrics = dove.collect("val")
+    metrics = dove.compute_metrics("val")
     reward = dove.reward(dove.response_logps(batch.responses)).detach()
     margins = reward[0::2] - reward[1::2]
     assert metrics["rewards/margins"].item() == pytest.approx(margins.mean().item(), rel=1e-5)

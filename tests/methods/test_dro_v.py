@@ -119,7 +119,7 @@ def test_terms_use_the_scale_and_the_prompts_value():
     terms = method.terms(batch, logps, {})
     torch.testing.assert_close(terms["preference"].values, residual**2)
     torch.testing.assert_close(terms["value"].values, 0.5 * residual**2)
-    assert {t.per for t in terms.values()} == {"responses"}
+    assert {t.mean_over for t in terms.values()} == {"responses"}
 
 
 def test_rewards_of_a_run_have_mean_0_and_variance_1(tmp_path):

@@ -38,14 +38,14 @@ def test_a_loss_sees_rectangles():
     assert responses.logps.tolist() == [[1, 2, 1], [3, 4, 5]] and responses.lengths.tolist() == [[1, 2, 1], [3, 4, 5]]
     assert responses.mean.tolist() == [[1, 1, 1], [1, 1, 1]]
     assert scores.tolist() == [[0, 9, 0], [2, 2, 1]]
-    assert term.values.tolist() == [2.0, 10.5] and term.per == "prompts"
+    assert term.values.tolist() == [2.0, 10.5] and term.mean_over == "prompts"
 
 
 def test_best_and_worst_and_all_couples():
     """Couples: 2 over 1 (right), 3 over 5 and 4 over 5 (both wrong); 3 and 4 tie in score and are both best."""
     method = made(Plain)
-    method.track("val", BATCH, LOGPS)
-    values = {name: float(x) for name, x in method.collect("val").items()}
+    method.update_metrics("val", BATCH, LOGPS)
+    values = {name: float(x) for name, x in method.compute_metrics("val").items()}
     assert values == pytest.approx(
         {
             "rewards/chosen": (1.5 + 2.5 + 3.5) / 3,

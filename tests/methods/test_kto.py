@@ -186,17 +186,17 @@ def test_z0_is_clamped_after_the_mean_not_before(kto):
 def test_fillers_count_neither_in_z0_nor_in_loss_and_metrics(kto):
     data = split(WORK[:5])
     ranks = [step(data, 1, rank, 2) for rank in range(2)]
-    assert [b.filler for r in ranks for b in r.micro_batches].count(True) == 1
+    assert [b.dummy for r in ranks for b in r.micro_batches].count(True) == 1
     batches = [b for r in ranks for b in r.micro_batches]
     joined = Step(tuple(batches), ranks[0].counts)
     statistics = kto.statistics(joined)
     assert statistics["kl"].item() == pytest.approx(z0_by_hand(kto, data), rel=1e-6)
     whole = step(data, 10_000)
     expected = kto.loss_of(whole.micro_batches[0], whole, statistics, "val")
-    expected_metrics = kto.collect("val")
+    expected_metrics = kto.compute_metrics("val")
     got = sum(kto.loss_of(b, joined, statistics, "val") for b in batches)
     torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(kto.collect("val"), expected_metrics)
+    torch.testing.assert_close(kto.compute_metrics("val"), expected_metrics)
 
 
 def test_one_prompt_only_gives_0_and_says_so(kto):
@@ -234,11 +234,11 @@ def test_gradient_of_the_loss_does_not_run_through_z0(kto):
     one = step(data, 10_000)
     statistics = kto.statistics(one)
     loss_of_step = kto.loss_of(one.micro_batches[0], one, statistics, "val")
-    kto.collect("val")
+    kto.compute_metrics("val")
     ours = torch.autograd.grad(loss_of_step, list(kto.policy.parameters()))
     fixed = {"kl": torch.tensor(statistics["kl"].item())}
     other = torch.autograd.grad(kto.loss_of(one.micro_batches[0], one, fixed, "val"), list(kto.policy.parameters()))
-    kto.collect("val")
+    kto.compute_metrics("val")
     for a, b in zip(ours, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 

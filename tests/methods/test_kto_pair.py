@@ -72,10 +72,10 @@ def moved() -> KTOPair:
 WORK = units([(3, [9, 2]), (5, [1, 4]), (2, [4, 4]), (7, [2, 6])])
 
 
-def step(*cuts: list, filler: bool = False) -> Step:
+def step(*cuts: list, dummy: bool = False) -> Step:
     batches = [batch_of(cut, PairedView()) for cut in cuts]
-    if filler:
-        batches.append(evolve(batch_of(WORK[:1], PairedView()), filler=True))
+    if dummy:
+        batches.append(evolve(batch_of(WORK[:1], PairedView()), dummy=True))
     return Step(tuple(batches), {"prompts": 4, "responses": 8, "tokens": 32})
 
 
@@ -84,7 +84,7 @@ def test_reference_points_are_means_of_the_step_however_it_is_cut(moved):
         logratio = moved.response_logps(arrange(WORK)).logratio
     expected = [max(0.0, logratio[i::2].mean().item()) for i in (0, 1)]
     assert min(expected) > 0.01
-    for one in (step(WORK), step(WORK[:1], WORK[1:]), step(WORK[:3], WORK[3:], filler=True)):
+    for one in (step(WORK), step(WORK[:1], WORK[1:]), step(WORK[:3], WORK[3:], dummy=True)):
         got = moved.statistics(one)
         assert [got["kl/chosen"].item(), got["kl/rejected"].item()] == pytest.approx(expected, rel=1e-5)
         assert not any(x.requires_grad for x in got.values())

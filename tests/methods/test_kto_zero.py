@@ -44,7 +44,7 @@ def test_terms_are_kto_with_z0_of_0(method):
     expected = [slow(r, good) for r, good in zip(logps.logratio.tolist(), batch.preferred.tolist(), strict=True)]
     assert max(map(abs, logps.logratio.tolist())) > 0.1
     assert term.values.tolist() == pytest.approx(expected, rel=1e-10)
-    assert term.per == "responses"
+    assert term.mean_over == "responses"
     gradient = torch.autograd.grad(term.values.sum(), logps.logps)[0]
     assert ((gradient < 0) == batch.preferred).all()
 

@@ -72,7 +72,7 @@ def test_one_forward_pass_of_each_model(monkeypatch):
     batch = batch_of(WORK, PairedView())
     method.loss_of(batch, Step((batch,), {"prompts": 2, "responses": 4, "tokens": 12}), {}, "val")
     assert len(calls) == 2
-    values = {name: float(x) for name, x in method.collect("val").items()}
+    values = {name: float(x) for name, x in method.compute_metrics("val").items()}
     parts = [values[f"loss/{name}"] for name in ("a", "b", "c", "nll")]
     assert values["loss"] == pytest.approx(sum(parts), rel=1e-5)
 

@@ -155,7 +155,7 @@ def test_control_tokens_are_handed_to_the_policy():
 
 def test_an_unknown_class_attribute_is_no_declaration():
     """The flags that `needs` has replaced are nowhere any more."""
-    old = ("needs_reference", "extras", "reference_extras", "reward_reads_extras")
+    old = ("needs_reference", "extras", "reference_outputs", "reward_reads_extras")
     for name in upo.methods.__all__:
         assert not [x for x in old if hasattr(getattr(upo.methods, name), x)]
     assert training.make(DPO).needs is DPO.needs

@@ -39,7 +39,7 @@ def test_the_gap_of_a_batch_reaches_the_loss():
     pair = scored(3.0, 1.0)
     batch = batch_of([unit_of(pair)], ScoredPairView())
     (term,) = made(ODPO, alpha=0.5).terms(batch, golden_rows(FIRST), {}).values()
-    assert batch["score_gaps"].tolist() == [2.0, -2.0] and term.per == "prompts"
+    assert batch["score_gaps"].tolist() == [2.0, -2.0] and term.mean_over == "prompts"
     assert term.values.tolist() == pytest.approx([math.log1p(math.exp(-0.353426))], abs=1e-6)
 
 

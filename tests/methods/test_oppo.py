@@ -86,11 +86,11 @@ def method(kind=OPPO, **options):
     return made
 
 
-def batch(which: slice = slice(None), filler: bool = False) -> Batch:
+def batch(which: slice = slice(None), dummy: bool = False) -> Batch:
     rewards = REWARDS.view(3, 2, 2)[which].reshape(-1, 2)
     n = len(rewards)
     labels = {"preferred": torch.tensor([True, False] * (n // 2))}
-    return Batch(evolve(arrange(WORK[which]), rewards=rewards), labels, filler=filler)
+    return Batch(evolve(arrange(WORK[which]), rewards=rewards), labels, dummy=dummy)
 
 
 def everything(*batches: Batch) -> Step:
@@ -120,7 +120,7 @@ def test_a_token_alone_without_value_is_likelihood_weighted_by_whitened_rewards(
     logps = made.response_logps(one.responses, made.needs)
     terms = made.terms(one, logps, statistics)
     assert terms["preference"].values.tolist() == pytest.approx([-1.0, 1.0, -1.0, 1.0])
-    (slope,) = torch.autograd.grad(terms["preference"].values.sum(), logps.extras["token_logps"])
+    (slope,) = torch.autograd.grad(terms["preference"].values.sum(), logps.outputs["token_logps"])
     assert slope.tolist() == pytest.approx([-1.0, 1.0, -1.0, 1.0])
     assert terms["value"].values.tolist() == [0.5] * 4
 
@@ -130,8 +130,8 @@ def test_terms_against_the_definition():
     statistics = made.statistics(everything(one))
     logps = made.response_logps(one.responses, made.needs)
     terms = made.terms(one, logps, statistics)
-    rho = (logps.extras["token_logps"] - logps.reference_extras["token_logps"]).tolist()
-    value, row = made.value_head(logps.extras["hidden"]).tolist(), one.responses.row.tolist()
+    rho = (logps.outputs["token_logps"] - logps.reference_outputs["token_logps"]).tolist()
+    value, row = made.value_head(logps.outputs["hidden"]).tolist(), one.responses.response_index.tolist()
     raw, target = [], []
     for t, n in enumerate(row):
         later = [i for i in range(t, len(row)) if row[i] == n]
@@ -155,7 +155,7 @@ def test_terms_against_the_definition():
 
 @pytest.mark.parametrize("kind", [OPPO, AOPPO])
 def test_the_split_of_a_step_does_not_matter(kind):
-    """Loss and gradient of one micro-batch of all, and of three with a filler between them."""
+    """Loss and gradient of one micro-batch of all, and of three with a dummy between them."""
     options = {"reward_weights": {"a": 0.5, "b": 2.0}} if kind is AOPPO else {}
     results = []
     for parts in ((batch(),), (batch(slice(0, 1)), batch(slice(1, 2)), batch(slice(2, 3)), batch(slice(0, 1), True))):
@@ -202,6 +202,6 @@ def test_desirable_tokens_go_up_and_undesirable_ones_down():
     torch.nn.init.zeros_(made.value_head.layers[-1].bias)
     logps = made.response_logps(one.responses, made.needs)
     terms = made.terms(one, logps, made.statistics(everything(one)))
-    (slope,) = torch.autograd.grad(terms["preference"].values.sum(), logps.extras["token_logps"])
-    good = one.preferred[one.responses.row]
+    (slope,) = torch.autograd.grad(terms["preference"].values.sum(), logps.outputs["token_logps"])
+    good = one.preferred[one.responses.response_index]
     assert (slope[good] < 0).all() and (slope[~good] > 0).all()

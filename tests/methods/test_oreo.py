@@ -120,10 +120,10 @@ def test_terms_of_a_real_policy(kind):
     logps = method.response_logps(responses, method.needs)
     terms = method.terms(batch, logps, {})
     starts = method.starts(responses)
-    rho = (logps.extras["token_logps"] - logps.reference_extras["token_logps"]).tolist()
-    value = method.value_head(logps.extras["hidden"]).tolist()
+    rho = (logps.outputs["token_logps"] - logps.reference_outputs["token_logps"]).tolist()
+    value = method.value_head(logps.outputs["hidden"]).tolist()
     for n, reward in enumerate((1.0, -1.0)):
-        mine = [i for i, row in enumerate(responses.row.tolist()) if row == n]
+        mine = [i for i, row in enumerate(responses.response_index.tolist()) if row == n]
         errors = [value[t] + 0.5 * sum(rho[i] for i in mine if i >= t) - reward for t in mine if starts[t]]
         expected = sum(e * e for e in errors) / len(errors)
         assert terms["preference"].values[n].item() == pytest.approx(expected, rel=1e-4)
@@ -132,5 +132,5 @@ def test_terms_of_a_real_policy(kind):
     of_policy = torch.autograd.grad(terms["value"].values.sum(), list(method.policy.parameters()), allow_unused=True)
     assert all(g is None for g in of_policy), "the value reads the policy's states and does not move them"
     loss = method.loss_of(batch, Step((batch,), batch.counts), {}, "val")
-    total = sum(t.scale * t.values.mean() for t in terms.values())
+    total = sum(t.weight * t.values.mean() for t in terms.values())
     torch.testing.assert_close(loss, total)

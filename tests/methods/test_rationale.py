@@ -37,7 +37,7 @@ def test_golden_values():
     terms = made(RDPO, beta=0.1, gamma=0.01).terms(batch(), LOGPS, {})
     assert terms["preference"].values.tolist() == pytest.approx([0.403186, 0.403186], abs=5e-7)
     assert terms["rationale"].values.tolist() == pytest.approx([0.3, 0.2])
-    assert {t.per for t in terms.values()} == {"prompts"}
+    assert {t.mean_over for t in terms.values()} == {"prompts"}
 
 
 def test_the_form_of_the_code_by_hand_and_its_weaker_gradient():
@@ -70,15 +70,15 @@ def test_without_weight_it_is_its_parent(kind, parent):
     for form, constant in ((False, 0.0), (True, math.log(2))):
         terms = made(kind, gamma=0.0, log_sigmoid=form).terms(batch(), logps, {})
         for name, term in plain.items():
-            assert torch.equal(terms[name].values, term.values) and terms[name].scale == term.scale
+            assert torch.equal(terms[name].values, term.values) and terms[name].scale == term.weight
         assert terms["rationale"].values.tolist() == pytest.approx([constant] * 2)
 
 
 def test_metrics_and_counts_leave_rationales_out():
     method, made_of = made(RDPO, beta=0.1), batch()
     assert made_of.counts == {"prompts": 2, "responses": 4, "tokens": 6}
-    method.track("val", made_of, LOGPS)
-    seen = {name: float(x) for name, x in method.collect("val").items()}
+    method.update_metrics("val", made_of, LOGPS)
+    seen = {name: float(x) for name, x in method.compute_metrics("val").items()}
     assert seen["logps/chosen"] == -42.5 and seen["logps/rejected"] == -57.5
     assert seen["rewards/margins"] == pytest.approx(0.7) and seen["rewards/accuracies"] == 1
 

@@ -51,7 +51,7 @@ def test_the_class_takes_every_response_whatever_its_label():
     rewards = torch.tensor([[0.5, 0.1], [1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     logps = evolve(logps_of([-6.0, -2.0, -5.0], lengths=[3, 1, 10]), rewards=rewards)
     term = method.terms(batch(), logps, {})["nll"]
-    assert term.values.tolist() == pytest.approx([1.1 * 2, 2.0 * 2, 0.0]) and term.per == "responses"
+    assert term.values.tolist() == pytest.approx([1.1 * 2, 2.0 * 2, 0.0]) and term.mean_over == "responses"
 
 
 def test_negative_rewards_are_refused():

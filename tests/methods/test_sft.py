@@ -21,7 +21,7 @@ def test_the_loss_is_the_token_mean_over_the_step_however_it_is_cut():
         batches = tuple(batch_of(part, DemonstrationView()) for part in cut)
         loss = sum(method.loss_of(b, Step(batches, counts), {}, "train") for b in batches)
         torch.testing.assert_close(loss, -logps.mean())
-        seen = method.collect("train")
+        seen = method.compute_metrics("train")
         torch.testing.assert_close(seen["loss"], -logps.mean())
         torch.testing.assert_close(seen["nll_per_token"], -logps.mean())
         torch.testing.assert_close(seen["lengths/chosen"], torch.tensor(4.0))

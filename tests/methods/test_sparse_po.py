@@ -94,7 +94,7 @@ def logps_of(made, layout="packed"):
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_layers_are_those_of_hugging_face(layout):
     made = method(MaPO)
-    got = logps_of(made, layout).reference_extras["layers"]
+    got = logps_of(made, layout).reference_outputs["layers"]
     expected = []
     for unit in WORK:
         for response in unit.responses:
@@ -110,11 +110,11 @@ def test_masks_of_1_are_tdpo1_and_without_divergence_dpo(monkeypatch):
     made = method(SparsePO)
     logps = logps_of(made)
     w, r = logps[0::2], logps[1::2]
-    kl = [x.sums(x.extras["kl"]) for x in (w, r)]
+    kl = [x.sums(x.outputs["kl"]) for x in (w, r)]
     torch.testing.assert_close(made.loss(w, r), tdpo1_loss(w.logratio, r.logratio, *kl, beta=0.1))
 
     def masks(of_reward, of_kl):
-        monkeypatch.setattr(made, "masks", lambda x: [torch.full_like(x.extras["kl"], m) for m in (of_reward, of_kl)])
+        monkeypatch.setattr(made, "masks", lambda x: [torch.full_like(x.outputs["kl"], m) for m in (of_reward, of_kl)])
 
     masks(1, 0)
     torch.testing.assert_close(made.loss(w, r), dpo_loss(w.logratio, r.logratio, beta=0.1))
@@ -157,5 +157,5 @@ def test_margins_of_rewards_are_the_argument_of_the_sigmoid(kind):
     reward = made.reward(logps)
     margin = -torch.nn.functional.logsigmoid(reward[0::2] - reward[1::2])
     torch.testing.assert_close(made.loss(logps[0::2], logps[1::2]), margin)
-    made.track("train", batch_of(WORK, PairedView()), logps)
-    assert 0 < made.collect("train")["masks/density"] <= 1
+    made.update_metrics("train", batch_of(WORK, PairedView()), logps)
+    assert 0 < made.compute_metrics("train")["masks/density"] <= 1

@@ -117,7 +117,7 @@ def gradients(made, one: Step) -> tuple[float, dict[str, torch.Tensor]]:
         loss = made.loss_of(batch, one, {}, "train")
         loss.backward()
         total += loss.item()
-    made.collect("train")
+    made.compute_metrics("train")
     return total, {name: p.grad.clone() for name, p in made.named_parameters()}
 
 
@@ -161,7 +161,7 @@ def test_the_head_sees_each_responses_last_state():
     r, start = batch.responses, 0
     for n, length in enumerate(r.lengths.tolist()):
         b = int(r.prompt_index[n])
-        prompt = r.input_ids[(r.prompt_of == b) & (r.response_of == -1)]
+        prompt = r.input_ids[(r.prompt_segment_ids == b) & (r.response_segment_ids == -1)]
         body = r.targets[start : start + length - 1]
         start += length
         hidden = made.policy.model.model(input_ids=torch.cat([prompt, body])[None], use_cache=False).last_hidden_state

@@ -118,7 +118,7 @@ def test_six_log_probs_a_pair(layout):
         expected = [plain_logps(method.policy, p, r).sum() for p in asked for r in unit.responses]
         torch.testing.assert_close(row, torch.stack(expected), rtol=1e-4, atol=1e-4)
     cost = sum(module.train.cost(i) for i in range(3))
-    assert cost >= (batch.responses.prompt_of >= 0).sum(), "micro-batches are cut by what is really fed"
+    assert cost >= (batch.responses.prompt_segment_ids >= 0).sum(), "micro-batches are cut by what is really fed"
 
 
 def test_a_pair_whose_improver_does_not_fit_is_dropped_whole():
@@ -146,6 +146,6 @@ def test_tracked_rewards_are_those_of_the_generator():
     logps = logps_of(
         [1.0, 0.0, 9, 9, 9, 9, 0.0, 3.0, 9, 9, 9, 9], reference=[0.0] * 12, prompts=[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     )
-    method.track("val", batch, logps)
-    got = method.collect("val")
+    method.update_metrics("val", batch, logps)
+    got = method.compute_metrics("val")
     assert got["rewards/accuracies"] == 0.5 and got["rewards/margins"].item() == pytest.approx(BETA * (1 - 3) / 2)

@@ -16,7 +16,7 @@ from upo.data.source import Source
 from upo.errors import UserError
 from upo.methods import DPO, SFT, UPO
 from upo.methods.common.base import Method
-from upo.methods.common.term import Term, common
+from upo.methods.common.term import LossTerm, common
 from upo.rewards.length import Words
 
 LR = 0.1
@@ -96,12 +96,12 @@ class Two(SFT):
 
     def terms(self, batch, logps, statistics):
         both = {
-            "nll": Term(-logps.logps, "tokens"),
-            "each": Term(logps.lengths.float() ** 2, "responses", scale=0.5),
+            "nll": LossTerm(-logps.logps, "tokens"),
+            "each": LossTerm(logps.lengths.float() ** 2, "responses", weight=0.5),
         }
         return dict(reversed(both.items())) if self.swapped else both
 
-    def track(self, stage, batch, logps):
+    def update_metrics(self, stage, batch, logps):
         pass
 
 
@@ -114,7 +114,7 @@ def test_terms_keep_their_own_denominators_whatever_comes_first(swapped):
     batches = [Batch(arrange(units(x))) for x in ([(3, [4]), (2, [7])], [(2, [1])])]
     step = Step(tuple(batches), {"prompts": 3, "responses": 3, "tokens": 12})
     loss = sum(method.loss_of(b, step, {}, "train") for b in batches).item()
-    logged = {name: x.item() for name, x in method.collect("train").items()}
+    logged = {name: x.item() for name, x in method.compute_metrics("train").items()}
     nll = sum(-method.response_logps(b.responses).logps.sum().item() for b in batches) / 12
     each = (4**2 + 7**2 + 1) / 3
     assert loss == pytest.approx(nll + 0.5 * each, rel=1e-6)
@@ -123,7 +123,7 @@ def test_terms_keep_their_own_denominators_whatever_comes_first(swapped):
 
 
 def test_what_a_loss_is_a_mean_over():
-    one, other = Term(torch.ones(2), "responses"), Term(torch.ones(2), "tokens")
+    one, other = LossTerm(torch.ones(2), "responses"), LossTerm(torch.ones(2), "tokens")
     assert common([one, one]) == "responses" and common([other]) == "tokens"
     assert common([one, other]) == common([other, one]) == "prompts", "whatever comes first"
 
@@ -137,8 +137,10 @@ def test_statistics_are_logged_that_are_named_so():
             return {"seen": torch.tensor(3.0), "logps/chosen": torch.tensor(9.0)}
 
     method = make(Knowing)
-    assert method.measure(Step((), {}), "val").keys() == {"seen", "logps/chosen"}
-    assert {name: x.item() for name, x in method.collect("val").items()} == {"seen": 3.0}, "no metric by its name alone"
+    assert method.step_statistics(Step((), {}), "val").keys() == {"seen", "logps/chosen"}
+    assert {name: x.item() for name, x in method.compute_metrics("val").items()} == {"seen": 3.0}, (
+        "no metric by its name alone"
+    )
 
 
 @pytest.mark.parametrize("name", upo.methods.__all__)

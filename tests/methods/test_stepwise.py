@@ -108,7 +108,7 @@ def run(made, whole: Step) -> tuple[float, list[torch.Tensor]]:
         loss = made.loss_of(batch, whole, statistics, "train")
         loss.backward()
         total += loss.item()
-    made.collect("train")
+    made.compute_metrics("train")
     return total, [p.grad.clone() for p in made.policy.parameters()]
 
 
@@ -132,20 +132,20 @@ def test_loss_and_gradient_are_those_of_the_whole_step(kind, slow, budget, layou
 @pytest.mark.parametrize("place", [0, 2, -1])
 @pytest.mark.parametrize("kind", ["paired", "unpaired"])
 def test_fillers_do_not_count_and_ask_no_reference(kind, place, request, monkeypatch):
-    """Wherever a filler stands among the micro-batches."""
+    """Wherever a dummy stands among the micro-batches."""
     made = request.getfixturevalue(kind)
     ranks = [step(made.view, 1, rank, 2) for rank in range(2)]
-    every = [b for r in ranks for b in r.micro_batches if not b.filler]
-    (filler,) = (b for r in ranks for b in r.micro_batches if b.filler)
-    every.insert(place % (len(every) + 1), filler)
+    every = [b for r in ranks for b in r.micro_batches if not b.dummy]
+    (dummy,) = (b for r in ranks for b in r.micro_batches if b.dummy)
+    every.insert(place % (len(every) + 1), dummy)
     joined = Step(tuple(every), ranks[0].counts)
     expected, gradients = run(made, step(made.view, 10_000))
     statistics = made.statistics(joined)
-    monkeypatch.setattr(made.reference, "logps", None)  # sharded ranks must run the same forwards, fillers or not
+    monkeypatch.setattr(made.reference, "logps", None)  # sharded ranks must run the same forwards, dummies or not
     made.policy.zero_grad()
     losses = [made.loss_of(b, joined, statistics, "train") for b in joined.micro_batches]
     sum(losses).backward()
-    made.collect("train")
+    made.compute_metrics("train")
     assert sum(losses).item() == pytest.approx(expected, rel=1e-9)
     for p, gradient in zip(made.policy.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=2e-7)
@@ -153,7 +153,7 @@ def test_fillers_do_not_count_and_ask_no_reference(kind, place, request, monkeyp
 
 def test_a_rank_with_fillers_alone_has_no_rows(paired):
     one = step(PairedView(), 10_000)
-    rows = step_logps(paired, Step((evolve(one.micro_batches[0], filler=True),), one.counts))
+    rows = step_logps(paired, Step((evolve(one.micro_batches[0], dummy=True),), one.counts))
     assert rows.logps.shape == rows.lengths.shape == rows.logratio.shape == (0,)
 
 
@@ -172,7 +172,7 @@ def test_validation_runs_in_inference_mode(paired):
     with torch.inference_mode():
         statistics = paired.statistics(one)
         loss = sum(paired.loss_of(b, one, statistics, "val") for b in one.micro_batches)
-    paired.collect("val")
+    paired.compute_metrics("val")
     assert loss.item() == pytest.approx(expected)
 
 

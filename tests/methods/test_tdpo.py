@@ -118,7 +118,7 @@ def test_a_model_against_full_logits(kind, layout):
         expected.append(-torch.nn.functional.logsigmoid(0.1 * (ratio[0] - ratio[1] - alpha * (kl[1] - free))))
     expected = torch.stack(expected)
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
-    assert logps.sums(logps.extras["kl"]).min() > 0.01
+    assert logps.sums(logps.outputs["kl"]).min() > 0.01
     parameters = list(made.policy.parameters())
     for x, y in zip(
         torch.autograd.grad(ours.sum(), parameters), torch.autograd.grad(expected.sum(), parameters), strict=True

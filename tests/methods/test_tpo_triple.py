@@ -35,7 +35,7 @@ def test_by_hand():
     assert terms["preference"].values.tolist() == pytest.approx([0.3132617, 1.3132617])
     assert terms["gold"].values.tolist() == [2.0, 1.0]
     assert terms["gold"].scale == 0.9 and terms["preference"].scale == 1
-    assert {t.per for t in terms.values()} == {"prompts"}
+    assert {t.mean_over for t in terms.values()} == {"prompts"}
 
 
 def test_tpol_takes_averages_and_a_margin():
@@ -72,8 +72,8 @@ def test_only_the_likelihood_sees_the_gold_response():
 
 def test_metrics_compare_chosen_with_rejected_alone():
     method = made(TPO, beta=0.5)
-    method.track("val", batch(), LOGPS)
-    seen = {name: float(x) for name, x in method.collect("val").items()}
+    method.update_metrics("val", batch(), LOGPS)
+    seen = {name: float(x) for name, x in method.compute_metrics("val").items()}
     assert seen["rewards/accuracies"] == 0.5 and seen["logps/gold"] == -4.5
     assert (seen["rewards/chosen"], seen["rewards/rejected"], seen["rewards/margins"]) == (-2.25, -2.25, 0.0)
     assert (seen["logps/chosen"], seen["logps/rejected"]) == (-4.5, -4.5)
@@ -105,5 +105,5 @@ def test_one_token_with_log_prob_near_0():
     one = batch_of([unit([5], [1], [2], [3])], TripleView())
     for kind in (TPO, TPOL):
         terms = made(kind).terms(one, logps_of(logps, prompts=[0, 0, 0]), {})
-        total = sum(t.scale * t.values.sum() for t in terms.values())
+        total = sum(t.weight * t.values.sum() for t in terms.values())
         assert math.isfinite(total.item()) and torch.autograd.grad(total, logps)[0].isfinite().all()

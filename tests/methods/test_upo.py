@@ -139,22 +139,22 @@ def test_terms_against_the_equations(kind):
     made = method(kind, gamma=0.3, lam=2.0, value_coefficient=0.2, value_loss=Expectile(0.8))
     got, logps = terms(made)
     objective = REWARDS @ torch.tensor([0.7, 0.3])
-    value = made.value_head(logps.extras["prompt_hidden"])[torch.tensor([0, 0, 1, 1, 2, 2])]
+    value = made.value_head(logps.outputs["prompt_hidden"])[torch.tensor([0, 0, 1, 1, 2, 2])]
     weights = torch.exp(2.0 * (objective - value))
     torch.testing.assert_close(got["auxiliary"].values, -weights * logps.logps / logps.lengths)
     error = objective - value
     torch.testing.assert_close(got["value"].values, torch.where(error < 0, 0.2, 0.8) * error**2)
-    assert (got["auxiliary"].per, got["auxiliary"].scale) == ("responses", 0.3)
-    assert (got["value"].per, got["value"].scale) == ("responses", 0.2)
+    assert (got["auxiliary"].mean_over, got["auxiliary"].weight) == ("responses", 0.3)
+    assert (got["value"].mean_over, got["value"].weight) == ("responses", 0.2)
     assert got["preference"].values.tolist() == pytest.approx([kind.initial_loss] * len(got["preference"].values))
-    assert got["preference"].per == ("prompts" if kind is UPODPO else "responses")
+    assert got["preference"].mean_over == ("prompts" if kind is UPODPO else "responses")
 
 
 def test_total_loss_is_the_weighted_sum_of_global_means():
     """Over two micro-batches of unequal size; denominators are the step's responses."""
     made = method(gamma=0.3)
     got, _ = terms(made)
-    expected = sum(t.scale * t.values.mean() for t in got.values())
+    expected = sum(t.weight * t.values.mean() for t in got.values())
     parts = []
     for part, rows in ((WORK[:1], slice(0, 2)), (WORK[1:], slice(2, 6))):
         responses = evolve(arrange(part), rewards=REWARDS[rows])
@@ -162,7 +162,7 @@ def test_total_loss_is_the_weighted_sum_of_global_means():
     step = Step(tuple(parts), {"prompts": 3, "responses": 6, "tokens": 23})
     total = sum(made.loss_of(b, step, {"kl": torch.tensor(0.0)}, "train") for b in parts)
     torch.testing.assert_close(total, expected)
-    seen = made.collect("train")
+    seen = made.compute_metrics("train")
     torch.testing.assert_close(seen["loss"], expected.detach())
     for name, term in got.items():
         torch.testing.assert_close(seen[f"loss/{name}"], term.values.detach().mean())
@@ -191,7 +191,7 @@ def test_the_value_does_not_see_the_response():
     other = [Unit.of(u.prompt, tuple([5, *r] for r in u.responses)) for u in WORK]
     for layout in ("packed", "padded"):
         hidden = made.policy(arrange(other, layout), ("prompt_hidden",))["prompt_hidden"]
-        torch.testing.assert_close(hidden, logps.extras["prompt_hidden"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(hidden, logps.outputs["prompt_hidden"], atol=1e-5, rtol=1e-5)
 
 
 def cut(shares: list[list[int]], layout: str = "packed") -> Step:
@@ -201,7 +201,7 @@ def cut(shares: list[list[int]], layout: str = "packed") -> Step:
     for share in shares:
         places = torch.tensor([2 * i + k for i in share for k in (0, 1)])
         responses = evolve(arrange([work[i] for i in share], layout), rewards=rewards[places])
-        batches.append(Batch(responses, {"preferred": places % 2 == 0}, places=places))
+        batches.append(Batch(responses, {"preferred": places % 2 == 0}, global_index=places))
     return Step(tuple(batches), {"prompts": 8, "responses": 16, "tokens": 55})
 
 
@@ -274,7 +274,7 @@ def test_before_the_warm_up_ends_only_the_value_head_learns_from_rewards(scale):
     made = method(value_warmup_steps=1)
     got, _ = terms(made, scale * REWARDS)
     preference = gradients(got["preference"].values.mean(), made.policy)
-    loss = torch.stack([t.scale * t.values.mean() for t in got.values()]).sum()
+    loss = torch.stack([t.weight * t.values.mean() for t in got.values()]).sum()
     assert loss.isfinite()
     for total, alone in zip(gradients(loss, made.policy), preference, strict=True):
         torch.testing.assert_close(total, alone)
@@ -284,7 +284,7 @@ def test_before_the_warm_up_ends_only_the_value_head_learns_from_rewards(scale):
 def test_gamma_0_is_the_preference_method_and_lambda_0_plain_likelihood():
     made = method(gamma=0.0)
     got, _ = terms(made)
-    total = torch.stack([t.scale * t.values.mean() for t in got.values()]).sum()
+    total = torch.stack([t.weight * t.values.mean() for t in got.values()]).sum()
     alone = gradients(got["preference"].values.mean(), made.policy)
     for a, b in zip(gradients(total, made.policy), alone, strict=True):
         torch.testing.assert_close(a, b)
@@ -321,5 +321,5 @@ def test_float64_policy():
     made.policy = policy(dtype="float64")
     made.reference.model = made.policy.frozen_copy()
     got, _ = terms(made)
-    assert torch.stack([t.scale * t.values.sum() for t in got.values()]).sum().isfinite()
+    assert torch.stack([t.weight * t.values.sum() for t in got.values()]).sum().isfinite()
     assert got["auxiliary"].values.dtype == torch.float64

@@ -84,7 +84,7 @@ def run(made, whole: Step) -> torch.Tensor:
         loss = made.loss_of(batch, whole, statistics, "train")
         loss.backward()
         total += loss.item()
-    made.collect("train")
+    made.compute_metrics("train")
     return torch.cat([torch.tensor([total]), *(p.grad.flatten() for p in made.parameters())]).double()
 
 
@@ -111,10 +111,10 @@ def test_the_cut_of_a_step_and_the_layout_do_not_matter(name, methods):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_two_ranks_add_up_to_one(name, methods, monkeypatch):
-    """Each rank's sums are recorded, added and handed to both; five micro-batches and a filler."""
+    """Each rank's sums are recorded, added and handed to both; five micro-batches and a dummy."""
     made = methods[name]
     shares = [step(made, 1, rank, 2) for rank in range(2)]
-    assert [b.filler for s in shares for b in s.micro_batches].count(True) == 1
+    assert [b.dummy for s in shares for b in s.micro_batches].count(True) == 1
     sent = []
     for share in shares:
         mine: list[torch.Tensor] = []
@@ -141,8 +141,8 @@ def test_places_number_the_responses_of_the_global_step(budget, world_size):
     by_place = {}
     for rank in range(world_size):
         for batch in step(made, budget, rank, world_size).micro_batches:
-            if not batch.filler:
-                for place, rewards in zip(batch.places.tolist(), batch.responses.rewards.tolist(), strict=True):
+            if not batch.dummy:
+                for place, rewards in zip(batch.global_index.tolist(), batch.responses.rewards.tolist(), strict=True):
                     assert place not in by_place
                     by_place[place] = rewards
     whole = step(made).micro_batches[0]
@@ -178,7 +178,7 @@ def test_clipped_weights_reach_the_loss_and_the_metrics():
     torch.testing.assert_close(used, plain.clamp(max=8))
     run(made, whole := step(made))
     made.loss_of(whole.micro_batches[0], whole, made.statistics(whole), "train")
-    assert made.collect("train")["weights/max"].item() == pytest.approx(8)
+    assert made.compute_metrics("train")["weights/max"].item() == pytest.approx(8)
 
 
 @pytest.mark.parametrize("clip", [None, 8.0])
@@ -239,7 +239,7 @@ def test_a_head_for_each_reward_and_their_weighted_sum():
     made = method(value_per_reward=True, reward_weights=weights, value_loss=Expectile(0.8))
     assert isinstance(made.value_head, ValueHeads) and len(made.value_head.heads) == 2
     terms, logps = value_terms(made)
-    first, second = (h(logps.extras["prompt_hidden"])[logps.prompt_index] for h in made.value_head.heads)
+    first, second = (h(logps.outputs["prompt_hidden"])[logps.prompt_index] for h in made.value_head.heads)
     torch.testing.assert_close(made.value(logps), 0.7 * first - 0.3 * second)
     safety, reading = logps.rewards.unbind(1)
     # little reading is what R wants: the better side of V_2 lies below it
@@ -273,7 +273,7 @@ def test_the_mean_of_prompt_states_is_that_of_the_prompt_alone():
             alone = made.policy.model.base_model(input_ids=torch.tensor([unit.prompt]), use_cache=False)
             torch.testing.assert_close(mean, alone.last_hidden_state[0].mean(0), atol=1e-10, rtol=0)
     _, logps = value_terms(made)
-    expected = made.value_head(logps.extras["prompt_mean"])[logps.prompt_index]
+    expected = made.value_head(logps.outputs["prompt_mean"])[logps.prompt_index]
     torch.testing.assert_close(made.value(logps), expected)
 
 
@@ -335,7 +335,7 @@ def test_the_auxiliary_term_alone_is_upos_without_its_preference():
     assert set(terms) == {"auxiliary", "value"}
     for name, term in terms.items():
         torch.testing.assert_close(term.values, plain[name].values)
-        assert (term.per, term.scale) == (plain[name].per, plain[name].scale)
+        assert (term.mean_over, term.weight) == (plain[name].mean_over, plain[name].weight)
     torch.testing.assert_close(method(AuxiliaryOnly).reward(logps), logps.logratio)
 
 

@@ -49,7 +49,9 @@ def response_logps(model, responses) -> ResponseLogps:
     out = model(responses, WPO.needs.policy)
     r = responses
     logps = out.pop("logps")
-    return ResponseLogps(logps, r.lengths, r.prompt_index, torch.zeros_like(logps), extras=out, row=r.row)
+    return ResponseLogps(
+        logps, r.lengths, r.prompt_index, torch.zeros_like(logps), outputs=out, response_index=r.response_index
+    )
 
 
 def test_weights_of_a_model_against_its_logits():

@@ -52,7 +52,7 @@ def test_nothing_to_explain_is_left_out():
 
 
 def test_a_step_without_any_response_gives_no_numbers():
-    """A rank that only has fillers in a step measures nothing."""
+    """A rank that only has dummies in a step measures nothing."""
     assert AdvantageWeights().compute() == {}
 
 

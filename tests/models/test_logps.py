@@ -27,7 +27,7 @@ def test_some_of_the_rows(rows):
     assert some.logps.tolist() == [-2.0, -4.0] and some.lengths.tolist() == [1, 2]
     assert some.prompt_index.tolist() == [0, 1] and some.logratio.tolist() == [1.0, -3.0]
     assert some.rewards.tolist() == [[2.0, 3.0], [6.0, 7.0]]
-    assert some.extras["prompt_hidden"].shape == (2, 5), "by prompt, to which prompt_index points"
+    assert some.outputs["prompt_hidden"].shape == (2, 5), "by prompt, to which prompt_index points"
 
 
 def test_without_reference():
@@ -46,8 +46,8 @@ def by_token(values: torch.Tensor = VALUES) -> ResponseLogps:
     row = torch.tensor([0, 0, 0, 1, 2, 2, 3])
     known = {"prompt_mean": torch.tensor([[1.0], [2.0]]), "reward": torch.arange(4.0), "layers": STATES}
     return ResponseLogps(
-        torch.zeros(4), torch.tensor([3, 1, 2, 1]), torch.tensor([0, 0, 1, 1]), extras={"kl": values},
-        reference_extras=known, row=row,
+        torch.zeros(4), torch.tensor([3, 1, 2, 1]), torch.tensor([0, 0, 1, 1]), outputs={"kl": values},
+        reference_outputs=known, row=row,
     )  # fmt: skip
 
 
@@ -63,30 +63,34 @@ SELECTIONS = [
 @pytest.mark.parametrize(("rows", "tokens", "sums", "responses"), SELECTIONS)
 def test_every_value_follows_its_axis(rows, tokens, sums, responses):
     some = by_token()[rows]
-    assert some.extras["kl"].tolist() == VALUES[tokens].tolist()
-    assert some.sums(some.extras["kl"]).tolist() == sums
-    assert torch.equal(some.reference_extras["layers"], STATES[tokens])
-    assert some.reference_extras["reward"].tolist() == responses
-    assert some.reference_extras["prompt_mean"].tolist() == [[1.0], [2.0]], "by prompt, to which prompt_index points"
-    assert some.lengths.tolist() == torch.bincount(some.row, minlength=len(some.lengths)).tolist()
+    assert some.outputs["kl"].tolist() == VALUES[tokens].tolist()
+    assert some.sums(some.outputs["kl"]).tolist() == sums
+    assert torch.equal(some.reference_outputs["layers"], STATES[tokens])
+    assert some.reference_outputs["reward"].tolist() == responses
+    assert some.reference_outputs["prompt_mean"].tolist() == [[1.0], [2.0]], "by prompt, to which prompt_index points"
+    assert some.lengths.tolist() == torch.bincount(some.response_index, minlength=len(some.lengths)).tolist()
 
 
 def test_a_selection_of_a_selection():
     some = by_token()[1:][1::2]
-    assert some.extras["kl"].tolist() == [16, 32] and some.row.tolist() == [0, 0] and some.lengths.tolist() == [2]
+    assert (
+        some.outputs["kl"].tolist() == [16, 32]
+        and some.response_index.tolist() == [0, 0]
+        and some.lengths.tolist() == [2]
+    )
 
 
 def test_the_gradient_goes_to_the_chosen_tokens_alone():
     values = VALUES.clone().requires_grad_()
     some = by_token(values)[1::2]
-    (gradient,) = torch.autograd.grad(some.sums(some.extras["kl"]).sum(), values)
+    (gradient,) = torch.autograd.grad(some.sums(some.outputs["kl"]).sum(), values)
     assert gradient.tolist() == [0, 0, 0, 1, 0, 0, 1]
 
 
 def test_lists_know_no_tokens():
     lists = by_token()[torch.tensor([[0, 1], [2, 3]])]
-    assert lists.lengths.tolist() == [[3, 1], [2, 1]] and not lists.extras
-    assert lists.reference_extras["reward"].tolist() == [[0, 1], [2, 3]]
+    assert lists.lengths.tolist() == [[3, 1], [2, 1]] and not lists.outputs
+    assert lists.reference_outputs["reward"].tolist() == [[0, 1], [2, 3]]
     with pytest.raises(AssertionError, match="no longer know their tokens"):
         lists.sums(VALUES)
 
@@ -94,4 +98,4 @@ def test_lists_know_no_tokens():
 def test_every_quantity_has_one_axis():
     assert set(AXIS.values()) == {"token", "response", "prompt"} and AXIS.keys() >= DIVERGENCES
     with pytest.raises(KeyError):
-        ResponseLogps(torch.zeros(1), torch.ones(1).long(), torch.zeros(1).long(), extras={"new": VALUES})[:1]
+        ResponseLogps(torch.zeros(1), torch.ones(1).long(), torch.zeros(1).long(), outputs={"new": VALUES})[:1]

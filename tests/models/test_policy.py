@@ -10,7 +10,7 @@ from tiny import SHAPES, arrange, groups_of, plain_logps, policy, tokenizer, uni
 from torch.nn.functional import layer_norm, rms_norm
 
 from upo.data.control import control_of
-from upo.data.layout import Responses, lay_out
+from upo.data.layout import Responses, collate_responses
 from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.data.tokenize import Encoder, Limits, truncate
@@ -35,7 +35,7 @@ def alone(model: Policy, work: list[Unit]) -> torch.Tensor:
 
 
 def sums(token_logps: torch.Tensor, responses: Responses) -> list[float]:
-    return [token_logps[responses.row == n].sum().item() for n in range(len(responses.lengths))]
+    return [token_logps[responses.response_index == n].sum().item() for n in range(len(responses.lengths))]
 
 
 def gradients(model: Policy, value: torch.Tensor) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_every_architecture_agrees_with_hugging_face(kind, layout):
     assert expected.std() > 0.5, "the random model is far from uniform"
     torch.testing.assert_close(out["token_logps"], expected, atol=1e-10, rtol=0)
     torch.testing.assert_close(out["logps"], torch.tensor(sums(expected, responses), dtype=torch.float64))
-    plain = torch.stack([expected[responses.row == n].sum() for n in range(len(responses.lengths))])
+    plain = torch.stack([expected[responses.response_index == n].sum() for n in range(len(responses.lengths))])
     ours, theirs = gradients(model, weighted(out["logps"])), gradients(model, weighted(plain))
     assert (ours - theirs).norm() < (SINGLE if kind == "cohere" else 1e-9) * theirs.norm()
 
@@ -121,7 +121,7 @@ def test_neither_the_width_of_rows_nor_the_id_of_padding_matters(row_tokens, lay
     model = policy(dtype="float64")
     expected = model(arrange(WORK))["logps"]
     for pad_id in (0, 2, WORK[0].responses[0][-1]):
-        got = model(lay_out(groups_of(WORK), layout, row_tokens=row_tokens, pad_id=pad_id))["logps"]
+        got = model(collate_responses(groups_of(WORK), layout, row_tokens=row_tokens, pad_id=pad_id))["logps"]
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
 
 
@@ -190,7 +190,7 @@ def test_real_pairs_under_a_real_model(hh, stories):
     with torch.no_grad():
         expected = alone(stories, hh)
         for layout in LAYOUTS:
-            responses = lay_out(groups_of(hh), layout, row_tokens=1024, pad_id=2)
+            responses = collate_responses(groups_of(hh), layout, row_tokens=1024, pad_id=2)
             out = stories(responses, ("token_logps",))
             torch.testing.assert_close(out["token_logps"], expected, atol=5e-5, rtol=0)
             torch.testing.assert_close(
@@ -415,7 +415,7 @@ def test_only_scored_tokens_count(layout):
     prompt, response = [5, 9, 7], [11, 12, 20, 21, 22, 13, 2]
     mask = (True, True, False, False, False, True, True)
     groups = [Group(prompt, (response, [8, 2]), scored=(mask, None)), Group([4, 4], ([6, 6, 2],))]
-    responses = lay_out(groups, layout, row_tokens=32, pad_id=0)
+    responses = collate_responses(groups, layout, row_tokens=32, pad_id=0)
     out = model(responses, ("token_logps",))
     whole = plain_logps(model, prompt, response)
     kept = whole[torch.tensor(mask)]

@@ -7,7 +7,7 @@ from attrs import evolve
 from tiny import groups_of, plain_logps, policy, units
 
 import upo.models.scoring
-from upo.data.layout import lay_out
+from upo.data.layout import collate_responses
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
 from upo.models.scoring import score, score_in_parts
@@ -20,7 +20,7 @@ BUDGETS = [("packed", 10_000), ("packed", 40), ("packed", 1), ("padded", 60)]
 
 def one_by_one(model: Policy) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        parts = [model(lay_out([group], "packed", row_tokens=64, pad_id=0), WANTED) for group in WORK]
+        parts = [model(collate_responses([group], "packed", row_tokens=64, pad_id=0), WANTED) for group in WORK]
     return {name: torch.cat([part[name] for part in parts]) for name in ("logps", *WANTED)}
 
 
@@ -53,7 +53,7 @@ def test_the_budget_cuts_the_work():
 
 def test_values_come_pass_by_pass_and_processes_may_lay_units_out():
     model, options = policy(), {"layout": "packed", "max_tokens": 40, "device": "cpu"}
-    parts = [list(score_in_parts(model, WORK, workers=n, alike=True, **options)) for n in (0, 1)]
+    parts = [list(score_in_parts(model, WORK, workers=n, bucket_by_length=True, **options)) for n in (0, 1)]
     for a, b in zip(*parts, strict=True):
         assert a.groups == b.groups and a.counts and torch.equal(a.values["logps"], b.values["logps"])
 

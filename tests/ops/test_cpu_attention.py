@@ -33,7 +33,7 @@ def kernel(responses: Responses, q: Tensor, k: Tensor, v: Tensor, scale: float |
 def test_equals_the_dense_mask_in_value_and_gradient(size: int, heads: int, key_heads: int) -> None:
     responses = arrange(WORK)
     q, k, v = tensors(responses, size, heads, key_heads)
-    real = (responses.prompt_of >= 0)[:, None, :, None]
+    real = (responses.prompt_segment_ids >= 0)[:, None, :, None]
     got = kernel(responses, q, k, v, 0.4)
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     mask = responses.attention_mask
@@ -68,11 +68,11 @@ def test_any_strides_and_any_number_of_threads_give_the_same_bits() -> None:
 def test_a_response_sees_nothing_of_its_siblings() -> None:
     responses = arrange(WORK)
     q, k, v = tensors(responses, 8, 2, 2)
-    first = (responses.response_of == 0)[:, None, :, None]
+    first = (responses.response_segment_ids == 0)[:, None, :, None]
     (grad,) = torch.autograd.grad((kernel(responses, q, k, v) * first).sum(), v)
     seen = (grad != 0).any(-1).any(1)
-    prompt = responses.prompt_of == 0
-    assert (seen == (prompt & (responses.response_of <= 0))).all()
+    prompt = responses.prompt_segment_ids == 0
+    assert (seen == (prompt & (responses.response_segment_ids <= 0))).all()
 
 
 @needs_compiler

@@ -21,7 +21,7 @@ def test_equals_the_dense_mask_in_value_and_gradient(heads: int, call: int, monk
     q, k, v, grad = (torch.randn(rows, h, width, 8, dtype=torch.float64) for h in (4, heads, heads, 4))
     for x in (q, k, v):
         x.requires_grad_()
-    real = (responses.prompt_of >= 0)[:, None, :, None]
+    real = (responses.prompt_segment_ids >= 0)[:, None, :, None]
     plan = segments(responses)
     got = prefix_attention(None, q, k, v, None, segments=plan, scaling=0.3)[0].transpose(1, 2)
     expected = scaled_dot_product_attention(
@@ -39,7 +39,7 @@ def test_every_input_token_belongs_to_one_piece() -> None:
     responses = arrange(WORK)
     plan = segments(responses)
     asked = torch.cat([g.queries.flatten()[g.real] for g in plan.groups])
-    assert asked.sort().values.tolist() == (responses.prompt_of.flatten() >= 0).nonzero()[:, 0].tolist()
+    assert asked.sort().values.tolist() == (responses.prompt_segment_ids.flatten() >= 0).nonzero()[:, 0].tolist()
     bodies = sum(len(g.queries) for g in plan.groups if g.mask is not None)
     assert bodies == sum(n > 1 for n in responses.lengths.tolist())
 
@@ -59,7 +59,7 @@ def test_blocks_equal_segments(heads: int) -> None:
     rows, width = responses.input_ids.shape
     torch.manual_seed(0)
     q, k, v = (torch.randn(rows, h, width, 16) for h in (4, heads, heads))
-    real = (responses.prompt_of >= 0)[:, :, None, None]
+    real = (responses.prompt_segment_ids >= 0)[:, :, None, None]
     a = blocks(responses, compiled=False).attend(q, k, v, 0.3)
     b = segments(responses).attend(q, k, v, 0.3)
     torch.testing.assert_close(a * real, b * real, rtol=1e-5, atol=1e-6)
@@ -74,7 +74,7 @@ def test_compiled_blocks_equal_the_dense_mask_on_a_gpu(dtype: torch.dtype) -> No
     q, k, v, grad = (torch.randn(rows, h, width, 64, device="cuda", dtype=dtype) for h in (4, 2, 2, 4))
     for x in (q, k, v):
         x.requires_grad_()
-    real = (responses.prompt_of >= 0)[:, None, :, None]
+    real = (responses.prompt_segment_ids >= 0)[:, None, :, None]
     got = plan(responses).attend(q, k, v, 0.3).transpose(1, 2)
     mask = responses.attention_mask
     expected = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)

@@ -1,6 +1,6 @@
 """FSDP2 on CPU ranks, through the command line: the losses of one device, and checkpoints that go anywhere.
 
-Tiny Llamas and eight pairs: uneven micro-batches, fillers, norm clipping, a value head, lists of unequal length.
+Tiny Llamas and eight pairs: uneven micro-batches, dummies, norm clipping, a value head, lists of unequal length.
 """
 
 import json
@@ -137,7 +137,7 @@ def test_ranks_equal_one(method: str, way: str, known, train) -> None:
     ids=str,
 )
 def test_no_option_changes_a_loss(ranks: int, options: dict, known, train) -> None:
-    """With activation checkpointing; on four ranks some have nothing but fillers."""
+    """With activation checkpointing; on four ranks some have nothing but dummies."""
     expected = plain(known, train, "UPO")
     args = (*sharded(**options), "--model.policy.activation_checkpointing", "true")
     assert train("UPO", "many", *args, ranks=ranks) == pytest.approx(expected, abs=1e-5)

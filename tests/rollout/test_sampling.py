@@ -90,10 +90,10 @@ def test_nothing_else_is_touched(policy) -> None:
 def test_eos_ends_a_response(policy) -> None:
     eos = policy.tokenizer.eos_token_id
     found = [g[0] for g in sample(policy.model, policy.tokenizer, ["Say"] * 200, max_new_tokens=60, temperature=2)]
-    ended = [s for s in found if s.ended]
+    ended = [s for s in found if s.finish_reason == "stop"]
     assert 5 < len(ended) < 195
     assert all(s.ids[-1] == eos and eos not in s.ids[:-1] for s in ended)
-    assert all(len(s.ids) == 60 and eos not in s.ids for s in found if not s.ended)
+    assert all(len(s.ids) == 60 and eos not in s.ids for s in found if s.finish_reason == "length")
     assert not any("<|" in s.text for s in found)
 
 

@@ -89,12 +89,13 @@ def units(work: Work) -> list[Any]:
 
 def forward(work: Work, clock: Clock) -> None:
     """Log-probs of a step's responses and their gradient."""
-    from upo.data.layout import lay_out
+    from upo.data.layout import collate_responses
 
     policy, every, budget = policy_of(work), units(work), 4096
     steps = [every[i : i + work.pairs] for i in range(0, len(every), work.pairs)]
     batches = [
-        lay_out([unit.groups[0] for unit in u], work.layout, row_tokens=budget, pad_id=3).to(work.device) for u in steps
+        collate_responses([unit.groups[0] for unit in u], work.layout, row_tokens=budget, pad_id=3).to(work.device)
+        for u in steps
     ]
     clock.resident()
     while True:

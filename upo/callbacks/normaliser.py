@@ -43,7 +43,7 @@ def _slopes(method: Any, step: Step, nats: float) -> Tensor:
     twin = copy.copy(method)  # what it logs, and keeps from step to step, is its own
     twin._buffers = {name: x.clone() for name, x in method._buffers.items()}
     twin._modules = method._modules | {"val_means": copy.deepcopy(method.val_means)}
-    twin.track = lambda *_: None
+    twin.update_metrics = lambda *_: None
     slopes = []
     for draw in range(DRAWS):
         answers = _Answers(method.policy.hidden_size, draw, nats, [b.responses for b in step.micro_batches])
@@ -72,10 +72,12 @@ class _Answers:
         constants = self.nats * self._normal(r, 1, prompts)
         theirs = ours.detach() + 3 * self._normal(r, 2, number) + constants[r.prompt_index]
         sizes = {"token": len(r.targets), "response": number, "prompt": prompts}
-        extras = {
+        outputs = {
             name: torch.sigmoid(self._normal(r, 3, sizes[AXIS[name]], *([self.width] if name in STATES else [])))
             for name in sorted(wanted.policy)
         }
-        if "token_logps" in extras:
-            extras["token_logps"] = (ours / r.lengths)[r.row]
-        return ResponseLogps(ours, r.lengths, r.prompt_index, theirs, r.rewards, extras, row=r.row)
+        if "token_logps" in outputs:
+            outputs["token_logps"] = (ours / r.lengths)[r.response_index]
+        return ResponseLogps(
+            ours, r.lengths, r.prompt_index, theirs, r.rewards, outputs, response_index=r.response_index
+        )

@@ -47,7 +47,7 @@ class Throughput(pl.Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # loggers would do so right after, and it would look like waiting
         seconds = time.perf_counter() - self.begun + self.wait
-        tokens = sum(unique_tokens(m.responses) for m in batch.micro_batches if not m.filler)
+        tokens = sum(unique_tokens(m.responses) for m in batch.micro_batches if not m.dummy)
         operations = needed(batch, self.cost, pl_module.reference is not None) if self.rate else 0
         device = pl_module.device
         longest = torch.tensor([seconds, self.wait / seconds, peak_gib(device)], device=device)
@@ -84,7 +84,7 @@ def needed(step: Step, cost: Cost, reference: bool) -> int:
     brings along (KTO's mismatched responses) only forward.
     """
     total = 0
-    for batch in (m for m in step.micro_batches if not m.filler):
+    for batch in (m for m in step.micro_batches if not m.dummy):
         live = int(reference and batch.responses.reference_logps is None)
         total += cost.of_responses(batch.responses) * (3 + live)
         if batch.mismatched is not None:

@@ -64,7 +64,7 @@ def find(files: Sequence[Path], overrides: Sequence[str], devices: int | None, g
     micro_batches, heavy = heaviest(data, number)
     responses = data.train.batch(heavy).responses
     kept = activation_bytes(method.policy, responses, mode, mixed=mixed, gpu=on_gpu)
-    tokens = int((responses.prompt_of >= 0).sum())
+    tokens = int((responses.prompt_segment_ids >= 0).sum())
     work = Work(tokens, len(responses.targets), len(micro_batches.micro_batches), kept or 0.0)
     per_parameter, optimizer = state_bytes(method, method.policy.dtype)
     checkpointing = method.policy.activation_checkpointing

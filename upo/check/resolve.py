@@ -59,7 +59,7 @@ def check_monitors(cli: Resolved) -> None:
     Raises:
         UserError: names the nearest metric.
     """
-    known = {f"{stage}/{name}" for stage in ("train", "val") for name in cli.model.names}
+    known = {f"{stage}/{name}" for stage in ("train", "val") for name in cli.model.logged_names}
     known |= {"train/lr", "train/grad_norm", "speed/pairs_per_s"}
     trainer = cli.config_init.trainer
     callbacks: list[pl.Callback] = [*(trainer.callbacks or []), cli.config_init.checkpoint]

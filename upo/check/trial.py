@@ -57,7 +57,7 @@ def heaviest(data: PreferenceData, devices: int, steps: int = 4) -> tuple[StepPl
         shuffle=True,
         seed=0,
         world_size=devices,
-        alike=data.layout == "padded",
+        bucket_by_length=data.layout == "padded",
     )
     plans = [sampler.plan(step) for step in sampler.steps(0)]
     weight = lambda micro: sum(sampler.costs[u] for u in micro)  # noqa: E731

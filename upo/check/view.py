@@ -56,7 +56,7 @@ def verdict(peak: float, name: str, gib: float) -> str:
 def example(responses: Responses, tokenizer: object) -> Text:
     """One unit in colour: the prompt grey, each response in a colour of its own, its scored tokens underlined."""
     made, ids = Text(), responses.input_ids.flatten().tolist()
-    owner, prompt = responses.response_of.flatten().tolist(), responses.prompt_of.flatten().tolist()
+    owner, prompt = responses.response_segment_ids.flatten().tolist(), responses.prompt_segment_ids.flatten().tolist()
     first = [i for i, (r, p) in enumerate(zip(owner, prompt, strict=True)) if r < 0 and p == 0]
     first = first[: int(responses.prompt_end[0]) + 1]  # padded rows hold it once a response
     skipped = max(0, len(first) - SHOWN)

@@ -102,9 +102,9 @@ def table_of(groups: "Sequence[Group]", base: "Group", names: Sequence[str]) -> 
     """Means by row and figure, then differences: from each run's own reference, and from the baseline."""
     from upo.comparison.runs import difference
 
-    def means(group: "Group", writer: str) -> dict[str, Any]:
-        found = _plain({name: group.mean(f"{writer}/{name}") for name in names})
-        distinct = group.plain(f"{writer}/distinct_2")
+    def means(group: "Group", system: str) -> dict[str, Any]:
+        found = _plain({name: group.mean(f"{system}/{name}") for name in names})
+        distinct = group.plain(f"{system}/distinct_2")
         return found | ({} if distinct is None else {"distinct_2": {"mean": distinct}})
 
     reference = means(base, "reference")

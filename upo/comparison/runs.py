@@ -45,11 +45,11 @@ class Run:
 
     def values(self, figure: str) -> list[tuple[str, float]]:
         """(prompt, value) of a figure such as `policy/kl` or `val/rewards/accuracies`; empty where not measured."""
-        writer, _, name = figure.partition("/")
-        if writer == "val":
+        system, _, name = figure.partition("/")
+        if system == "val":
             return [(row["prompt"], row[name]) for row in self.evaluation["pairs"] if name in row]
         rows = self.evaluation["prompts"]
-        return [(row["prompt"], row[writer][name]) for row in rows if name in row.get(writer, {})]
+        return [(row["prompt"], row[system][name]) for row in rows if name in row.get(system, {})]
 
 
 @define
@@ -195,7 +195,7 @@ def _reference(run: Run) -> Any:
 
 
 def figures(runs: Sequence[Run]) -> list[str]:
-    """What is compared, without the writer: what is traded against each other first, then rewards and length."""
+    """What is compared, without the system: what is traded against each other first, then rewards and length."""
     measured = {name for run in runs for row in run.evaluation["prompts"][:1] for name in row.get("policy", {})}
     rewards = sorted(name for name in measured if name.startswith("rewards/"))
     return ["win_rate_vs_chosen", "win_rate_vs_reference", "objective", "kl", *rewards, *HEALTH]

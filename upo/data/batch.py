@@ -28,9 +28,9 @@ class Batch(Movable):
     """Partners' responses behind the units' prompts, in the units' order; None where nobody has a partner."""
     units: int = field(default=-1, kw_only=True)
     """Pairs, lists or labelled prompts; by default one a prompt."""
-    filler: bool = field(default=False, kw_only=True)
+    dummy: bool = field(default=False, kw_only=True)
     """True where a rank had too little work: the forward runs, nothing counts."""
-    places: Int[Tensor, "own"] | None = field(default=None, kw_only=True)
+    global_index: Int[Tensor, "own"] | None = field(default=None, kw_only=True)
     """Where each own response stands among those of the GLOBAL step, however it is cut."""
 
     def __getitem__(self, column: str) -> Tensor:
@@ -49,11 +49,13 @@ class Batch(Movable):
         return self["preferred"]
 
     @property
-    def prompt_places(self) -> list[int]:
+    def global_prompt_index(self) -> list[int]:
         """A number for each prompt that is its own in the GLOBAL step: where its first response stands."""
-        assert self.places is not None, "StepData numbers the responses"
+        assert self.global_index is not None, "StepData numbers the responses"
         index = self.responses.prompt_index
-        return self.places[torch.searchsorted(index, torch.arange(len(self.responses.prompt_end)).to(index))].tolist()
+        return self.global_index[
+            torch.searchsorted(index, torch.arange(len(self.responses.prompt_end)).to(index))
+        ].tolist()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -74,10 +76,10 @@ class Step(Movable):
     """Prompts, responses and response tokens of the whole step, over all ranks."""
 
     def rows_of(self, batch: Any) -> slice:
-        """Where a micro-batch's own responses stand among those of this rank's share, fillers left out."""
+        """Where a micro-batch's own responses stand among those of this rank's share, dummies left out."""
         start = 0
         for other in self.micro_batches:
             if other is batch:
                 return slice(start, start + batch.counts["responses"])
-            start += 0 if other.filler else other.counts["responses"]
+            start += 0 if other.dummy else other.counts["responses"]
         raise KeyError("a micro-batch of another step")

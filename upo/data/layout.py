@@ -4,7 +4,7 @@ Packed: every prompt is stored once and all of its responses follow it,
 `[prompt][response 1]...[response K]`, many prompts to a row. Padded: one row a response.
 Both describe the same responses by the same flat lists, so nothing behind `Policy` knows which one ran:
 
-    policy's hidden states, flattened  --[predict]-->  one state a response token  --[targets]-->  its log-prob
+    policy's hidden states, flattened  --[logit_positions]-->  one state a response token  --[targets]-->  its log-prob
 
 A response's last token (EOS) is a target and never an input: nothing is predicted from it.
 
@@ -56,35 +56,35 @@ class Responses(Movable):
     Example: N = 3 and B = 2, packed into R = 2 rows of T = 5. Prompt [5, 6] has the responses [7, 2] and [8, 9, 2],
     prompt [4] has [3, 2]; 2 is EOS, padding 0, and there is one auxiliary reward.
 
-        input_ids        [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
-        position_ids     [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
-        prompt_of        [[0, 0, 0, 0, 0], [1, 1, -1, -1, -1]]
-        response_of      [[-1, -1, 0, 1, 1], [-1, 2, -1, -1, -1]]
-        predict          [1, 2, 1, 3, 4, 5, 6]    6 -> 7, 7 -> EOS; 6 -> 8, 8 -> 9, 9 -> EOS; 4 -> 3, 3 -> EOS
-        targets          [7, 2, 8, 9, 2, 3, 2]
-        row              [0, 0, 1, 1, 1, 2, 2]
-        lengths          [2, 3, 2]
-        prompt_index     [0, 0, 1]
-        prompt_end       [1, 5]
-        layout           "packed"
-        rewards          [[0.5], [0.25], [1.0]]
-        reference_logps  [-3.5, -4.25, -2.0]
+        input_ids             [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
+        position_ids          [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
+        prompt_segment_ids    [[0, 0, 0, 0, 0], [1, 1, -1, -1, -1]]
+        response_segment_ids  [[-1, -1, 0, 1, 1], [-1, 2, -1, -1, -1]]
+        logit_positions       [1, 2, 1, 3, 4, 5, 6]    6 -> 7, 7 -> EOS; 6 -> 8, 8 -> 9, 9 -> EOS; 4 -> 3, 3 -> EOS
+        targets               [7, 2, 8, 9, 2, 3, 2]
+        response_index        [0, 0, 1, 1, 1, 2, 2]
+        lengths               [2, 3, 2]
+        prompt_index          [0, 0, 1]
+        prompt_end            [1, 5]
+        layout                "packed"
+        rewards               [[0.5], [0.25], [1.0]]
+        reference_logps       [-3.5, -4.25, -2.0]
 
-    Padded, a response has a row of its own: input_ids [[5, 6, 7, 0], [5, 6, 8, 9], [4, 3, 0, 0]], predict [1, 2, 5, 6,
-    7, 8, 9].
+    Padded, a response has a row of its own: input_ids [[5, 6, 7, 0], [5, 6, 8, 9], [4, 3, 0, 0]], logit_positions
+    [1, 2, 5, 6, 7, 8, 9].
     """
 
     input_ids: Int[Tensor, "R T"]
     position_ids: Int[Tensor, "R T"]
-    prompt_of: Int[Tensor, "R T"]
+    prompt_segment_ids: Int[Tensor, "R T"]
     """Which prompt a token belongs to, -1 for padding."""
-    response_of: Int[Tensor, "R T"]
+    response_segment_ids: Int[Tensor, "R T"]
     """Which response a token belongs to, -1 for prompt tokens and padding."""
-    predict: Int[Tensor, "tokens"]
+    logit_positions: Int[Tensor, "tokens"]
     """Flat input position whose hidden state predicts a response token."""
     targets: Int[Tensor, "tokens"]
     """The response tokens, all responses one behind the other."""
-    row: Int[Tensor, "tokens"]
+    response_index: Int[Tensor, "tokens"]
     """Which of the N responses a response token belongs to."""
     lengths: Int[Tensor, "N"]
     """Scored tokens a response, EOS included."""
@@ -107,7 +107,7 @@ class Responses(Movable):
         """
         if self.layout == "padded":
             return None
-        prompt, response = self.prompt_of, self.response_of
+        prompt, response = self.prompt_segment_ids, self.response_segment_ids
         same_prompt = prompt[:, :, None] == prompt[:, None, :]
         visible = (response[:, None, :] == -1) | (response[:, :, None] == response[:, None, :])
         causal = torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool, device=prompt.device).tril()
@@ -115,14 +115,14 @@ class Responses(Movable):
 
     def prompt_means(self, states: Float[Tensor, "positions D"]) -> Float[Tensor, "B D"]:
         """Means over the tokens of each prompt, in float32 at least; a padded prompt stands there K times, alike."""
-        prompt = self.prompt_of.flatten().masked_fill(self.response_of.flatten() >= 0, -1)
+        prompt = self.prompt_segment_ids.flatten().masked_fill(self.response_segment_ids.flatten() >= 0, -1)
         own, number = prompt >= 0, len(self.prompt_end)
         states = states[own].to(torch.promote_types(states.dtype, torch.float32))
         sums = states.new_zeros(number, states.shape[1]).index_add(0, prompt[own], states)
         return sums / torch.bincount(prompt[own], minlength=number)[:, None]
 
 
-def lay_out(groups: Sequence[Group], layout: Layout, *, row_tokens: int, pad_id: int) -> Responses:
+def collate_responses(groups: Sequence[Group], layout: Layout, *, row_tokens: int, pad_id: int) -> Responses:
     """Puts groups into the packed or the padded layout; responses keep their order, prompt by prompt.
 
     Args:
@@ -136,9 +136,9 @@ def lay_out(groups: Sequence[Group], layout: Layout, *, row_tokens: int, pad_id:
     rows = 1 + max(place // width for place in places)
     input_ids = torch.full((rows * width,), pad_id)
     position_ids = torch.zeros(rows * width, dtype=torch.long)
-    prompt_of = torch.full((rows * width,), -1)
-    response_of = torch.full((rows * width,), -1)
-    predict: list[int] = []
+    prompt_segment_ids = torch.full((rows * width,), -1)
+    response_segment_ids = torch.full((rows * width,), -1)
+    logit_positions: list[int] = []
     targets: list[int] = []
     lengths: list[int] = []
     prompt_index: list[int] = []
@@ -153,21 +153,21 @@ def lay_out(groups: Sequence[Group], layout: Layout, *, row_tokens: int, pad_id:
             owner += [len(lengths)] * len(body)
             positions += range(len(prompt), len(prompt) + len(body))
             tokens += body
-            predict += before if mask is None else compress(before, mask)
+            logit_positions += before if mask is None else compress(before, mask)
             targets += response if mask is None else compress(response, mask)
             lengths.append(len(response) if mask is None else sum(map(bool, mask)))
             prompt_index.append(b)
         place = slice(start, start + len(tokens))
         input_ids[place] = torch.tensor(tokens)
         position_ids[place] = torch.tensor(positions)
-        prompt_of[place] = b
-        response_of[place] = torch.tensor(owner)
+        prompt_segment_ids[place] = b
+        response_segment_ids[place] = torch.tensor(owner)
     length = torch.tensor(lengths)
     return Responses(
-        *(x.view(rows, width) for x in (input_ids, position_ids, prompt_of, response_of)),
-        predict=torch.tensor(predict),
+        *(x.view(rows, width) for x in (input_ids, position_ids, prompt_segment_ids, response_segment_ids)),
+        logit_positions=torch.tensor(logit_positions),
         targets=torch.tensor(targets),
-        row=torch.repeat_interleave(torch.arange(len(lengths)), length),
+        response_index=torch.repeat_interleave(torch.arange(len(lengths)), length),
         lengths=length,
         prompt_index=torch.tensor(prompt_index),
         prompt_end=torch.tensor([prompt_end[b] for b in range(len(groups))]),

@@ -193,7 +193,7 @@ class PreferenceData(pl.LightningDataModule):
             [split.cost(i) for i in range(len(split))],
             units_per_step=self.pairs_per_step, tokens_per_microbatch=self.tokens_per_microbatch,
             shuffle=shuffle, seed=self.seed, rank=world[0], world_size=world[1],
-            split=split.split, alike=self.layout == "padded",
+            split=split.split, bucket_by_length=self.layout == "padded",
         )  # fmt: skip
         # An explicit generator: starting an iterator must not draw from the global one, or resumed runs drift.
         generator = torch.Generator().manual_seed(self.seed)

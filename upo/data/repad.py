@@ -9,8 +9,8 @@ from upo.data.layout import Responses
 def padded(packed: Responses) -> Responses:
     """The same responses in the same order, one row each."""
     r, ids = packed, packed.input_ids.flatten()
-    is_prompt = ((r.prompt_of >= 0) & (r.response_of < 0)).flatten()
-    sizes = torch.bincount(r.prompt_of.flatten()[is_prompt], minlength=len(r.prompt_end))
+    is_prompt = ((r.prompt_segment_ids >= 0) & (r.response_segment_ids < 0)).flatten()
+    sizes = torch.bincount(r.prompt_segment_ids.flatten()[is_prompt], minlength=len(r.prompt_end))
     prompt, length = sizes[r.prompt_index, None], r.lengths[:, None]
     first = (r.lengths.cumsum(0) - r.lengths)[:, None]  # where a response's targets begin
     width = int((prompt + length).max()) - 1
@@ -24,9 +24,11 @@ def padded(packed: Responses) -> Responses:
         r,
         input_ids=torch.where(place < prompt, of_prompt, of_response) * real,
         position_ids=place * real,
-        prompt_of=torch.where(real, r.prompt_index[:, None], -1),
-        response_of=torch.where(real & (place >= prompt), number[:, None], -1),
-        predict=end[r.row] + torch.arange(len(r.targets), device=ids.device) - first[r.row, 0],
+        prompt_segment_ids=torch.where(real, r.prompt_index[:, None], -1),
+        response_segment_ids=torch.where(real & (place >= prompt), number[:, None], -1),
+        logit_positions=end[r.response_index]
+        + torch.arange(len(r.targets), device=ids.device)
+        - first[r.response_index, 0],
         prompt_end=end[torch.searchsorted(r.prompt_index, torch.arange(len(sizes), device=ids.device))],
         layout="padded",
     )

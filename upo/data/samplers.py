@@ -20,7 +20,7 @@ class StepPlan:
     """All units of the step, over all ranks."""
     micro_batches: list[list[int]]
     """This rank's units, as many micro-batches as every other rank has."""
-    fillers: int
+    dummies: int
     """How many of the last micro-batches only keep this rank in step with the others."""
 
 
@@ -42,7 +42,7 @@ class StepSampler(Sampler[StepPlan]):
         start: Callable[[], tuple[int, int]] = lambda: (0, 0),
         rank: int = 0,
         world_size: int = 1,
-        alike: bool = False,
+        bucket_by_length: bool = False,
         split: Split | None = None,
     ):
         """
@@ -51,12 +51,12 @@ class StepSampler(Sampler[StepPlan]):
             units_per_step: units of one GLOBAL step; the epoch's last step may have fewer.
             tokens_per_microbatch: budget of one forward pass; a longer unit gets a micro-batch of its own.
             start: asked whenever an iterator starts: Lightning sets `sampler.epoch` too late.
-            alike: whether a micro-batch holds units of like length, for layouts that pad.
+            bucket_by_length: whether a micro-batch holds units of like length, for layouts that pad.
             split: what is sampled, for orders that depend on it.
         """
         self.costs, self.units_per_step, self.budget = costs, units_per_step, tokens_per_microbatch
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
-        self.start, self.alike, self.split = start, alike, split or Split(())
+        self.start, self.bucket_by_length, self.split = start, bucket_by_length, split or Split(())
 
     def __len__(self) -> int:
         return -(-len(self.costs) // self.units_per_step)
@@ -79,7 +79,7 @@ class StepSampler(Sampler[StepPlan]):
 
     def plan(self, units: list[int]) -> StepPlan:
         """Micro-batches of one step, dealt out to the ranks by weight."""
-        bins = self._alike(units) if self.alike else self._balanced(units)
+        bins = self._bucketed(units) if self.bucket_by_length else self._balanced(units)
         bins.sort(key=lambda b: -sum(self.costs[u] for u in b))
         rounds = [bins[i : i + self.world_size] for i in range(0, len(bins), self.world_size)]
         shares: list[list[list[int]]] = [[] for _ in range(self.world_size)]
@@ -89,8 +89,8 @@ class StepSampler(Sampler[StepPlan]):
                 shares[rank].append(sorted(units_))
                 loads[rank] += sum(self.costs[u] for u in units_)
         mine = shares[self.rank]
-        fillers = len(rounds) - len(mine)
-        return StepPlan(units, mine + [units[:1]] * fillers, fillers)
+        dummies = len(rounds) - len(mine)
+        return StepPlan(units, mine + [units[:1]] * dummies, dummies)
 
     def _balanced(self, units: list[int]) -> list[list[int]]:
         """As few micro-batches as the budget allows, equally heavy, as many for each rank: packed rows hold any mix."""
@@ -112,7 +112,7 @@ class StepSampler(Sampler[StepPlan]):
             heapq.heappush(lightest, (load + self.costs[unit], i))
         return bins
 
-    def _alike(self, units: list[int]) -> list[list[int]]:
+    def _bucketed(self, units: list[int]) -> list[list[int]]:
         """Units of like length together: padded rows are as long as the longest of their micro-batch."""
         bins: list[list[int]] = []
         load = self.budget
@@ -130,7 +130,7 @@ class StepSampler(Sampler[StepPlan]):
 
 
 def one_pass(
-    costs: Sequence[int], tokens_per_microbatch: int, *, alike: bool, rank: int = 0, world_size: int = 1
+    costs: Sequence[int], tokens_per_microbatch: int, *, bucket_by_length: bool, rank: int = 0, world_size: int = 1
 ) -> StepPlan:
     """Forward passes over all units once: a single step of all of them."""
     sampler = StepSampler(
@@ -141,6 +141,6 @@ def one_pass(
         seed=0,
         rank=rank,
         world_size=world_size,
-        alike=alike,
+        bucket_by_length=bucket_by_length,
     )
     return sampler.plan(list(range(len(costs))))

@@ -8,7 +8,7 @@ from attrs import evolve
 from torch.utils.data import Dataset
 
 from upo.data.batch import Batch, Step
-from upo.data.layout import Layout, Responses, lay_out
+from upo.data.layout import Layout, Responses, collate_responses
 from upo.data.rounds import Split
 from upo.data.samplers import StepPlan
 from upo.data.units import Group, Unit
@@ -44,13 +44,13 @@ class StepData(Dataset[Step]):
         return unit.cost if self.layout == "packed" else unit.padded_cost
 
     def __getitem__(self, plan: StepPlan) -> Step:
-        full = len(plan.micro_batches) - plan.fillers
+        full = len(plan.micro_batches) - plan.dummies
         numbers = [self.units[i].size for i in plan.units]
         first = dict(zip(plan.units, accumulate(numbers, initial=0), strict=False))
         batches = []
         for i, units in enumerate(plan.micro_batches):
             places = [first[u] + k for u in units for k in range(self.units[u].size)]
-            batches.append(evolve(self.batch(units, filler=i >= full), places=torch.tensor(places)))
+            batches.append(evolve(self.batch(units, dummy=i >= full), global_index=torch.tensor(places)))
         counts = {
             "prompts": len(plan.units),
             "responses": sum(numbers),
@@ -58,7 +58,7 @@ class StepData(Dataset[Step]):
         }
         return Step(tuple(batches), counts)
 
-    def batch(self, indices: Sequence[int], filler: bool = False) -> Batch:
+    def batch(self, indices: Sequence[int], dummy: bool = False) -> Batch:
         """A micro-batch of the units at `indices`."""
         split = self.split
         together = [r for i in indices for r in split.rows_of(i, without=("mismatched",))]
@@ -71,11 +71,11 @@ class StepData(Dataset[Step]):
             None if own.all() else own,
             self._responses([g for i in indices for g in self.units[i].mismatched], apart) if apart else None,
             units=len(indices),
-            filler=filler,
+            dummy=dummy,
         )
 
     def _responses(self, groups: Sequence[Group], rows: Sequence[int]) -> Responses:
-        made = lay_out(groups, self.layout, row_tokens=self.row_tokens, pad_id=self.pad_id)
+        made = collate_responses(groups, self.layout, row_tokens=self.row_tokens, pad_id=self.pad_id)
         columns = self.split.columns
         if self.rewards:
             made = evolve(made, rewards=torch.stack([columns[name][list(rows)].float() for name in self.rewards], 1))

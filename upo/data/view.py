@@ -43,9 +43,9 @@ def roles(responses: Responses) -> Int[Tensor, "R T"]:
     index = responses.prompt_index
     first = torch.searchsorted(index, index)  # prompt-major: where a response's prompt has its first one
     place = torch.arange(len(index), device=index.device) - first + 1
-    owner = responses.response_of
+    owner = responses.response_segment_ids
     role = torch.where(owner >= 0, place[owner.clamp(min=0)], torch.zeros_like(owner))
-    return torch.where(responses.prompt_of >= 0, role, torch.full_like(role, -1))
+    return torch.where(responses.prompt_segment_ids >= 0, role, torch.full_like(role, -1))
 
 
 def visible(responses: Responses) -> Bool[Tensor, "R T T"]:
@@ -55,13 +55,13 @@ def visible(responses: Responses) -> Bool[Tensor, "R T T"]:
     if mask is None:
         seen = torch.ones(width, width, dtype=torch.bool, device=responses.input_ids.device).tril()
         mask = seen.expand(rows, 1, width, width)
-    real = responses.prompt_of >= 0
+    real = responses.prompt_segment_ids >= 0
     return mask[:, 0] & real[:, :, None] & real[:, None, :]
 
 
 def scored(responses: Responses) -> list[tuple[int, int, int]]:
     """Every term of the log-probs: (flat input position that predicts, token id that is scored, which response)."""
-    parts = (responses.predict, responses.targets, responses.row)
+    parts = (responses.logit_positions, responses.targets, responses.response_index)
     return list(zip(*(x.tolist() for x in parts), strict=True))
 
 
@@ -73,7 +73,7 @@ def show_tokens(responses: Responses, tokenizer: "PreTrainedTokenizerBase") -> H
     """
     width = responses.input_ids.shape[1]
     role = roles(responses).flatten().tolist()
-    prompt = responses.prompt_of.flatten().tolist()
+    prompt = responses.prompt_segment_ids.flatten().tolist()
     ends: dict[int, list[tuple[int, int]]] = {}
     last = {row: (position, target) for position, target, row in scored(responses)}
     place = places(responses)

@@ -100,7 +100,7 @@ class Evaluation:
         from upo.evaluation.benchmarks import benchmark
         from upo.evaluation.report import write_report
         from upo.evaluation.safety_figures import category_values, violation_figures
-        from upo.evaluation.systems import PARTIAL, rival_texts, twin
+        from upo.evaluation.systems import PARTIAL, comparison_model, opponent_texts
         from upo.evaluation.tables import print_evaluation
         from upo.evaluation.win_rates import by_judge, by_reward, win_figures
 
@@ -112,10 +112,10 @@ class Evaluation:
             raise UserError("no held-out prompt to evaluate on; raise data.validation")
         policy = method.policy
         own = method.reference and method.reference.load_model()  # what the method's rewards are measured against
-        reference = own if self.reference is None else twin(policy, self.reference)
+        reference = own if self.reference is None else comparison_model(policy, self.reference)
         codec = TextCodec(policy.tokenizer)
         asked = measure.distinct_prompts(examples, self.prompts, self.seed)
-        rival = None if self.against is None else rival_texts(self.against, asked, self._sampling())
+        opponent = None if self.against is None else opponent_texts(self.against, asked, self._sampling())
         pairs = measure.held_out_pairs(examples, data, codec)
         of_pairs: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
@@ -126,7 +126,9 @@ class Evaluation:
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)
         judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}
-        texts, values = self._written(policy, reference, rival, asked, data, codec.encoder, folder, rewards | judging)
+        texts, values = self._written(
+            policy, reference, opponent, asked, data, codec.encoder, folder, rewards | judging
+        )
         with _evaluating(policy):
             benchmarks = benchmark(policy, self.tasks, self.seed) if self.tasks else {}
         measure.objective(values, weights)
@@ -170,14 +172,14 @@ class Evaluation:
         self,
         policy: "Policy",
         reference: "Policy | None",
-        rival: "Texts | None",
+        opponent: "Texts | None",
         asked: "Sequence[Example]",
         data: "PreferenceData",
         encoder: Any,
         folder: Path,
         rewards: Mapping[str, Reward],
     ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]]]:
-        """Texts and what is measured on them, by writer (policy, reference, rival, chosen) and prompt."""
+        """Texts and what is measured on them, by system (policy, reference, opponent, chosen) and prompt."""
         from upo.data.units import Unit
         from upo.evaluation.measure import fit_rewards, log_probs, measured, token_figures
         from upo.evaluation.systems import chosen_texts, of_samples, sampled
@@ -186,20 +188,20 @@ class Evaluation:
         models = {name: model for name, model in (("policy", policy), ("reference", reference)) if model is not None}
         with _evaluating(*(models.values() if self.backend == "transformers" else ())):
             drawn = {name: sampled(model, name, asked, folder, **sampling) for name, model in models.items()}
-        writers = {name: of_samples(own) for name, own in drawn.items()}
-        if rival is not None:
-            writers["rival"] = rival
+        systems = {name: of_samples(own) for name, own in drawn.items()}
+        if opponent is not None:
+            systems["rival"] = opponent
         if (chosen := chosen_texts(asked, encoder)) is not None:
-            writers["chosen"] = chosen
+            systems["chosen"] = chosen
         fit_rewards(rewards, data)
-        values = measured(asked, writers, rewards)
+        values = measured(asked, systems, rewards)
         units = [Unit.of(s.prompt_ids, (s.ids,), e) for s, e in zip(drawn["policy"], asked, strict=True)]
         with _evaluating(policy, reference):
             logps = log_probs(policy, reference, units, data, "KL and entropy", by_token=True)
         for name, column in token_figures(logps).items():
             for own, x in zip(values["policy"], column, strict=True):
                 own[name] = x
-        return {name: w.texts for name, w in writers.items()}, values
+        return {name: w.texts for name, w in systems.items()}, values
 
     def _write(
         self,

@@ -69,7 +69,7 @@ def log_probs(
 
     Args:
         units: their prompts end with the policy's control token, where it has one; the reference reads its own there.
-        by_token: adds to `extras` what the distributions at the tokens say over the whole vocabulary: `entropy` of the
+        by_token: adds to `outputs` what the distributions at the tokens say over the whole vocabulary: `entropy` of the
             policy and, beside a reference, `reverse_kl`, KL(policy || reference), both in nats.
     """
     groups, against, wanted = [unit.groups[0] for unit in units], None, ("entropy",) if by_token else ()
@@ -84,8 +84,8 @@ def log_probs(
         lengths,
         torch.tensor([i for i, group in enumerate(groups) for _ in group.responses]),
         found.pop("reference_logps", None),
-        extras=found,
-        row=torch.repeat_interleave(lengths),
+        outputs=found,
+        response_index=torch.repeat_interleave(lengths),
     )
 
 
@@ -98,9 +98,9 @@ def token_figures(logps: ResponseLogps) -> dict[str, list[float]]:
     or a temperature decided, it is the same sum along the texts that were written so.
     """
     figures = {}
-    if "reverse_kl" in logps.extras:
-        figures["kl"] = logps.sums(logps.extras["reverse_kl"]).clamp(min=0).tolist()  # below 0 is rounding
-    return figures | {"entropy": (logps.sums(logps.extras["entropy"]) / logps.lengths).tolist()}
+    if "reverse_kl" in logps.outputs:
+        figures["kl"] = logps.sums(logps.outputs["reverse_kl"]).clamp(min=0).tolist()  # below 0 is rounding
+    return figures | {"entropy": (logps.sums(logps.outputs["entropy"]) / logps.lengths).tolist()}
 
 
 @torch.no_grad()
@@ -137,11 +137,11 @@ def _behind(group: Group, control: list[int], other: list[int]) -> Group:
 
 
 def measured(
-    examples: Sequence[Example], writers: Mapping[str, Texts], rewards: Mapping[str, Reward]
+    examples: Sequence[Example], systems: Mapping[str, Texts], rewards: Mapping[str, Reward]
 ) -> dict[str, list[dict[str, float]]]:
-    """By writer, for each prompt: every reward of the text, its words, tokens, repetition, and whether it ended."""
+    """By system, for each prompt: every reward of the text, its words, tokens, repetition, and whether it ended."""
     written = [
-        example.with_responses(tuple(Response(w.texts[i]) for w in writers.values()))
+        example.with_responses(tuple(Response(w.texts[i]) for w in systems.values()))
         for i, example in enumerate(examples)
     ]
     annotated = annotate(written, rewards)
@@ -156,7 +156,7 @@ def measured(
             }
             for i in range(len(examples))
         ]
-        for k, (name, w) in enumerate(writers.items())
+        for k, (name, w) in enumerate(systems.items())
     }
 
 
@@ -191,20 +191,20 @@ def objective(values: Mapping[str, list[dict[str, float]]], weights: Mapping[str
 
 
 def text_figures(values: Mapping[str, list[dict[str, float]]], texts: Mapping[str, list[str]]) -> dict[str, float]:
-    """Means over prompts by writer, with intervals for what is compared; `policy/kl` with its standard error too.
+    """Means over prompts by system, with intervals for what is compared; `policy/kl` with its standard error too.
 
     A figure that some prompts lack (no verdict could be read) is a mean over the others.
     """
     figures: dict[str, float] = {}
-    for writer, rows in values.items():
+    for system, rows in values.items():
         for name in dict.fromkeys(name for row in rows for name in row):
             column = [row[name] for row in rows if name in row]
             if name.startswith(INTERVALS):
                 interval = wilson(column) if name.startswith("win_rate") else bootstrap(column)
-                figures |= interval.named(f"{writer}/{name}")
+                figures |= interval.named(f"{system}/{name}")
             else:
-                figures[f"{writer}/{name}"] = sum(column) / len(column)
+                figures[f"{system}/{name}"] = sum(column) / len(column)
             if name == "kl" and len(column) > 1:
-                figures[f"{writer}/kl_se"] = stdev(column) / len(column) ** 0.5
-        figures |= {f"{writer}/distinct_{n}": distinct_n(texts[writer], n) for n in (1, 2)}
+                figures[f"{system}/kl_se"] = stdev(column) / len(column) ** 0.5
+        figures |= {f"{system}/distinct_{n}": distinct_n(texts[system], n) for n in (1, 2)}
     return figures

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from upo.data.example import Example, Prompt, as_text
 from upo.evaluation.report_pictures import draw_evaluation
-from upo.evaluation.tables import WRITERS, cell, first_preference, is_bound
+from upo.evaluation.tables import SYSTEMS, cell, first_preference, is_bound
 from upo.runtime.atomic_files import write_json
 from upo.runtime.run_folder import RunPaths
 
@@ -43,8 +43,8 @@ def write_report(
     """Writes report.md, report.html (one file, picture included), evaluation.png and alpaca_eval.json.
 
     Args:
-        texts: by writer, one response a prompt.
-        values: by writer and prompt, what was measured.
+        texts: by system, one response a prompt.
+        values: by system and prompt, what was measured.
         of_pairs: by name, what was measured on held-out pairs.
         settings: of the evaluation.
     """
@@ -64,23 +64,23 @@ def tables_of(
     settings: Mapping[str, Any],
 ) -> list[Table]:
     """What the report holds besides its picture."""
-    writers = [w for w in WRITERS if w in texts]
+    systems = [w for w in SYSTEMS if w in texts]
     starts = {name: name.partition("/") for name in figures if not is_bound(name)}
-    names = dict.fromkeys(rest for start, _, rest in starts.values() if start in writers)
+    names = dict.fromkeys(rest for start, _, rest in starts.values() if start in systems)
     shown = sorted(names, key=first_preference)
     held_out = [name for name in starts if name.startswith("val/")]
     tasks = [name for name in starts if name.startswith("tasks/")]
-    samples = [[as_text(example.prompt), *(texts[w][i] for w in writers)] for i, example in enumerate(asked[:PROMPTS])]
+    samples = [[as_text(example.prompt), *(texts[w][i] for w in systems)] for i, example in enumerate(asked[:PROMPTS])]
     found = [
         Table(
             f"Responses to {len(asked)} held-out prompts (95 % intervals over prompts)",
-            [["", *writers], *([name, *(cell(figures, f"{w}/{name}") for w in writers)] for name in shown)],
+            [["", *systems], *([name, *(cell(figures, f"{w}/{name}") for w in systems)] for name in shown)],
         ),
         Table(
             "Held-out pairs", [["", "value", "pairs"], *([n, cell(figures, n), _count(figures, n)] for n in held_out)]
         ),
         Table("Benchmarks", [["", "value"], *([n, _with_error(figures, n)] for n in tasks)]),
-        Table("Samples", [["prompt", *writers], *samples]),
+        Table("Samples", [["prompt", *systems], *samples]),
         Table("Settings", [["", "value"], *([name, str(value)] for name, value in settings.items())]),
     ]
     return [table for table in found if len(table.rows) > 1]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from upo.evaluation.tables import WRITERS
+from upo.evaluation.tables import SYSTEMS
 from upo.metrics.calibration import reliability
 
 COLOURS = {"policy": "C0", "reference": "C7", "rival": "C3", "chosen": "C2"}
@@ -38,7 +38,7 @@ def draw_evaluation(
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
-    lines = [Line2D([], [], color=COLOURS[w], label=w) for w in WRITERS if w in values]
+    lines = [Line2D([], [], color=COLOURS[w], label=w) for w in SYSTEMS if w in values]
     figure.legend(handles=lines, loc="lower center", ncols=len(lines), fontsize=8, frameon=False)
     figure.savefig(file, dpi=120, metadata={"Software": None})
 
@@ -85,14 +85,14 @@ def _intervals(axis: Any, names: Sequence[str], figures: Mapping[str, float]) ->
 
 
 def _distributions(axis: Any, name: str, values: Mapping[str, list[dict[str, float]]]) -> None:
-    columns = {w: [row[name] for row in values[w] if name in row] for w in WRITERS if w in values}
+    columns = {w: [row[name] for row in values[w] if name in row] for w in SYSTEMS if w in values}
     everything = [x for column in columns.values() for x in column]
     low, high = min(everything), max(everything)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    for writer, column in columns.items():
-        axis.hist(column, bins=25, range=(low, high), histtype="step", color=COLOURS[writer], label=writer)
-        axis.axvline(sum(column) / len(column), color=COLOURS[writer], linestyle=":", linewidth=1)
+    for system, column in columns.items():
+        axis.hist(column, bins=25, range=(low, high), histtype="step", color=COLOURS[system], label=system)
+        axis.axvline(sum(column) / len(column), color=COLOURS[system], linestyle=":", linewidth=1)
     axis.set_ylabel("prompts", fontsize=8)
 
 

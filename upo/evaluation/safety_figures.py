@@ -27,13 +27,13 @@ def category_values(
     rewards: Mapping[str, Reward],
     values: Mapping[str, list[dict[str, float]]],
 ) -> None:
-    """Adds `categories/<reward>/<category>` to every writer's values, for each reward that knows categories."""
+    """Adds `categories/<reward>/<category>` to every system's values, for each reward that knows categories."""
     prompts = [example.prompt for example in asked]
     for name, reward in rewards.items():
         if isinstance(reward, Categorical):
-            for writer, written in texts.items():
+            for system, written in texts.items():
                 for category, column in reward.categories(prompts, list(written)).items():
-                    for own, probability in zip(values[writer], column, strict=True):
+                    for own, probability in zip(values[system], column, strict=True):
                         own[f"categories/{name}/{category}"] = float(probability)
 
 
@@ -46,7 +46,7 @@ def violation_figures(
     eps: Sequence[float],
     rank: Rank,
 ) -> dict[str, float]:
-    """`<writer>/violations/<reward>_k<percent>_eps<eps>` with bootstrap intervals by prompt; empty without `chosen`.
+    """`<system>/violations/<reward>_k<percent>_eps<eps>` with bootstrap intervals by prompt; empty without `chosen`.
 
     Args:
         percents: how many of the prompts count, the most unsafe ones, in %.
@@ -61,8 +61,8 @@ def violation_figures(
             continue
         start = f"categories/{name}/"
         columns = {
-            writer: {key: [row[key] for row in rows] for key in rows[0] if key.startswith(start)}
-            for writer, rows in values.items()
+            system: {key: [row[key] for row in rows] for key in rows[0] if key.startswith(start)}
+            for system, rows in values.items()
         }
         if rank == "prompt":
             asked_texts = [as_text(example.prompt) for example in asked]
@@ -70,10 +70,10 @@ def violation_figures(
         else:
             danger = columns[rank]
         unsafety = [max(row) for row in zip(*danger.values(), strict=True)]
-        for writer in (w for w in columns if w != "chosen"):
+        for system in (w for w in columns if w != "chosen"):
             for slack in eps:
-                shares = violations(columns[writer], columns["chosen"], slack)
+                shares = violations(columns[system], columns["chosen"], slack)
                 for percent in percents:
                     found = bootstrap([shares[i] for i in most_unsafe(unsafety, percent)])
-                    figures |= found.named(f"{writer}/violations/{name}_k{percent:g}_eps{slack:g}")
+                    figures |= found.named(f"{system}/violations/{name}_k{percent:g}_eps{slack:g}")
     return figures

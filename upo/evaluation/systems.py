@@ -17,7 +17,7 @@ from upo.runtime.run_folder import RunPaths
 
 if TYPE_CHECKING:
     from upo.models.policy import Policy
-    from upo.rollout.sampling import Sampled
+    from upo.rollout.sampling import Completion
 
 PARTIAL = ".evaluation.partial.jsonl"
 """Responses and verdicts of an evaluation that is not finished, in the folder where its files will go."""
@@ -25,7 +25,7 @@ PARTIAL = ".evaluation.partial.jsonl"
 
 @frozen
 class Texts:
-    """One response to each of the evaluation's prompts, from one writer."""
+    """One response to each of the evaluation's prompts, from one system."""
 
     texts: list[str]
     tokens: list[int]
@@ -34,11 +34,11 @@ class Texts:
     """Whether EOS closed it."""
 
 
-def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path, **settings: Any) -> "list[Sampled]":
+def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path, **settings: Any) -> "list[Completion]":
     """One response a prompt; those that an interrupted evaluation in `folder` left are not sampled again.
 
     Args:
-        name: of the writer, for the progress bar.
+        name: of the system, for the progress bar.
         settings: of `upo.rollout.sampling.sample`.
     """
     from upo.evaluation.kept import Kept
@@ -55,7 +55,7 @@ def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path,
     return [group[0] for group in written]
 
 
-def twin(policy: "Policy", path: str) -> "Policy":
+def comparison_model(policy: "Policy", path: str) -> "Policy":
     """Another model in the policy's place.
 
     Raises:
@@ -71,9 +71,9 @@ def twin(policy: "Policy", path: str) -> "Policy":
     return other.requires_grad_(False).eval()
 
 
-def of_samples(drawn: "Sequence[Sampled]") -> Texts:
+def of_samples(drawn: "Sequence[Completion]") -> Texts:
     """Texts as a model wrote them."""
-    return Texts([s.text for s in drawn], [len(s.ids) for s in drawn], [s.ended for s in drawn])
+    return Texts([s.text for s in drawn], [len(s.ids) for s in drawn], [s.finish_reason == "stop" for s in drawn])
 
 
 def chosen_texts(examples: Sequence[Example], encoder: Encoder) -> Texts | None:
@@ -85,12 +85,12 @@ def chosen_texts(examples: Sequence[Example], encoder: Encoder) -> Texts | None:
     return Texts(texts, [len(ids) for ids in encoder.responses(texts)], [True] * len(texts))
 
 
-def rival_texts(run: Path, examples: Sequence[Example], settings: Mapping[str, Any]) -> Texts:
+def opponent_texts(run: Path, examples: Sequence[Example], settings: Mapping[str, Any]) -> Texts:
     """What another run's policy answered to the same prompts when it was evaluated.
 
     Args:
         run: its run folder, or the folder that an evaluation wrote to.
-        settings: of this evaluation's sampling; the rival's must be equal.
+        settings: of this evaluation's sampling; the opponent's must be equal.
 
     Raises:
         UserError: not evaluated, not for all of these prompts, or sampled in another way.

@@ -7,7 +7,7 @@ from rich.table import Table
 from upo.data.example import Example, as_text
 from upo.runtime.console import wide_console
 
-WRITERS = ("policy", "reference", "rival", "chosen")
+SYSTEMS = ("policy", "reference", "rival", "chosen")
 SHOWN = 400
 """Characters of a text that are printed; samples.jsonl holds all."""
 
@@ -17,15 +17,15 @@ def print_evaluation(
 ) -> None:
     """Figures of policy, reference and chosen responses in columns, accuracies below them, then samples."""
     console = wide_console()
-    writers = [w for w in WRITERS if w in texts]
+    systems = [w for w in SYSTEMS if w in texts]
     names = dict.fromkeys(
-        name.partition("/")[2] for name in figures if name.partition("/")[0] in writers and not is_bound(name)
+        name.partition("/")[2] for name in figures if name.partition("/")[0] in systems and not is_bound(name)
     )
     table = Table(title=f"{len(asked)} held-out prompts", title_justify="left")
-    for column in ("", *writers):
+    for column in ("", *systems):
         table.add_column(column, justify="left" if not column else "right")
     for name in sorted(names, key=first_preference):
-        table.add_row(name, *(cell(figures, f"{w}/{name}") for w in writers))
+        table.add_row(name, *(cell(figures, f"{w}/{name}") for w in systems))
     console.print(table)
     for name in (n for n in figures if n.startswith(("val/", "tasks/")) and not is_bound(n)):
         pairs = f", {figures[f'{name}_n']:.0f} pairs" if f"{name}_n" in figures else ""
@@ -33,8 +33,8 @@ def print_evaluation(
     for i, example in enumerate(asked[:samples]):
         table = Table(title=f"sample {i + 1}", title_justify="left", show_header=False, show_lines=True)
         table.add_row("prompt", shortened(as_text(example.prompt), last=True))
-        for writer in reversed(writers):
-            table.add_row(writer, shortened(texts[writer][i]))
+        for system in reversed(systems):
+            table.add_row(system, shortened(texts[system][i]))
         console.print(table, markup=False)
 
 

@@ -97,9 +97,9 @@ class ALOLSequence(ALOL):
     needs = ALOL.needs | Needs(policy={"token_logps"}, reference={"token_logps"})
 
     def loss(self, logps: ResponseLogps, advantage: Tensor) -> Tensor:
-        ours, theirs = (x["token_logps"] for x in (logps.extras, logps.reference_extras))
-        assert logps.row is not None
-        return a_lol_sequence_loss(ours, ours - theirs, advantage, logps.row, clip=self.clip)
+        ours, theirs = (x["token_logps"] for x in (logps.outputs, logps.reference_outputs))
+        assert logps.response_index is not None
+        return a_lol_sequence_loss(ours, ours - theirs, advantage, logps.response_index, clip=self.clip)
 
 
 class ALOLRefFree(FittedValue):

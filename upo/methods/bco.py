@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from upo.data.batch import Step
-from upo.data.layout import lay_out
+from upo.data.layout import collate_responses
 from upo.data.steps import StepData
 from upo.data.units import Group
 from upo.errors import UserError
@@ -116,8 +116,10 @@ class BCO(UnpairedMethod):
             for start in range(0, len(drawn), 16):
                 prompts = [units[i].prompt for i in drawn[start : start + 16]]
                 tokens = [Group(p, (p[-1:],)) for p in prompts]  # a response that nobody looks at
-                rows = lay_out(tokens, data.layout, row_tokens=data.row_tokens, pad_id=data.pad_id).to(self.device)
-                hidden.append(self.reference.extras(rows, ("prompt_hidden",))["prompt_hidden"].float().cpu())  # type: ignore[union-attr]
+                rows = collate_responses(tokens, data.layout, row_tokens=data.row_tokens, pad_id=data.pad_id).to(
+                    self.device
+                )
+                hidden.append(self.reference.outputs(rows, ("prompt_hidden",))["prompt_hidden"].float().cpu())  # type: ignore[union-attr]
                 labels += [label] * len(prompts)
         return fit_classifier(torch.cat(hidden), torch.tensor(labels))
 
@@ -125,7 +127,7 @@ class BCO(UnpairedMethod):
         """delta, in units of the reward."""
         if self.training:
             rewards = self.beta * step_logps(self, step).logratio.double()
-            desirable = torch.cat([b.preferred[: 0 if b.filler else None] for b in step.micro_batches])  # type: ignore[attr-defined]
+            desirable = torch.cat([b.preferred[: 0 if b.dummy else None] for b in step.micro_batches])  # type: ignore[attr-defined]
             classes = torch.stack([desirable, ~desirable]).double()
             self.reward_totals += sum_over_ranks(torch.stack([classes @ rewards, classes.sum(1)], dim=1))
         return {"delta": running_delta(self.reward_totals).float()}
@@ -133,7 +135,7 @@ class BCO(UnpairedMethod):
     def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
         ratio = None
         if self.match_prompts:
-            logits = logps.reference_extras["prompt_hidden"].float() @ self.classifier[:-1] + self.classifier[-1]
+            logits = logps.reference_outputs["prompt_hidden"].float() @ self.classifier[:-1] + self.classifier[-1]
             ratio = udm_weights(logits)[logps.prompt_index]
         return bco_loss(logps.logratio, desirable, statistics["delta"], ratio, beta=self.beta)
 

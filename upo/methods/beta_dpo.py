@@ -23,7 +23,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import Batch, Step
-from upo.methods.common.base import Stage, Term
+from upo.methods.common.base import LossTerm, Stage
 from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
 from upo.methods.common.ranges import Share
 from upo.methods.common.stepwise import step_logps
@@ -107,7 +107,7 @@ class BetaDPO(PairwiseMethod):
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
         """Gives a micro-batch the weights of its own pairs; the reference need not run twice."""
-        if batch.filler:
+        if batch.dummy:
             statistics = statistics | {"weights": torch.zeros(batch.counts["prompts"], device=self.device)}
         else:
             rows = step.rows_of(batch)
@@ -116,9 +116,9 @@ class BetaDPO(PairwiseMethod):
             batch = evolve(batch, responses=evolve(batch.responses, reference_logps=known))
         return super().loss_of(batch, step, statistics, stage)
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         losses = dpo_loss(logps[0::2].logratio, logps[1::2].logratio, beta=statistics["beta"].item())
-        return {"preference": Term(statistics["weights"] * losses, "prompts")}
+        return {"preference": LossTerm(statistics["weights"] * losses, "prompts")}
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logratio

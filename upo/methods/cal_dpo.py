@@ -12,7 +12,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import Batch
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
 from upo.methods.dpo import dpo_loss
 from upo.models.logps import ResponseLogps
@@ -49,10 +49,10 @@ class CalDPO(PairwiseMethod):
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         return dpo_loss(chosen.logratio, rejected.logratio, beta=1.0)
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         calibration = calibration_loss(logps[0::2].logratio, logps[1::2].logratio, beta=self.beta)
         return super().terms(batch, logps, statistics) | {
-            "calibration": Term(calibration, "prompts", scale=self.calibration_weight)
+            "calibration": LossTerm(calibration, "prompts", weight=self.calibration_weight)
         }
 
     def reward(self, logps: ResponseLogps) -> Tensor:

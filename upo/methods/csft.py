@@ -39,7 +39,7 @@ class CSFT(SFT):
     needs = Needs(control_tokens=(GOOD, BAD))
     metric_names = ("nll_per_token", "nll_per_token/good", "nll_per_token/bad")
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         good = batch.preferred
         self.means(stage).update(**{
             "nll_per_token": (-logps.mean, logps.lengths),

@@ -57,6 +57,6 @@ class DOVE(DPO):
 
     view = JointView()
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         """Margins are taken within joint pairs, which here stand for prompts."""
-        super().track(stage, batch, evolve(logps, prompt_index=logps.prompt_index // 2))
+        super().update_metrics(stage, batch, evolve(logps, prompt_index=logps.prompt_index // 2))

@@ -24,7 +24,7 @@ from upo.data.batch import Batch
 from upo.data.rounds import Round
 from upo.data.units import Unit
 from upo.errors import UserError
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import Needs
@@ -119,12 +119,12 @@ class DROV(UnpairedMethod):
             reward = reward + logps.objective(self.reward_weights)
         return (reward - self.reward_scale[0]) / self.reward_scale[1]
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         reward = self.standardized(batch, logps)
-        value = self.value_head(logps.extras["prompt_hidden"])[logps.prompt_index]
+        value = self.value_head(logps.outputs["prompt_hidden"])[logps.prompt_index]
         return {
-            "preference": Term(dro_v_policy_loss(logps.logratio, value, reward, tau=self.tau), "responses"),
-            "value": Term(dro_v_value_loss(logps.logratio, value, reward, tau=self.tau), "responses"),
+            "preference": LossTerm(dro_v_policy_loss(logps.logratio, value, reward, tau=self.tau), "responses"),
+            "value": LossTerm(dro_v_value_loss(logps.logratio, value, reward, tau=self.tau), "responses"),
         }
 
     def reward(self, logps: ResponseLogps) -> Tensor:

@@ -87,7 +87,7 @@ class KTO(UnpairedMethod):
         for batch in step.micro_batches:
             if batch.mismatched is not None:
                 logratio = self.response_logps(batch.mismatched).logratio
-                if not batch.filler:
+                if not batch.dummy:
                     total += torch.stack([logratio.double().sum(), logratio.new_tensor(len(logratio)).double()])
         total = sum_over_ranks(total)
         if total[1] == 0:

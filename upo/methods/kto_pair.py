@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
 from upo.data.batch import Batch, Step
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import PairwiseMethod
 from upo.models.logps import ResponseLogps
 from upo.runtime.collectives import sum_over_ranks
@@ -58,12 +58,12 @@ class KTOPair(PairwiseMethod):
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in step.micro_batches:
             logratio = self.response_logps(batch.responses).logratio.double()
-            if not batch.filler:
+            if not batch.dummy:
                 total += torch.stack([logratio[0::2].sum(), logratio[1::2].sum()])
         chosen, rejected = (sum_over_ranks(total) / step.counts["prompts"]).clamp(min=0).float()
         return {"kl/chosen": chosen, "kl/rejected": rejected}
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         values = kto_pair_loss(
             logps[0::2].logratio,
             logps[1::2].logratio,
@@ -71,7 +71,7 @@ class KTOPair(PairwiseMethod):
             statistics["kl/rejected"],
             beta=self.beta,
         )
-        return {"preference": Term(values, "prompts")}
+        return {"preference": LossTerm(values, "prompts")}
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logratio

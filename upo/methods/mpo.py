@@ -21,7 +21,7 @@ from torch import Tensor
 from upo.data.batch import Batch
 from upo.data.views import PairedView
 from upo.errors import UserError
-from upo.methods.common.base import Method, Term
+from upo.methods.common.base import LossTerm, Method
 from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
 from upo.methods.common.needs import Shared
 from upo.models.logps import ResponseLogps
@@ -76,13 +76,13 @@ class MPO(PairwiseMethod):
         self.losses = parts  # in a dict they are outside the module tree: they share the policy
         self.weights, self.nll_weight = weights, nll_weight
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         terms = {}
         for name, method in self.losses.items():
             for part, term in method.terms(batch, logps, statistics).items():
                 key = name if part == "preference" else f"{name}/{part}"
-                terms[key] = evolve(term, scale=self.weights.get(name, 1.0) * term.scale)
-        return terms | {"nll": Term(-logps[0::2].mean, "prompts", scale=self.nll_weight)}
+                terms[key] = evolve(term, weight=self.weights.get(name, 1.0) * term.weight)
+        return terms | {"nll": LossTerm(-logps[0::2].mean, "prompts", weight=self.nll_weight)}
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return next(iter(self.losses.values())).reward(logps)

@@ -18,7 +18,7 @@ from upo.data.batch import Batch
 from upo.data.example import Example
 from upo.data.units import Draft
 from upo.data.views import PairedView, pairs_of
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import PairwiseMethod
 from upo.models.logps import ResponseLogps
 
@@ -68,10 +68,10 @@ class ODPO(PairwiseMethod):
         super().__init__(*args, **kwargs)
         self.beta, self.alpha = beta, alpha
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         chosen, rejected = logps[0::2].logratio, logps[1::2].logratio
         values = odpo_loss(chosen, rejected, batch["score_gaps"][0::2], beta=self.beta, alpha=self.alpha)
-        return {"preference": Term(values, "prompts")}
+        return {"preference": LossTerm(values, "prompts")}
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logratio

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from upo.data.batch import Batch, Step
 from upo.errors import UserError
 from upo.functional.segments import discounted_sums
-from upo.methods.common.base import Stage, Term
+from upo.methods.common.base import LossTerm, Stage
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import SUMS, Needs
@@ -122,13 +122,13 @@ class OPPO(UnpairedMethod):
 
     def token_rewards(self, batch: Batch) -> Float[Tensor, "tokens"]:
         """0 on all tokens but the last of each response."""
-        row = batch.responses.row
+        row = batch.responses.response_index
         last = pad(row[1:] != row[:-1], (0, 1), value=True)
         return torch.where(last, self.last_reward(batch)[row], 0.0)
 
     def advantages(self, batch: Batch, value: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Not yet whitened."""
-        rewards, row = self.token_rewards(batch).to(value.dtype), batch.responses.row
+        rewards, row = self.token_rewards(batch).to(value.dtype), batch.responses.response_index
         return generalized_advantage(rewards, value.detach(), row, gamma=self.gamma, lam=self.lam)
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ class OPPO(UnpairedMethod):
         batch: Batch
         for batch in step.micro_batches:
             hidden = self.policy(batch.responses, ("hidden",))["hidden"]
-            if not batch.filler:
+            if not batch.dummy:
                 a = self.advantages(batch, self.value_head(hidden)).double()
                 sums += torch.stack([torch.ones_like(a).sum(), a.sum(), (a**2).sum()])
         number, total, squares = sum_over_ranks(sums)
@@ -146,27 +146,27 @@ class OPPO(UnpairedMethod):
         variance = (squares / number - mean**2).clamp(min=0)
         return {"advantages/mean": mean, "advantages/std": (variance + 1e-8).sqrt()}
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         rho = self.token_logratio(logps)
-        value = self.value_head(logps.extras["hidden"]).to(rho.dtype)
+        value = self.value_head(logps.outputs["hidden"]).to(rho.dtype)
         raw = self.advantages(batch, value)
         whitened = ((raw - statistics["advantages/mean"]) / statistics["advantages/std"]).to(rho.dtype)
-        returns = discounted_sums(self.token_rewards(batch).to(rho.dtype), batch.responses.row, self.gamma)
+        returns = discounted_sums(self.token_rewards(batch).to(rho.dtype), batch.responses.response_index, self.gamma)
         return {
-            "preference": Term(ppo_loss(rho, whitened, low=self.clip_low, high=self.clip_high), "tokens"),
-            "value": Term(0.5 * (value - returns) ** 2, "tokens", scale=self.value_coefficient),
-            "kl": Term(rho, "tokens", scale=self.kl_coefficient),
+            "preference": LossTerm(ppo_loss(rho, whitened, low=self.clip_low, high=self.clip_high), "tokens"),
+            "value": LossTerm(0.5 * (value - returns) ** 2, "tokens", weight=self.value_coefficient),
+            "kl": LossTerm(rho, "tokens", weight=self.kl_coefficient),
         }
 
     def token_logratio(self, logps: ResponseLogps) -> Float[Tensor, "tokens"]:
         """log(policy / reference) of each token, in nats."""
-        return logps.extras["token_logps"] - logps.reference_extras["token_logps"]
+        return logps.outputs["token_logps"] - logps.reference_outputs["token_logps"]
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return logps.logratio
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps)
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().update_metrics(stage, batch, logps)
         ratio = self.token_logratio(logps).exp()
         self.means(stage).update(clipped=((ratio < self.clip_low) | (ratio > self.clip_high)).float())
 
@@ -194,7 +194,7 @@ class AOPPO(OPPO):
     def last_reward(self, batch: Batch) -> Float[Tensor, "N"]:
         return super().last_reward(batch) + self.objective(batch)
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps)
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().update_metrics(stage, batch, logps)
         r, good = self.objective(batch), batch.preferred
         self.means(stage).update(**{"objective/chosen": r[good], "objective/rejected": r[~good]})

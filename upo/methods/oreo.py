@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from upo.data.batch import Batch
 from upo.data.layout import Responses
 from upo.functional.segments import later_sums, segment_means
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import SUMS, Needs
@@ -95,17 +95,23 @@ class OREO(UnpairedMethod):
 
     def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
         """Tokens at which a step begins: here every one."""
-        return torch.ones_like(responses.row, dtype=torch.bool)
+        return torch.ones_like(responses.response_index, dtype=torch.bool)
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        starts, rho = self.starts(batch.responses), logps.extras["token_logps"] - logps.reference_extras["token_logps"]
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
+        starts, rho = (
+            self.starts(batch.responses),
+            logps.outputs["token_logps"] - logps.reference_outputs["token_logps"],
+        )
         logratio = rho.new_zeros(int(starts.sum())).index_add(0, starts.cumsum(0) - 1, rho)
-        owner, value = batch.responses.row[starts], self.value_head(logps.extras["hidden"][starts]).to(rho.dtype)
+        owner, value = (
+            batch.responses.response_index[starts],
+            self.value_head(logps.outputs["hidden"][starts]).to(rho.dtype),
+        )
         reward = torch.where(batch.preferred, 1.0, self.wrong_reward).to(rho.dtype)
         return {
-            "preference": Term(oreo_policy_loss(logratio, value, reward, owner, beta=self.beta), "responses"),
-            "value": Term(oreo_value_loss(logratio, value, reward, owner, beta=self.beta), "responses"),
-            "kl": Term(logps.sums(logps.extras["reverse_kl"]) / logps.lengths, "responses", scale=self.kappa),
+            "preference": LossTerm(oreo_policy_loss(logratio, value, reward, owner, beta=self.beta), "responses"),
+            "value": LossTerm(oreo_value_loss(logratio, value, reward, owner, beta=self.beta), "responses"),
+            "kl": LossTerm(logps.sums(logps.outputs["reverse_kl"]) / logps.lengths, "responses", weight=self.kappa),
         }
 
     def reward(self, logps: ResponseLogps) -> Tensor:
@@ -116,7 +122,7 @@ class TrajectoryOREO(OREO):
     """OREO with one value and one squared error for the whole response."""
 
     def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
-        return pad(responses.row[1:] != responses.row[:-1], (1, 0), value=True)
+        return pad(responses.response_index[1:] != responses.response_index[:-1], (1, 0), value=True)
 
 
 class StepOREO(TrajectoryOREO):

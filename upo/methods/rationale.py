@@ -17,7 +17,7 @@ from upo.data.batch import Batch
 from upo.data.example import Example, Prompt, Response
 from upo.data.units import Draft, DraftGroup
 from upo.data.views import PairedView, pairs_of
-from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.base import LossTerm, Method, Stage
 from upo.methods.dpo import DPO
 from upo.methods.orpo import ORPO
 from upo.models.logps import ResponseLogps
@@ -69,12 +69,12 @@ class Rationales(Method):
         super().__init__(*args, **kwargs)
         self.gamma, self.log_sigmoid = gamma, log_sigmoid
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         rationale = rationale_loss(logps.logps[2::3], gamma=self.gamma, log_sigmoid=self.log_sigmoid)
-        return super().terms(batch, logps[batch.own_rows], statistics) | {"rationale": Term(rationale, "prompts")}
+        return super().terms(batch, logps[batch.own_rows], statistics) | {"rationale": LossTerm(rationale, "prompts")}
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps[batch.own_rows])
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().update_metrics(stage, batch, logps[batch.own_rows])
 
 
 class RDPO(Rationales, DPO):

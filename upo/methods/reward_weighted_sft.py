@@ -15,7 +15,7 @@ from torch import Tensor
 from upo.data.batch import Batch
 from upo.data.views import UnpairedView
 from upo.errors import UserError
-from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.base import LossTerm, Method, Stage
 from upo.methods.common.needs import Needs
 from upo.models.logps import ResponseLogps
 
@@ -43,16 +43,16 @@ class RewardWeightedSFT(Method):
         self.needs |= Needs(rewards=self.reward_weights)
         super().__init__(*args, **kwargs)
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         rewards = logps.objective(self.reward_weights)
         if (lowest := rewards.min()) < 0:
             raise UserError(
                 f"a response has the reward {lowest:.4g}: RewardWeightedSFT would push its likelihood to 0; "
                 "choose rewards and `reward_weights` that are never negative"
             )
-        return {"nll": Term(reward_weighted_loss(logps.logps, logps.lengths, rewards), "responses")}
+        return {"nll": LossTerm(reward_weighted_loss(logps.logps, logps.lengths, rewards), "responses")}
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         rewards, good = logps.objective(self.reward_weights), batch.preferred
         values = {"objective": rewards, "nll": -logps.mean}
         self.means(stage).update(**{f"{name}/chosen": x[good] for name, x in values.items()})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from upo.data.batch import Batch
 from upo.data.views import DemonstrationView
-from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.base import LossTerm, Method, Stage
 from upo.models.logps import ResponseLogps
 
 
@@ -24,10 +24,10 @@ class SFT(Method):
     view = DemonstrationView()
     metric_names = ("nll_per_token", "logps/chosen", "lengths/chosen")
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        return {"nll": Term(sft_loss(logps.logps), "tokens")}
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
+        return {"nll": LossTerm(sft_loss(logps.logps), "tokens")}
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         self.means(stage).update(**{
             "nll_per_token": (-logps.mean, logps.lengths),
             "logps/chosen": logps.logps,

@@ -18,7 +18,7 @@ from upo.data.batch import Batch
 from upo.data.example import Example
 from upo.data.units import Draft
 from upo.data.views import PairedView
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import PairwiseMethod
 from upo.methods.dpo import dpo_loss
 from upo.models.logps import ResponseLogps
@@ -53,8 +53,8 @@ class SoftLabelMethod(PairwiseMethod):
         """One value a pair [B], unreduced."""
         raise NotImplementedError
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        return {"preference": Term(self.soft_loss(logps[0::2], logps[1::2], batch["soft_labels"][0::2]), "prompts")}
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
+        return {"preference": LossTerm(self.soft_loss(logps[0::2], logps[1::2], batch["soft_labels"][0::2]), "prompts")}
 
 
 def soft_cdpo_loss(

@@ -83,15 +83,15 @@ class MaPO(PairwiseMethod):
 
     def masks(self, logps: ResponseLogps) -> tuple[Tensor, Tensor]:
         """Of log-ratios and of divergences, by token of the micro-batch."""
-        assert logps.row is not None
-        mask = activation_masks(logps.reference_extras["layers"], logps.row)
+        assert logps.response_index is not None
+        mask = activation_masks(logps.reference_outputs["layers"], logps.response_index)
         return mask, mask
 
     def masked(self, logps: ResponseLogps) -> tuple[Tensor, Tensor]:
         """Masked log-ratio and divergence of each response."""
         of_reward, of_kl = self.masks(logps)
-        logratio = logps.extras["token_logps"] - logps.reference_extras["token_logps"]
-        return logps.sums(of_reward * logratio), logps.sums(of_kl * logps.extras["kl"])
+        logratio = logps.outputs["token_logps"] - logps.reference_outputs["token_logps"]
+        return logps.sums(of_reward * logratio), logps.sums(of_kl * logps.outputs["kl"])
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         (u_w, k_w), (u_l, k_l) = self.masked(chosen), self.masked(rejected)
@@ -100,9 +100,9 @@ class MaPO(PairwiseMethod):
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * sum(self.masked(logps))
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps)
-        kl, masks = logps.sums(logps.extras["kl"]), torch.cat(self.masks(logps))
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().update_metrics(stage, batch, logps)
+        kl, masks = logps.sums(logps.outputs["kl"]), torch.cat(self.masks(logps))
         means = {"kl/chosen": kl[0::2], "kl/rejected": kl[1::2], "masks/mean": masks}
         self.means(stage).update(**means, **{"masks/density": (masks > 0).float()})
 
@@ -139,5 +139,5 @@ class SparsePO(MaPO):
         return {"mask_head": SideHead(make, self.mask_lr, {"weight_decay": self.mask_weight_decay})}
 
     def masks(self, logps: ResponseLogps) -> tuple[Tensor, Tensor]:
-        masks = self.mask_head(logps.reference_extras["layers"])
+        masks = self.mask_head(logps.reference_outputs["layers"])
         return masks[0], masks[-1]

@@ -23,7 +23,7 @@ from upo.data.example import Example, Response
 from upo.data.keyphrases import without_key_phrases
 from upo.data.units import Draft
 from upo.data.views import PairedView, pairs_of
-from upo.methods.common.base import Stage, Term
+from upo.methods.common.base import LossTerm, Stage
 from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import Needs
 from upo.methods.dpo import DPO
@@ -102,18 +102,18 @@ class SPODegree(DPO):
 
     def degree_logits(self, logps: ResponseLogps) -> Float[Tensor, "N degrees"]:
         """From the last hidden state of each response, in the head's precision."""
-        last = logps.extras["hidden"][logps.lengths.cumsum(0) - 1]
+        last = logps.outputs["hidden"][logps.lengths.cumsum(0) - 1]
         with torch.autocast(last.device.type, enabled=False):
             return self.degree_head(last.to(self.degree_head.weight.dtype))
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         degree = batch["shares"] * degree_loss(self.degree_logits(logps), batch["degrees"])
         both = degree.new_zeros(len(batch.responses.prompt_end)).index_add(0, logps.prompt_index, degree)
         preference = super().terms(batch, logps[batch["originals"]], statistics)
-        return preference | {"degree": Term(both, "prompts", scale=self.gamma)}
+        return preference | {"degree": LossTerm(both, "prompts", weight=self.gamma)}
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         pairs = batch["originals"]
-        super().track(stage, evolve(batch, columns={"preferred": batch.preferred[pairs]}), logps[pairs])
+        super().update_metrics(stage, evolve(batch, columns={"preferred": batch.preferred[pairs]}), logps[pairs])
         right = self.degree_logits(logps).argmax(1) == batch["degrees"]
         self.means(stage).update(**{"degree/accuracies": right.float()})

@@ -21,7 +21,7 @@ from upo.data.batch import Batch
 from upo.data.example import Example, Response
 from upo.data.units import Draft
 from upo.data.views import PairedView, preference
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import PairwiseMethod
 from upo.models.logps import ResponseLogps
 
@@ -87,7 +87,7 @@ class SPPOSoft(SPPOHard):
 
     view = WinRateView()
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         ratio, rates = logps.logratio, batch["win_rates"]
         values = sppo_loss(ratio[0::2], ratio[1::2], rates[0::2], rates[1::2], beta=self.beta)
-        return {"preference": Term(values, "prompts")}
+        return {"preference": LossTerm(values, "prompts")}

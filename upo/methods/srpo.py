@@ -23,7 +23,7 @@ from upo.data.batch import Batch
 from upo.data.example import Example, Prompt
 from upo.data.units import Draft, DraftGroup
 from upo.data.views import PairedView, pairs_of
-from upo.methods.common.base import Stage, Term
+from upo.methods.common.base import LossTerm, Stage
 from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
 from upo.models.logps import ResponseLogps
 
@@ -78,18 +78,18 @@ class SRPO(PairwiseMethod):
         super().__init__(*args, **kwargs)
         self.beta, self.alpha = beta, alpha
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         r_w, r_l, w_w, l_w, w_l, l_l = logps.logratio.view(-1, 6).unbind(1)
         generator = generator_loss(r_w, r_l, w_w, l_w, w_l, l_l, beta=self.beta)
         improver = improver_loss(w_w, l_w, w_l, l_l, beta=self.beta)
         return {
-            "generator": Term(generator, "prompts", scale=self.alpha),
-            "improver": Term(improver, "prompts", scale=1 - self.alpha),
+            "generator": LossTerm(generator, "prompts", weight=self.alpha),
+            "improver": LossTerm(improver, "prompts", weight=1 - self.alpha),
         }
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         """Rewards and margins are those of the generator alone."""
-        super().track(stage, batch, logps[batch.own_rows])
+        super().update_metrics(stage, batch, logps[batch.own_rows])
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logratio

@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 from upo.data.batch import Batch
 from upo.data.example import Example
 from upo.data.units import Draft
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.step_dpo import StepDPO, StepPairedView
 from upo.models.logps import ResponseLogps
 
@@ -72,9 +72,9 @@ class StepAPO(StepDPO):
         super().__init__(*args, beta=beta, **kwargs)
         self.alpha = alpha
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         chosen, rejected = logps[0::2].logratio, logps[1::2].logratio
         q_gap = batch["q"][0::2] - batch["q"][1::2]
         options = {"beta": self.beta, "alpha": self.alpha, "label_smoothing": self.label_smoothing}
         values = step_apo_loss(chosen, rejected, q_gap, **options)
-        return {"preference": Term(values, "prompts")}
+        return {"preference": LossTerm(values, "prompts")}

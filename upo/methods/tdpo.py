@@ -65,15 +65,15 @@ class TDPO1(PairwiseMethod):
         self.beta = beta
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        divergences = (x.sums(x.extras["kl"]) for x in (chosen, rejected))
+        divergences = (x.sums(x.outputs["kl"]) for x in (chosen, rejected))
         return tdpo1_loss(chosen.logratio, rejected.logratio, *divergences, beta=self.beta)
 
     def reward(self, logps: ResponseLogps) -> Tensor:
-        return self.beta * (logps.logratio + logps.sums(logps.extras["kl"]))
+        return self.beta * (logps.logratio + logps.sums(logps.outputs["kl"]))
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps)
-        kl = logps.sums(logps.extras["kl"])
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().update_metrics(stage, batch, logps)
+        kl = logps.sums(logps.outputs["kl"])
         self.means(stage).update(**{"kl/chosen": kl[0::2], "kl/rejected": kl[1::2]})
 
 
@@ -89,8 +89,8 @@ class TDPO2(TDPO1):
         self.alpha = alpha
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        divergences = (x.sums(x.extras["kl"]) for x in (chosen, rejected))
+        divergences = (x.sums(x.outputs["kl"]) for x in (chosen, rejected))
         return tdpo2_loss(chosen.logratio, rejected.logratio, *divergences, beta=self.beta, alpha=self.alpha)
 
     def reward(self, logps: ResponseLogps) -> Tensor:
-        return self.beta * (logps.logratio + self.alpha * logps.sums(logps.extras["kl"]))
+        return self.beta * (logps.logratio + self.alpha * logps.sums(logps.outputs["kl"]))

@@ -19,7 +19,7 @@ from upo.data.batch import Batch
 from upo.data.example import Example
 from upo.data.units import Draft, Unit
 from upo.data.views import View, preference
-from upo.methods.common.base import Stage, Term
+from upo.methods.common.base import LossTerm, Stage
 from upo.methods.common.families import PairwiseMethod, _preference_means
 from upo.methods.common.needs import SUMS, Needs
 from upo.models.logps import ResponseLogps
@@ -77,16 +77,16 @@ class TPO(PairwiseMethod):
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         return tpo_loss(chosen.logps, rejected.logps, beta=self.beta)
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         return {
-            "preference": Term(self.loss(logps[1::3], logps[2::3]), "prompts"),
-            "gold": Term(-logps[0::3].mean, "prompts", scale=self.alpha),
+            "preference": LossTerm(self.loss(logps[1::3], logps[2::3]), "prompts"),
+            "gold": LossTerm(-logps[0::3].mean, "prompts", weight=self.alpha),
         }
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logps
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         means = _preference_means(self.reward(logps), logps, batch["chosen"], batch["rejected"])
         self.means(stage).update(**means, **{"logps/gold": logps.logps[0::3]})
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from upo.data.batch import Batch, Step
 from upo.functional.value_losses import Expectile, ValueLoss
-from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.base import LossTerm, Method, Stage
 from upo.methods.common.heads import SideHead
 from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import Seed, ValueHead, ValueHeads
@@ -130,9 +130,9 @@ class AuxiliaryRewards(Method):
         self._warned = False
 
     @property
-    def names(self) -> list[str]:
+    def logged_names(self) -> list[str]:
         losses = ("loss/preference", "loss/auxiliary", "loss/value")
-        return [*super().names, *losses, "objective/chosen", "objective/rejected"]
+        return [*super().logged_names, *losses, "objective/chosen", "objective/rejected"]
 
     @property
     def warming_up(self) -> bool:
@@ -161,7 +161,7 @@ class AuxiliaryRewards(Method):
 
     def values(self, logps: ResponseLogps, seeds: Sequence[Seed] | None = None) -> Float[Tensor, "N H"]:
         """What each head says of each response's prompt; `seeds` of its dropout, by prompt."""
-        return self.value_head(logps.extras[self.value_state], seeds)[logps.prompt_index].view(len(logps.logps), -1)
+        return self.value_head(logps.outputs[self.value_state], seeds)[logps.prompt_index].view(len(logps.logps), -1)
 
     def value(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
         """V of each response's prompt."""
@@ -178,45 +178,45 @@ class AuxiliaryRewards(Method):
 
     @torch.no_grad()
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """Log weights in the order of `Batch.places`, where they depend on each other."""
+        """Log weights in the order of `Batch.global_index`, where they depend on each other."""
         known = super().statistics(step)
         if self.warming_up or not (self.normalize_weights or self.couples_weights):
             return known
         every = torch.zeros(step.counts["responses"], dtype=torch.float64, device=self.device)
         for batch in step.micro_batches:
-            assert batch.places is not None, "StepData numbers the responses"
+            assert batch.global_index is not None, "StepData numbers the responses"
             logps = self.response_logps(batch.responses, Needs(policy={self.value_state}))
-            if not batch.filler:
-                every[batch.places] = self.log_weights(logps).double()
+            if not batch.dummy:
+                every[batch.global_index] = self.log_weights(logps).double()
         return known | {"log_weights": self.couple(sum_over_ranks(every))}
 
     # ---- the loss --------------------------------------------------------------------------------------------
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         return super().terms(batch, logps, statistics) | self.auxiliary_terms(batch, logps, statistics)
 
-    def auxiliary_terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def auxiliary_terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         """gamma L_aux and c_V L_V."""
         target, weight = self.targets(logps)
         with torch.no_grad():
             if self.warming_up:  # beside an untrained V they may be inf, and 0 * inf is NaN
                 weights = target.new_zeros(len(target))
             elif "log_weights" in statistics:
-                weights = statistics["log_weights"][batch.places].exp().to(target.dtype)
+                weights = statistics["log_weights"][batch.global_index].exp().to(target.dtype)
             else:
                 weights = self.log_weights(logps).exp()
         auxiliary = auxiliary_loss(logps.logps, logps.lengths, weights, length_normalize=self.length_normalize)
         # a reward that counts against R has its better side below V_i
-        places = batch.prompt_places if self.training and self.value_dropout else []
+        places = batch.global_prompt_index if self.training and self.value_dropout else []
         seeds = [(self.data_seed, self.global_step, place) for place in places] or None
         errors = weight.sign() * (target - self.values(logps, seeds))
         return {
-            "auxiliary": Term(auxiliary, "responses", scale=self.gamma),
-            "value": Term(self.value_loss(errors).mean(1), "responses", scale=self.value_coefficient),
+            "auxiliary": LossTerm(auxiliary, "responses", weight=self.gamma),
+            "value": LossTerm(self.value_loss(errors).mean(1), "responses", weight=self.value_coefficient),
         }
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps)
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().update_metrics(stage, batch, logps)
         objective, value, preferred = self.objective(logps), self.value(logps), batch.preferred
         weights = advantage_weights(objective, value, lam=self.lam, clip=self.weight_clip)
         sides = {"objective/chosen": objective[preferred], "objective/rejected": objective[~preferred]}
@@ -229,11 +229,11 @@ class AuxiliaryRewards(Method):
                 "let V learn longer (value_warmup_steps, value_lr) or lower lam"
             )
 
-    def collect(self, stage: Stage) -> dict[str, Tensor]:
+    def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
         metric = self.train_weights if stage == "train" else self.val_weights
         weights = metric.compute()
         metric.reset()
-        return super().collect(stage) | weights
+        return super().compute_metrics(stage) | weights
 
 
 class UPO(AuxiliaryRewards, KTO):

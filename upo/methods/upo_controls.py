@@ -12,7 +12,7 @@ from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
 from upo.data.batch import Batch
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import UnpairedMethod
 from upo.methods.upo import UPO, AuxiliaryRewards
 from upo.models.logps import ResponseLogps
@@ -47,7 +47,7 @@ class AuxiliaryOnly(AuxiliaryRewards, UnpairedMethod):
     The reference only serves the metrics: rewards are log-ratios, in nats.
     """
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         return self.auxiliary_terms(batch, logps, statistics)
 
     def reward(self, logps: ResponseLogps) -> Tensor:

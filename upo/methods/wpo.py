@@ -59,7 +59,7 @@ class WPO(DPO):
     def weights(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         """One a pair, in (0, 1]."""
         return wpo_weights(
-            *(x.sums(x.extras["token_logps"] - x.extras["sum_p2"].log()) / x.lengths for x in (chosen, rejected))
+            *(x.sums(x.outputs["token_logps"] - x.outputs["sum_p2"].log()) / x.lengths for x in (chosen, rejected))
         )
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
@@ -68,6 +68,6 @@ class WPO(DPO):
         options = {"beta": self.beta, "label_smoothing": self.label_smoothing}
         return wpo_loss(chosen.logratio, rejected.logratio, weights, **options)
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        super().track(stage, batch, logps)
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().update_metrics(stage, batch, logps)
         self.means(stage).update(weights=self.weights(logps[0::2], logps[1::2]))

@@ -25,7 +25,7 @@ class AdvantageWeights(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, weights: Float[Tensor, "N"], objective: Float[Tensor, "N"], value: Float[Tensor, "N"]) -> None:
-        # float32, because that is what torchmetrics sends for a rank that has seen nothing (only fillers)
+        # float32, because that is what torchmetrics sends for a rank that has seen nothing (only dummies)
         self.weights.append(weights.detach().float())
         self.objective.append(objective.detach().float())
         self.value.append(value.detach().float())

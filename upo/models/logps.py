@@ -47,12 +47,12 @@ class ResponseLogps:
     """The same sums under the reference; never carries a gradient."""
     rewards: Float[Tensor, "*N M"] | None = None
     """Annotated auxiliary rewards."""
-    extras: dict[str, Tensor] = field(factory=dict)
+    outputs: dict[str, Tensor] = field(factory=dict)
     """What a method asked the policy for besides log-probs, e.g. `prompt_hidden` [B, D], `token_logps` [tokens]; each
     along its axis."""
-    reference_extras: dict[str, Tensor] = field(factory=dict)
+    reference_outputs: dict[str, Tensor] = field(factory=dict)
     """The same of the reference, e.g. `token_logps` [tokens]; never carries a gradient."""
-    row: Int[Tensor, "tokens"] | None = None
+    response_index: Int[Tensor, "tokens"] | None = None
     """Which of the N responses a token belongs to; None where nothing is known by token."""
 
     @property
@@ -91,9 +91,9 @@ class ResponseLogps:
         return objective(self.annotated, weights)
 
     def sums(self, values: Float[Tensor, "tokens"]) -> Float[Tensor, "N"]:
-        """Values of the tokens (extras), added up over each response."""
-        assert self.row is not None, "a list's responses no longer know their tokens"
-        return values.new_zeros(len(self.lengths)).index_add(0, self.row, values)
+        """Values of the tokens (outputs), added up over each response."""
+        assert self.response_index is not None, "a list's responses no longer know their tokens"
+        return values.new_zeros(len(self.lengths)).index_add(0, self.response_index, values)
 
     def __getitem__(self, rows: slice | Tensor) -> "ResponseLogps":
         """The same for some of the rows, or for rows in another shape.
@@ -101,7 +101,7 @@ class ResponseLogps:
         Values by token are those of the chosen responses, one behind the other, and left out where rows get another
         shape; values by prompt stay whole, since `prompt_index` points to them.
         """
-        tokens, row = self._tokens(torch.arange(len(self.lengths), device=self.lengths.device)[rows])
+        tokens, response_index = self._tokens(torch.arange(len(self.lengths), device=self.lengths.device)[rows])
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[rows]
@@ -116,19 +116,19 @@ class ResponseLogps:
             self.prompt_index[rows],
             pick(self.reference_logps),
             pick(self.rewards),
-            along(self.extras),
-            along(self.reference_extras),
-            row,
+            along(self.outputs),
+            along(self.reference_outputs),
+            response_index,
         )
 
     def _tokens(self, responses: Int[Tensor, "..."]) -> tuple[Int[Tensor, "some"] | None, Int[Tensor, "some"] | None]:
         """Places of the tokens of these responses, one response behind the other, and the response of each."""
-        by_token = any(AXIS[name] == "token" for name in (*self.extras, *self.reference_extras))
+        by_token = any(AXIS[name] == "token" for name in (*self.outputs, *self.reference_outputs))
         if not by_token or responses.ndim != 1:
             return None, None
-        assert self.row is not None, "values by token need to know whose they are"
+        assert self.response_index is not None, "values by token need to know whose they are"
         number = torch.full_like(self.lengths, -1).scatter(0, responses, torch.arange(len(responses)).to(responses))
-        of = number[self.row]
+        of = number[self.response_index]
         tokens = of.argsort(stable=True)[(of < 0).sum() :]
         return tokens, of[tokens]
 

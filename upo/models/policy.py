@@ -193,13 +193,13 @@ class Policy(SavesAdapterOnly):
     def forward(
         self,
         responses: Responses,
-        extras: Collection[str] = (),
+        outputs: Collection[str] = (),
         reference: tuple[Tensor, LinearHead] | None = None,
     ) -> dict[str, Tensor]:
         """Log-probs of responses.
 
         Args:
-            extras: what else to return. By response token [tokens], in the order of `responses.targets`:
+            outputs: what else to return. By response token [tokens], in the order of `responses.targets`:
                 `token_logps`, `entropy`, `top_logp`, `sum_p2` (see `linear_values`), `kl` (KL(reference || policy) over
                 the whole vocabulary) and `reverse_kl` (KL(policy || reference)), all with gradients; `hidden`
                 [tokens, D] and `layers` [tokens, L, D], the predicting states of the last and of every layer.
@@ -208,7 +208,7 @@ class Policy(SavesAdapterOnly):
             reference: for `kl` and `reverse_kl` the reference's `hidden` and `linear_head()`.
 
         Returns:
-            `logps` [N], in nats, summed over each response; and the extras by name.
+            `logps` [N], in nats, summed over each response; and the outputs by name.
         """
         longest = self.packable
         if responses.layout == "packed" and longest is not None and responses.position_ids.max() >= longest:
@@ -217,25 +217,26 @@ class Policy(SavesAdapterOnly):
                 "what is longer is padded"
             )
             responses = padded(responses)
-        layers = hidden_states(self.model, responses, every="layers" in extras)
+        layers = hidden_states(self.model, responses, every="layers" in outputs)
         hidden = layers[-1]
         head = self.linear_head()
-        states = hidden[responses.predict].to(head.weight.dtype)
+        states = hidden[responses.logit_positions].to(head.weight.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            names = {"token_logps"} | (set(linear_logps.NAMES) & set(extras))
+            names = {"token_logps"} | (set(linear_logps.NAMES) & set(outputs))
             out = linear_logps.linear_values(states, head, responses.targets, sorted(names))
-            for name in {"kl", "reverse_kl"} & set(extras):
+            for name in {"kl", "reverse_kl"} & set(outputs):
                 if reference is None:
                     raise UserError(f"{name} is a divergence from a reference; set model.reference: FrozenReference")
                 out[name] = linear_kl(states, head, *reference, reverse=name == "reverse_kl")
-        logps = out["token_logps"].new_zeros(len(responses.lengths)).index_add(0, responses.row, out["token_logps"])
+        sums = out["token_logps"].new_zeros(len(responses.lengths))
+        logps = sums.index_add(0, responses.response_index, out["token_logps"])
         known = {
             "hidden": lambda: states,
-            "layers": lambda: torch.stack([x[responses.predict] for x in layers[:-1]], 1),
+            "layers": lambda: torch.stack([x[responses.logit_positions] for x in layers[:-1]], 1),
             "prompt_hidden": lambda: hidden[responses.prompt_end],
             "prompt_mean": lambda: responses.prompt_means(hidden),
         }
-        return {"logps": logps} | {name: out[name] if name in out else known[name]() for name in extras}
+        return {"logps": logps} | {name: out[name] if name in out else known[name]() for name in outputs}
 
     def linear_head(self) -> LinearHead:
         """The output head as it is now, in the dtype to compute in."""

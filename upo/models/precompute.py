@@ -111,7 +111,7 @@ class Precompute:
             device=self.device,
             ranks=ranks,
             costs=[group.cost if data.layout == "packed" else group.padded_cost for group in groups],
-            alike=True,
+            bucket_by_length=True,
             workers=data.workers,
         ):
             logps = part.values["logps"]

@@ -55,11 +55,11 @@ class Reference(ABC):
             wanted: some of what this reference `provides`.
         """
         if wanted:
-            return self.extras(responses, wanted)
+            return self.outputs(responses, wanted)
         known = responses.reference_logps
         return {"logps": self.logps(responses) if known is None else known}
 
-    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+    def outputs(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
         """`logps` and more by name, computed as `Policy.forward` does, for those who `provide` it."""
         raise NotImplementedError
 
@@ -103,10 +103,10 @@ class FrozenReference(Reference):
         return self.model
 
     def logps(self, responses: Responses) -> Tensor:
-        return self.extras(responses, ())["logps"]
+        return self.outputs(responses, ())["logps"]
 
     @torch.no_grad()
-    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+    def outputs(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
         assert self.model is not None, "build() comes first"
         return placed(self.model, responses.input_ids.device)(responses, names)
 
@@ -135,10 +135,10 @@ class AdapterReference(Reference):
         return self.model
 
     def logps(self, responses: Responses) -> Tensor:
-        return self.extras(responses, ())["logps"]
+        return self.outputs(responses, ())["logps"]
 
     @torch.no_grad()
-    def extras(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
+    def outputs(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
         assert self.model is not None, "build() comes first"
         return self.model(responses, names)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from upo.data.layout import Layout, Responses, lay_out
+from upo.data.layout import Layout, Responses, collate_responses
 from upo.data.samplers import one_pass
 from upo.data.units import Group
 from upo.models.logps import AXIS, DIVERGENCES
@@ -86,20 +86,20 @@ def score_in_parts(
     against: tuple[Policy, Sequence[Group]] | None = None,
     title: str = "",
     costs: Sequence[int] | None = None,
-    alike: bool | None = None,
+    bucket_by_length: bool | None = None,
     workers: int = 0,
 ) -> Iterator[Part]:
     """The same pass by pass, of this rank's share alone, for those who keep little or write it away.
 
     Args:
         costs: input tokens of each group; by default in the packed layout.
-        alike: whether groups of like length go together; by default in the padded layout.
+        bucket_by_length: whether groups of like length go together; by default in the padded layout.
         workers: processes that lay groups out.
     """
     plan = one_pass(
         [group.cost for group in groups] if costs is None else costs,
         max_tokens,
-        alike=layout == "padded" if alike is None else alike,
+        bucket_by_length=layout == "padded" if bucket_by_length is None else bucket_by_length,
         rank=ranks.rank,
         world_size=ranks.size,
     )
@@ -111,7 +111,7 @@ def score_in_parts(
     for number, (chosen, batches) in enumerate(zip(plan.micro_batches, bar, strict=True)):
         with torch.no_grad():
             values = _values(scorer, wanted, against and against[0], [batch.to(device) for batch in batches])
-        yield Part(chosen, values, number < len(plan.micro_batches) - plan.fillers)
+        yield Part(chosen, values, number < len(plan.micro_batches) - plan.dummies)
 
 
 def _values(
@@ -141,6 +141,6 @@ class _LaidOut(Dataset):
     def __getitem__(self, number: int) -> list[Responses]:
         chosen = self.micro_batches[number]
         return [
-            lay_out([groups[i] for i in chosen], self.layout, row_tokens=self.row_tokens, pad_id=0)
+            collate_responses([groups[i] for i in chosen], self.layout, row_tokens=self.row_tokens, pad_id=0)
             for groups in self.versions
         ]

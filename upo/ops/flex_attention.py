@@ -38,7 +38,7 @@ class Blocks:
 
 def blocks(responses: Responses, compiled: bool = True) -> Blocks:
     """The block mask of a batch: built once, used by every layer."""
-    prompt, response = responses.prompt_of, responses.response_of
+    prompt, response = responses.prompt_segment_ids, responses.response_segment_ids
 
     rows, width = prompt.shape
     mask = create_block_mask(  # a lambda: FlexAttention counts its arguments, which type checking in tests hides

@@ -104,7 +104,7 @@ def _pick(x: Tensor, heads: int, places: list[Tensor]) -> tuple[Tensor, ...]:
 
 def segments(responses: Responses) -> Segments:
     """The pieces of a packed batch."""
-    prompt, response = responses.prompt_of.flatten().cpu(), responses.response_of.flatten().cpu()
+    prompt, response = responses.prompt_segment_ids.flatten().cpu(), responses.response_segment_ids.flatten().cpu()
     number, counts = torch.unique_consecutive(
         (prompt + 1) * (len(responses.lengths) + 1) + response + 1, return_counts=True
     )
@@ -116,7 +116,7 @@ def segments(responses: Responses) -> Segments:
     units = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     before = own[units[:-1]].repeat_interleave(sizes) * (response >= 0)
     pieces = torch.stack([first, own, before], 1)
-    return Segments(pieces, units, int((own + before).max()), len(prompt), responses.prompt_of.device)
+    return Segments(pieces, units, int((own + before).max()), len(prompt), responses.prompt_segment_ids.device)
 
 
 CALL = 4096

@@ -160,7 +160,7 @@ class Sharded(ModelParallelStrategy):
         return super().backward(*args, **kwargs)
 
     def _gather_heads(self) -> None:
-        """Some ranks ask them more often than others, e.g. not for fillers; that must not be a collective."""
+        """Some ranks ask them more often than others, e.g. not for dummies; that must not be a collective."""
         for head in self.trained[1:]:
             head.unshard()
 

@@ -133,7 +133,7 @@ def openings(
             **options,
         )
         for (s,) in begun:
-            text = s.text.strip() if s.ended else s.text.strip().rpartition(" ")[0]
+            text = s.text.strip() if s.finish_reason == "stop" else s.text.strip().rpartition(" ")[0]
             if text:
                 found.setdefault(text)
         if len(found) >= number:

@@ -8,7 +8,7 @@ batch gives the same logits to about 1e-6, which now and then moves a draw that 
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from attrs import asdict, frozen
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Sampled:
+class Completion:
     """One response as the model wrote it."""
 
     prompt_ids: list[int]
@@ -35,8 +35,8 @@ class Sampled:
     """The sampled tokens, EOS included where it came."""
     text: str
     """The response without special tokens."""
-    ended: bool
-    """Whether EOS came before the limit."""
+    finish_reason: Literal["stop", "length"]
+    """`stop`: EOS came before the limit; `length`: it was cut there."""
 
 
 def sample(
@@ -53,7 +53,7 @@ def sample(
     progress: str | None = None,
     kept: MutableMapping[str, Any] | None = None,
     backend: Backend = "transformers",
-) -> list[list[Sampled]]:
+) -> list[list[Completion]]:
     """`responses` continuations of each prompt, in the order of the prompts.
 
     A prompt that leaves no room for `max_new_tokens` in the model's context is cut on the left. Tokens that no text
@@ -86,14 +86,14 @@ def sample(
         uniform = torch.rand(len(prompts), responses, max_new_tokens, generator=torch.Generator().manual_seed(seed))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.eos
         opened = _transformers(model, uniform, pad, encoder.eos, **settings)
-    sampled: dict[tuple[int, int], Sampled] = {}
+    sampled: dict[tuple[int, int], Completion] = {}
     hidden = None if progress else True  # tqdm's None: a bar on terminals only
     bar = tqdm(total=len(rows), desc=progress, unit="response", leave=False, disable=hidden)
     with bar, opened as write:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             if kept is not None and all(f"{i}.{k}" in kept for i, k in batch):
-                sampled |= {(i, k): Sampled(**kept[f"{i}.{k}"]) for i, k in batch}
+                sampled |= {(i, k): Completion(**kept[f"{i}.{k}"]) for i, k in batch}
                 bar.update(len(batch))
                 continue
             written = write(batch, [prompt_ids[i] for i, _ in batch])
@@ -101,7 +101,8 @@ def sample(
             texts = _texts(encoder, ids)
             for row, own, text in zip(batch, ids, texts, strict=True):
                 text = text if isinstance(prompts[row[0]], str) else text.strip()  # templates add their own space
-                sampled[row] = Sampled(prompt_ids[row[0]], own, text, own[-1] == encoder.eos)
+                finish = "stop" if own[-1] == encoder.eos else "length"
+                sampled[row] = Completion(prompt_ids[row[0]], own, text, finish)
             if kept is not None:
                 kept.update({f"{i}.{k}": asdict(sampled[i, k]) for i, k in batch})
             bar.update(len(batch))

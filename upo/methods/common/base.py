@@ -18,7 +18,7 @@ from upo.data.steps import REFERENCE_LOGPS
 from upo.data.views import View
 from upo.errors import UserError
 from upo.methods.common.needs import SUMS, Needs, check_needs
-from upo.methods.common.term import Term, common, total
+from upo.methods.common.term import LossTerm, common, total
 from upo.methods.common.trained import Trained
 from upo.metrics.means import Means
 from upo.models.logps import ResponseLogps
@@ -43,7 +43,7 @@ class Method(Trained):
     metric_names: tuple[str, ...] = ()
     """Metrics that are plain means."""
     logged_statistics: ClassVar[tuple[str, ...]] = ()
-    """Those of `metric_names` that are scalars of `statistics`, one a step; the others come from `track`."""
+    """Those of `metric_names` that are scalars of `statistics`, one a step; the others come from `update_metrics`."""
     reference: Reference | None
     length_normalized: ClassVar[bool] = False
     """Whether the loss reads log-probs a token (`.mean`) instead of their sums; the list of methods says so."""
@@ -80,7 +80,7 @@ class Method(Trained):
         self.set_reference(reference)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.data_seed, self._configured = 0, False
-        self.train_means, self.val_means = Means(self.names), Means(self.names)
+        self.train_means, self.val_means = Means(self.logged_names), Means(self.logged_names)
 
     def set_reference(self, reference: Reference | None) -> None:
         """Measures against this reference from now on.
@@ -97,7 +97,7 @@ class Method(Trained):
         return self.needs.rewards
 
     @property
-    def names(self) -> list[str]:
+    def logged_names(self) -> list[str]:
         """Metrics that are plain means, without the stage before them."""
         return ["loss", *self.metric_names]
 
@@ -106,7 +106,7 @@ class Method(Trained):
 
     # ---- what a method defines -------------------------------------------------------------------------------
 
-    def terms(self, batch: Any, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Any, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         """The addends of the loss by name, unreduced."""
         raise NotImplementedError
 
@@ -114,10 +114,10 @@ class Method(Trained):
         """What the loss needs to know of the whole GLOBAL step before its first backward pass, by name."""
         return {}
 
-    def track(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
         """Adds a micro-batch to the metrics of a stage."""
 
-    def collect(self, stage: Stage) -> dict[str, Tensor]:
+    def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
         """Metrics of a stage by name since the last call, over all ranks."""
         values = self.means(stage).compute()
         self.means(stage).reset()
@@ -143,9 +143,9 @@ class Method(Trained):
             responses.prompt_index,
             theirs.pop("logps", None),
             responses.rewards,
-            extras=ours,
-            reference_extras={name: theirs[name] for name in wanted.reference or ()},
-            row=responses.row,
+            outputs=ours,
+            reference_outputs={name: theirs[name] for name in wanted.reference or ()},
+            response_index=responses.response_index,
         )
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
@@ -153,29 +153,42 @@ class Method(Trained):
         logps = self.response_logps(batch.responses, self.needs)
         terms = self.terms(batch, logps, statistics)
         loss = total(terms.values(), step.counts)
-        if batch.filler:
+        if batch.dummy:
             return 0.0 * loss
         means, per = self.means(stage), common(terms.values())
         mine = batch.counts[per]  # weights that make the mean over several steps that of all their pairs or tokens
         means.update(loss=(loss[None] * step.counts[per] / mine, mine))
         means.update(**{f"loss/{n}": t.values for n, t in terms.items() if f"loss/{n}" in means.names})
         with torch.no_grad():
-            self.track(stage, batch, logps)
+            self.update_metrics(stage, batch, logps)
         return loss
 
-    def measure(self, step: Step, stage: Stage) -> dict[str, Tensor]:
+    def step_statistics(self, step: Step, stage: Stage) -> dict[str, Tensor]:
         """The step's statistics; some are logged."""
         statistics = self.statistics(step)
         self.means(stage).update(**{name: statistics[name][None] for name in self.logged_statistics})
         return statistics
 
     def training_step(self, step: Step, batch_idx: int) -> Tensor:
-        """All micro-batches of a step; Lightning gets the last one's loss and does the rest."""
+        """One optimizer step; Lightning gets the last micro-batch's loss and does the rest.
+
+        In order:
+            1. Gradients are cleared, here: Lightning's own call would come between this and the last backward pass.
+            2. `statistics(step)`: what the loss must know of the GLOBAL step, without gradient.
+            3. For every micro-batch but the last: `response_logps` (forward pass of the policy, and of the reference
+               where nothing is stored), `terms`, division by the step's global counts, `update_metrics`, backward
+               pass. Gradients add up.
+            4. The same for the last one, whose loss is returned: Lightning runs its backward pass, in which sharded
+               and replicated policies exchange their gradients.
+            5. `configure_gradient_clipping`: the norm is logged, one that is not finite ends the run, then clipping.
+            6. The optimizer's update, then the scheduler's.
+            7. Callbacks (`on_train_batch_end`): moving references, metrics.csv, checkpoints.
+        """
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
         if self.global_step == 0 and self.reference is not None and self.reference.starts_as_policy:
             self._check_start(step)
-        statistics = self.measure(step, "train")
+        statistics = self.step_statistics(step, "train")
         world_size = self.trainer.world_size  # strategies average gradients over ranks; losses are shares of a sum
         scaled = self.trainer.precision_plugin.pre_backward  # as Lightning does with the last one: fp16 needs it
         for batch in step.micro_batches[:-1]:
@@ -195,7 +208,7 @@ class Method(Trained):
             )
 
     def validation_step(self, step: Step, batch_idx: int) -> None:
-        statistics = self.measure(step, "val")
+        statistics = self.step_statistics(step, "val")
         for batch in step.micro_batches:
             self.loss_of(batch, step, statistics, "val")
 
@@ -203,7 +216,7 @@ class Method(Trained):
         self._log("val")
 
     def _log(self, stage: Stage) -> None:
-        for name, x in self.collect(stage).items():
+        for name, x in self.compute_metrics(stage).items():
             shown = stage == "train" and name in ("loss", "rewards/accuracies")
             self.log(f"{stage}/{name}", x, prog_bar=shown, batch_size=1)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from upo.data.batch import Batch
 from upo.data.views import ListwiseView, PairedView, UnpairedView
 from upo.functional.lists import rectangle
-from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.base import LossTerm, Method, Stage
 from upo.methods.common.needs import SUMS, Needs
 from upo.metrics.means import wins
 from upo.models.logps import ResponseLogps
@@ -28,10 +28,10 @@ class PairwiseMethod(Method):
         """One value a pair [B], unreduced."""
         raise NotImplementedError
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        return {"preference": Term(self.loss(logps[0::2], logps[1::2]), "prompts")}
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
+        return {"preference": LossTerm(self.loss(logps[0::2], logps[1::2]), "prompts")}
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         self.means(stage).update(**_preference_means(self.reward(logps), logps, batch.preferred, ~batch.preferred))
 
 
@@ -46,10 +46,10 @@ class UnpairedMethod(Method):
         """One value a response [N], unreduced."""
         raise NotImplementedError
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        return {"preference": Term(self.loss(logps, batch.preferred, statistics), "responses")}
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
+        return {"preference": LossTerm(self.loss(logps, batch.preferred, statistics), "responses")}
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         self.means(stage).update(**_preference_means(self.reward(logps), logps, batch.preferred, ~batch.preferred))
 
 
@@ -64,11 +64,11 @@ class ListwiseMethod(Method):
         """One value a prompt [B], unreduced, from lists [B, K]; outside `mask` stands a copy to ignore."""
         raise NotImplementedError
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         rows, mask = rectangle(logps.prompt_index)
-        return {"preference": Term(self.loss(logps[rows], batch["scores"][rows], mask), "prompts")}
+        return {"preference": LossTerm(self.loss(logps[rows], batch["scores"][rows], mask), "prompts")}
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         """`chosen` and `rejected` are a list's best and worst; margins are over all couples of unequal score."""
         rows, mask = rectangle(logps.prompt_index)
         scores = batch["scores"][rows]

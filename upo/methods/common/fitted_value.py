@@ -23,7 +23,7 @@ from upo.data.units import Group, Unit
 from upo.data.views import SingleView
 from upo.errors import UserError
 from upo.functional.value_fit import fit_value
-from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.base import LossTerm, Method, Stage
 from upo.methods.common.needs import Needs
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import REWARD_WEIGHTS
@@ -67,10 +67,10 @@ class FittedValue(Method):
         """One value a response [N], unreduced; all advantages are positive."""
         raise NotImplementedError
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
-        return {"preference": Term(self.loss(logps, batch[ADVANTAGE]), "responses")}
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
+        return {"preference": LossTerm(self.loss(logps, batch[ADVANTAGE]), "responses")}
 
-    def track(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         good = batch.preferred.float()
         self.means(stage).update(logps=logps.logps, advantages=batch[ADVANTAGE], desirable=good)
 

@@ -9,7 +9,7 @@ from attrs import evolve
 from torch import Tensor
 
 from upo.data.batch import Batch
-from upo.methods.common.base import Term
+from upo.methods.common.base import LossTerm
 from upo.methods.common.families import PREFERENCE_METRICS, PairwiseMethod
 from upo.models.logps import ResponseLogps
 
@@ -26,11 +26,11 @@ class ChosenLikelihood(PairwiseMethod):
     nll_per_token: bool = True
     """Whether the likelihood is that of a mean token or that of the whole response."""
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         terms = super().terms(batch, logps, statistics)
         chosen = logps[0::2]
         nll = -(chosen.mean if self.nll_per_token else chosen.logps)
         return terms | {
-            "preference": evolve(terms["preference"], scale=self.preference_weight),
-            "nll": Term(nll, "prompts", scale=self.nll_weight),
+            "preference": evolve(terms["preference"], weight=self.preference_weight),
+            "nll": LossTerm(nll, "prompts", weight=self.nll_weight),
         }

@@ -11,19 +11,19 @@ from attrs import evolve
 from torch import Tensor
 
 from upo.data.batch import Batch, Step
-from upo.methods.common.base import Method, Stage, Term
+from upo.methods.common.base import LossTerm, Method, Stage
 from upo.models.logps import ResponseLogps
 from upo.runtime.collectives import gather_rows
 
 
 @torch.no_grad()
 def step_logps(method: Method, step: Step) -> ResponseLogps:
-    """Log-probs of this rank's responses, all micro-batches one behind the other; fillers run and are left out.
+    """Log-probs of this rank's responses, all micro-batches one behind the other; dummies run and are left out.
 
-    Prompts are counted through the micro-batches; annotated rewards come along, extras do not.
+    Prompts are counted through the micro-batches; annotated rewards come along, outputs do not.
     """
     parts = [(batch, method.response_logps(batch.responses)) for batch in step.micro_batches]
-    parts = [(batch, logps) for batch, logps in parts if not batch.filler] or [(parts[0][0], parts[0][1][:0])]
+    parts = [(batch, logps) for batch, logps in parts if not batch.dummy] or [(parts[0][0], parts[0][1][:0])]
 
     def join(name: str) -> Tensor | None:
         columns = [getattr(logps, name) for _, logps in parts]
@@ -48,7 +48,7 @@ class CoupledLoss(Method):
     def statistics(self, step: Step) -> dict[str, Tensor]:
         """The loss of the step, and for each row of this rank its slope dL/dlogps and the reference's log-prob."""
         mine = step_logps(self, step)
-        preferred = torch.cat([b.preferred[: 0 if b.filler else None] for b in step.micro_batches])  # type: ignore[attr-defined]
+        preferred = torch.cat([b.preferred[: 0 if b.dummy else None] for b in step.micro_batches])  # type: ignore[attr-defined]
         columns = (mine.logps, mine.reference, mine.lengths, preferred)
         rows, own = gather_rows(torch.stack([column.double() for column in columns], dim=1))
         with torch.inference_mode(False), torch.enable_grad():
@@ -62,7 +62,7 @@ class CoupledLoss(Method):
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
         """Gives a micro-batch its own rows of the statistics, so that the reference runs once only."""
-        if batch.filler:
+        if batch.dummy:
             rows, zeros = slice(None), torch.zeros(len(batch.responses.lengths), device=self.device)
             statistics = statistics | {"slopes": zeros, "reference_logps": zeros}
         else:
@@ -71,8 +71,8 @@ class CoupledLoss(Method):
         slopes = step.counts["prompts"] * statistics["slopes"][rows]
         return super().loss_of(batch, step, statistics | {"slopes": slopes}, stage)
 
-    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, Term]:
+    def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         """For every prompt the value of the step's loss; the gradient is that of slopes * logps."""
         change = statistics["slopes"] * (logps.logps - logps.logps.detach())
         values = statistics["coupled"].to(change.dtype).repeat(len(batch.responses.prompt_end))
-        return {"preference": Term(values.index_add(0, logps.prompt_index, change), "prompts")}
+        return {"preference": LossTerm(values.index_add(0, logps.prompt_index, change), "prompts")}
