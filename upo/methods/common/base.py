@@ -180,7 +180,7 @@ class Method(Trained):
                pass. Gradients add up.
             4. The same for the last one, whose loss is returned: Lightning runs its backward pass, in which sharded
                and replicated policies exchange their gradients.
-            5. `configure_gradient_clipping`: the norm is logged, one that is not finite ends the run, then clipping.
+            5. `configure_gradient_clipping`: the norm is logged, then gradients are clipped, each group to its limit.
             6. The optimizer's update, then the scheduler's.
             7. Callbacks (`on_train_batch_end`): moving references, metrics.csv, checkpoints.
         """
