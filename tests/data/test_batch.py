@@ -128,7 +128,7 @@ def test_batches_keep_their_dtypes_move_and_pickle():
     meta = step.to("meta").micro_batches[1]
     assert (
         meta.responses.input_ids.device.type
-        == meta.mismatched.row.device.type
+        == meta.mismatched.response_index.device.type
         == meta["preferred"].device.type
         == "meta"
     )
