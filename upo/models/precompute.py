@@ -110,7 +110,6 @@ class Precompute:
             max_tokens=data.tokens_per_microbatch,
             device=self.device,
             ranks=ranks,
-            costs=[group.cost if data.layout == "packed" else group.padded_cost for group in groups],
             bucket_by_length=True,
             workers=data.workers,
         ):
