@@ -41,6 +41,9 @@ STATES = {"last": "prompt_hidden", "mean": "prompt_mean"}
 REWARD_WEIGHTS = {"readability": 0.05, "safety": 0.95}
 """The paper's w_i."""
 
+LARGEST = 80.0
+"""Exponent lambda (R - V) beyond which weights stay equal: exp(88.8) is infinite in float32."""
+
 
 def auxiliary_loss(
     logps: Float[Tensor, "N"],
@@ -56,9 +59,8 @@ def auxiliary_loss(
 def log_weights(
     objective: Float[Tensor, "N"], value: Float[Tensor, "N"], *, lam: float, clip: float | None = None
 ) -> Float[Tensor, "N"]:
-    """lambda (R - V), at most log clip."""
-    exponent = lam * (objective - value)
-    return exponent if clip is None else exponent.clamp(max=math.log(clip))
+    """lambda (R - V), at most log clip, and at most `LARGEST`."""
+    return (lam * (objective - value)).clamp(max=LARGEST if clip is None else min(math.log(clip), LARGEST))
 
 
 def advantage_weights(
@@ -225,8 +227,8 @@ class AuxiliaryRewards(Method):
         if weights.max() > 20 and not self.warming_up and not self._warned:
             self._warned = True
             warnings.warn(
-                f"an advantage weight reached {weights.max():.0f}: few responses own the auxiliary term; "
-                "let V learn longer (value_warmup_steps, value_lr) or lower lam"
+                f"an advantage weight exp(lam (R - V)) reached {weights.max():.3g}: few responses make up this term; "
+                "normalise R (reward Mixture), let V learn longer (value_warmup_steps), lower lam, or set weight_clip"
             )
 
     def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
