@@ -206,7 +206,7 @@ def test_normalized_weights_survive_rewards_whose_exponential_is_infinite():
     (batch,) = whole.micro_batches
     batch = evolve(batch, responses=evolve(batch.responses, rewards=1e4 * batch.responses.rewards))
     used, plain = weights_of(made, Step((batch,), whole.counts))
-    assert plain.isinf().any() and used.isfinite().all()
+    assert plain.max() > 1e30 and plain.isfinite().all() and used.isfinite().all()
     assert used.max().item() == pytest.approx(10), "one response owns the term"
 
 

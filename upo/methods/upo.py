@@ -41,8 +41,7 @@ STATES = {"last": "prompt_hidden", "mean": "prompt_mean"}
 REWARD_WEIGHTS = {"readability": 0.05, "safety": 0.95}
 """The paper's w_i."""
 
-LARGEST = 80.0
-"""Exponent lambda (R - V) beyond which weights stay equal: exp(88.8) is infinite in float32."""
+LARGEST = 80.0  # of an exponent lambda (R - V): exp(88.8) is infinite in float32
 
 
 def auxiliary_loss(
@@ -59,15 +58,16 @@ def auxiliary_loss(
 def log_weights(
     objective: Float[Tensor, "N"], value: Float[Tensor, "N"], *, lam: float, clip: float | None = None
 ) -> Float[Tensor, "N"]:
-    """lambda (R - V), at most log clip, and at most `LARGEST`."""
-    return (lam * (objective - value)).clamp(max=LARGEST if clip is None else min(math.log(clip), LARGEST))
+    """lambda (R - V), at most log clip."""
+    exponent = lam * (objective - value)
+    return exponent if clip is None else exponent.clamp(max=math.log(clip))
 
 
 def advantage_weights(
     objective: Float[Tensor, "N"], value: Float[Tensor, "N"], *, lam: float, clip: float | None = None
 ) -> Float[Tensor, "N"]:
     """min(exp(lambda (R - V)), clip), not normalised; null does not clip."""
-    return torch.exp(log_weights(objective, value, lam=lam, clip=clip))
+    return log_weights(objective, value, lam=lam, clip=clip).clamp(max=LARGEST).exp()
 
 
 class AuxiliaryRewards(Method):
@@ -206,7 +206,7 @@ class AuxiliaryRewards(Method):
             elif "log_weights" in statistics:
                 weights = statistics["log_weights"][batch.global_index].exp().to(target.dtype)
             else:
-                weights = self.log_weights(logps).exp()
+                weights = self.log_weights(logps).clamp(max=LARGEST).exp()
         auxiliary = auxiliary_loss(logps.logps, logps.lengths, weights, length_normalize=self.length_normalize)
         # a reward that counts against R has its better side below V_i
         places = batch.global_prompt_index if self.training and self.value_dropout else []
