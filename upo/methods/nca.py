@@ -21,7 +21,7 @@ from upo.models.logps import ResponseLogps
 def nca_pair_loss(
     chosen_logratio: Float[Tensor, "pairs"], rejected_logratio: Float[Tensor, "pairs"], *, beta: float
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(R_w) - log sigmoid(-R_w) / 2 - log sigmoid(-R_l) / 2, R = beta r; one value a pair, unreduced."""
+    """-log sigmoid(R_w) - log sigmoid(-R_w) / 2 - log sigmoid(-R_l) / 2, R = beta r; one value per pair, unreduced."""
     chosen, rejected = beta * chosen_logratio, beta * rejected_logratio
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
@@ -35,7 +35,7 @@ def nca_loss(
 ) -> Float[Tensor, "B"]:
     """-sum_k q_k log sigmoid(R_k) - mean_k log sigmoid(-R_k), q = softmax(scores / temperature).
 
-    One value a prompt, unreduced; 2 log 2 where policy and reference agree.
+    One value per prompt, unreduced; 2 log 2 where policy and reference agree.
     """
     better = masked_softmax(scores / temperature, mask) * logsigmoid(rewards)
     noise = logsigmoid(-rewards).masked_fill(~mask, 0.0) / mask.sum(1, keepdim=True)

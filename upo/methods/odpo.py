@@ -31,7 +31,7 @@ def odpo_loss(
     beta: float,
     alpha: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (r_w - r_l) - alpha log(score_w - score_l)); one value a pair, unreduced."""
+    """-log sigmoid(beta (r_w - r_l) - alpha log(score_w - score_l)); one value per pair, unreduced."""
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio) - alpha * score_gap.log())
 
 

@@ -22,7 +22,7 @@ from upo.models.logps import ResponseLogps
 def orpo_loss(chosen_mean: Float[Tensor, "pairs"], rejected_mean: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
     """Equation 7, L_OR: -log sigmoid(log odds(y_w) - log odds(y_l)), odds = p / (1 - p), p = exp(mean log-prob).
 
-    One value a pair, unreduced; log 2 where both responses are equally likely a token.
+    One value per pair, unreduced; log 2 where both responses are equally likely a token.
     """
     return -logsigmoid(log_odds(chosen_mean) - log_odds(rejected_mean))
 
@@ -38,7 +38,7 @@ class ORPO(ChosenLikelihood):
         """
         Args:
             lam: the paper's lambda: weight of the odds-ratio loss beside the chosen response's negative
-                log-likelihood a token, whose weight is 1 (paper: 0.1 for Mistral; 0.2 to 0.25 elsewhere).
+                log-likelihood per token, whose weight is 1 (paper: 0.1 for Mistral; 0.2 to 0.25 elsewhere).
         """
         super().__init__(*args, **kwargs)
         self.preference_weight = lam

@@ -25,7 +25,7 @@ def r_dpo_length_loss(
     beta: float,
     alpha: float,
 ) -> Float[Tensor, "pairs"]:
-    """Equation 9: -log sigmoid(beta (r_w - r_l) + alpha (|w| - |l|)); one value a pair, unreduced."""
+    """Equation 9: -log sigmoid(beta (r_w - r_l) + alpha (|w| - |l|)); one value per pair, unreduced."""
     longer = (chosen_length - rejected_length).to(chosen_logratio.dtype)
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio) + alpha * longer)
 

@@ -28,7 +28,7 @@ def rationale_loss(
 ) -> Float[Tensor, "pairs"]:
     """-gamma log p(r | x, w > l), the paper's; or -log sigmoid(gamma log p(r | x, w > l)), the code's.
 
-    One value a pair, unreduced.
+    One value per pair, unreduced.
     """
     return -logsigmoid(gamma * rationale_logps) if log_sigmoid else -gamma * rationale_logps
 

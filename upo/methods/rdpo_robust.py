@@ -23,7 +23,7 @@ def robust_dpo_loss(
 ) -> Float[Tensor, "pairs"]:
     """[-(1 - eps) log sigmoid(z) + eps log sigmoid(-z)] / (1 - 2 eps), z = beta (r_w - r_l).
 
-    One value a pair, unreduced; log 2 where policy and reference agree. It is -log sigmoid(z) - eps z / (1 - 2 eps).
+    One value per pair, unreduced; log 2 where policy and reference agree. It is -log sigmoid(z) - eps z / (1 - 2 eps).
     """
     z = beta * (chosen_logratio - rejected_logratio)
     return (-(1 - flip_rate) * logsigmoid(z) + flip_rate * logsigmoid(-z)) / (1 - 2 * flip_rate)

@@ -23,7 +23,7 @@ from upo.models.logps import ResponseLogps
 def reward_weighted_loss(
     logps: Float[Tensor, "N"], lengths: Int[Tensor, "N"], rewards: Float[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
-    """-R(x, y) log policy(y|x) / |y|, one value a response, unreduced."""
+    """-R(x, y) log policy(y|x) / |y|, one value per response, unreduced."""
     return -rewards * logps / lengths
 
 

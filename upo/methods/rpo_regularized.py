@@ -33,7 +33,7 @@ class RegularizedPO(ChosenLikelihood, DPO):
         Args:
             beta: strength of the KL constraint, in 1/nats (paper: 0.01 for Mistral, 0.05 for Gemma; 0.5 a token).
             eta: strength of the regulariser; 0 is DPO (paper: 0.005; 0.2 a token).
-            nll_per_token: eta times the likelihood a token, without beta, instead of beta eta times its sum.
+            nll_per_token: eta times the likelihood per token, without beta, instead of beta eta times its sum.
         """
         super().__init__(*args, beta=beta, **kwargs)
         self.nll_weight, self.nll_per_token = eta if nll_per_token else beta * eta, nll_per_token

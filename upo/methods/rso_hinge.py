@@ -18,7 +18,7 @@ from upo.models.logps import ResponseLogps
 def rso_hinge_loss(
     chosen_logratio: Float[Tensor, "pairs"], rejected_logratio: Float[Tensor, "pairs"], *, gamma: float
 ) -> Float[Tensor, "pairs"]:
-    """max(0, 1 - gamma (r_w - r_l)); one value a pair, unreduced; 1 where policy and reference agree."""
+    """max(0, 1 - gamma (r_w - r_l)); one value per pair, unreduced; 1 where policy and reference agree."""
     return (1 - gamma * (chosen_logratio - rejected_logratio)).relu()
 
 

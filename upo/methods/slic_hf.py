@@ -20,7 +20,7 @@ from upo.models.logps import ResponseLogps
 def slic_loss(
     chosen_logps: Float[Tensor, "pairs"], rejected_logps: Float[Tensor, "pairs"], *, delta: float
 ) -> Float[Tensor, "pairs"]:
-    """max(0, delta - log policy(y_w|x) + log policy(y_l|x)), the calibration term; one value a pair, unreduced."""
+    """max(0, delta - log policy(y_w|x) + log policy(y_l|x)), the calibration term; one value per pair, unreduced."""
     return (delta - chosen_logps + rejected_logps).relu()
 
 
@@ -41,7 +41,7 @@ class SLiCHF(ChosenLikelihood):
         Args:
             delta: margin of log-probs that the hinge asks for, in nats (public code: 1).
             lam: the paper's lambda: weight of the chosen response's negative log-likelihood (public code: 0.1).
-            nll_per_token: take that likelihood a token instead of summed over the response (our reading of the paper:
+            nll_per_token: take that likelihood per token instead of summed over the response (our reading of the paper:
                 summed).
         """
         super().__init__(*args, **kwargs)

@@ -50,7 +50,7 @@ class SoftLabelMethod(PairwiseMethod):
     view = SoftPairedView()
 
     def soft_loss(self, chosen: ResponseLogps, rejected: ResponseLogps, soft_labels: Tensor) -> Tensor:
-        """One value a pair [B], unreduced."""
+        """One value per pair [B], unreduced."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:

@@ -32,7 +32,7 @@ def sparse_po_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(U - V) of masked sums, in nats; one value a pair, unreduced.
+    """-log sigmoid(U - V) of masked sums, in nats; one value per pair, unreduced.
 
     U = beta (sum_t m_u log(policy / reference) of the chosen response - that of the rejected one),
     V = beta (sum_t m_d KL(reference || policy) of the rejected response - that of the chosen one).

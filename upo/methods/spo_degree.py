@@ -31,7 +31,7 @@ from upo.models.logps import ResponseLogps
 
 
 def degree_loss(logits: Float[Tensor, "N degrees"], degrees: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """Cross-entropy of the degree of loss, one value a response or copy, unreduced."""
+    """Cross-entropy of the degree of loss, one value per response or copy, unreduced."""
     return nn.functional.cross_entropy(logits, degrees, reduction="none")
 
 

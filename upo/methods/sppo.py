@@ -34,7 +34,7 @@ def sppo_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """(r_w - (P_w - 1/2) / beta)^2 + (r_l - (P_l - 1/2) / beta)^2, beta = 1 / eta; one value a pair, unreduced."""
+    """(r_w - (P_w - 1/2) / beta)^2 + (r_l - (P_l - 1/2) / beta)^2, beta = 1 / eta; one value per pair, unreduced."""
     return (chosen_logratio - (chosen_win - 0.5) / beta) ** 2 + (rejected_logratio - (rejected_win - 0.5) / beta) ** 2
 
 

@@ -34,12 +34,12 @@ Pairs = Float[Tensor, "pairs"]
 
 
 def improver_loss(w_w: Pairs, l_w: Pairs, w_l: Pairs, l_l: Pairs, *, beta: float) -> Pairs:
-    """L_q, one value a pair; `l_w` is Q(l|w), the log-ratio of the rejected response where the chosen one is shown."""
+    """L_q, one value per pair; `l_w` is Q(l|w), the log-ratio of the rejected response where the chosen one is shown."""
     return (0.5 - beta * (w_l - l_l)) ** 2 + (0.5 - beta * (w_w - l_w)) ** 2
 
 
 def generator_loss(r_w: Pairs, r_l: Pairs, w_w: Pairs, l_w: Pairs, w_l: Pairs, l_l: Pairs, *, beta: float) -> Pairs:
-    """L_pi, one value a pair, unreduced; 1/4 where policy and reference agree."""
+    """L_pi, one value per pair, unreduced; 1/4 where policy and reference agree."""
     return (0.5 - beta * (r_w - r_l) - beta / 2 * (w_l - w_w + l_l - l_w)) ** 2
 
 

@@ -35,7 +35,7 @@ def step_apo_loss(
 ) -> Float[Tensor, "pairs"]:
     """-log sigmoid(z), z = beta (r_w - r_l) - alpha (Q_w - Q_l); alpha is not multiplied by beta.
 
-    Smoothed as DPO's loss: -(1 - eps) log sigmoid(z) - eps log sigmoid(-z). One value a pair, unreduced; a large gap of
+    Smoothed as DPO's loss: -(1 - eps) log sigmoid(z) - eps log sigmoid(-z). One value per pair, unreduced; a large gap of
     Q asks for a large margin.
     """
     z = beta * (chosen_logratio - rejected_logratio) - alpha * q_gap.detach()

@@ -28,7 +28,7 @@ def tdpo1_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (u - delta)), u = r_w - r_l, delta = K(y_l) - K(y_w); one value a pair, unreduced.
+    """-log sigmoid(beta (u - delta)), u = r_w - r_l, delta = K(y_l) - K(y_w); one value per pair, unreduced.
 
     K(y) = sum_t KL(reference(.|x, y_<t) || policy(.|x, y_<t)), in nats.
     """
@@ -44,7 +44,7 @@ def tdpo2_loss(
     beta: float,
     alpha: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (u - alpha delta)), delta = K(y_l) - sg[K(y_w)]; one value a pair, unreduced."""
+    """-log sigmoid(beta (u - alpha delta)), delta = K(y_l) - sg[K(y_w)]; one value per pair, unreduced."""
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio - alpha * (rejected_kl - chosen_kl.detach())))
 
 

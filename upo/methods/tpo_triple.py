@@ -1,7 +1,7 @@
 """TPO, Triple Preference Optimization (Saeidi et al., 2024), https://arxiv.org/abs/2405.16681.
 
 A contrast between chosen and rejected without a reference, and in the same stage likelihood of a third, gold response.
-TPO-L contrasts log-probs a token with a target margin, as SimPO does. The losses, and beta and alpha of the first
+TPO-L contrasts log-probs per token with a target margin, as SimPO does. The losses, and beta and alpha of the first
 version, are those of the authors' code; gamma's reading is SimPO's. What their code calls "reference" is the gold
 response, not a model. Deviation: the likelihood is the mean over a response's tokens, then over triples; their code
 averages over all tokens of a micro-batch, which would weigh triples by how a step is cut.
@@ -30,7 +30,7 @@ def tpo_loss(
 ) -> Float[Tensor, "triples"]:
     """-log sigmoid(beta (p_w - p_l) - gamma), p the log-probs: sums in TPO (gamma 0), means over tokens in TPO-L.
 
-    One value a triple, unreduced. TPO adds alpha times the gold response's negative mean log-prob.
+    One value per triple, unreduced. TPO adds alpha times the gold response's negative mean log-prob.
     """
     return -logsigmoid(beta * (chosen - rejected) - gamma)
 
@@ -92,7 +92,7 @@ class TPO(PairwiseMethod):
 
 
 class TPOL(TPO):
-    """TPO-L: the contrast of log-probs a token, with a margin."""
+    """TPO-L: the contrast of log-probs per token, with a margin."""
 
     reward_is_log_odds = False
     length_normalized: ClassVar[bool] = True
@@ -107,7 +107,7 @@ class TPOL(TPO):
     ):
         """
         Args:
-            beta: scale of the difference of log-probs a token (later version of the paper: 0.01).
+            beta: scale of the difference of log-probs per token (later version of the paper: 0.01).
             alpha: weight of the gold response's likelihood (later version: 1).
             gamma: target margin, in units of the scaled difference (later version: 0.5).
         """

@@ -49,7 +49,7 @@ def auxiliary_loss(
     *,
     length_normalize: bool = True,
 ) -> Float[Tensor, "N"]:
-    """-sg[weights] log policy(y|x) / |y|, one value a response, unreduced (equation 10)."""
+    """-sg[weights] log policy(y|x) / |y|, one value per response, unreduced (equation 10)."""
     return -weights.detach() * (logps / lengths if length_normalize else logps)
 
 

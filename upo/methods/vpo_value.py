@@ -29,7 +29,7 @@ def vpo_loss(
 ) -> Float[Tensor, "pairs"]:
     """-log sigmoid(beta (r_w - r_l)) -+ alpha beta r_cal: minus offline (pessimism), plus online (optimism).
 
-    One value a pair, unreduced; log 2 where policy and reference agree. r_cal: the log-ratio of a response to the same
+    One value per pair, unreduced; log 2 where policy and reference agree. r_cal: the log-ratio of a response to the same
     prompt by the calibration policy.
     """
     sign = 1 if online else -1

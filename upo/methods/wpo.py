@@ -25,7 +25,7 @@ def wpo_weights(
 ) -> Float[Tensor, "pairs"]:
     """min(1, omega(y_w) omega(y_l)), omega(y) = exp(alignment), without gradient.
 
-    `alignment` is the mean over the tokens of log p(y_t) - log sum_v p_v^2, in nats a token.
+    `alignment` is the mean over the tokens of log p(y_t) - log sum_v p_v^2, in nats per token.
     """
     return (chosen_alignment + rejected_alignment).detach().clamp(max=0).exp()
 
@@ -38,7 +38,7 @@ def wpo_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
-    """-w log sigmoid(beta (r_w - r_l)), or w times DPO's smoothed loss; one value a pair, unreduced."""
+    """-w log sigmoid(beta (r_w - r_l)), or w times DPO's smoothed loss; one value per pair, unreduced."""
     return weights * dpo_loss(chosen_logratio, rejected_logratio, beta=beta, label_smoothing=label_smoothing)
 
 

@@ -46,7 +46,7 @@ class Method(Trained):
     """Those of `metric_names` that are scalars of `statistics`, one a step; the others come from `update_metrics`."""
     reference: Reference | None
     length_normalized: ClassVar[bool] = False
-    """Whether the loss reads log-probs a token (`.mean`) instead of their sums; the list of methods says so."""
+    """Whether the loss reads log-probs per token (`.mean`) instead of their sums; the list of methods says so."""
     reward_is_log_odds: ClassVar[bool] = False
     """Whether sigmoid(reward difference) is the probability of being preferred that the method fits (Bradley-Terry)."""
     initial_loss: ClassVar[float | None] = None

@@ -25,7 +25,7 @@ class PairwiseMethod(Method):
     metric_names = PREFERENCE_METRICS
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        """One value a pair [B], unreduced."""
+        """One value per pair [B], unreduced."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
@@ -43,7 +43,7 @@ class UnpairedMethod(Method):
     metric_names = PREFERENCE_METRICS
 
     def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
-        """One value a response [N], unreduced."""
+        """One value per response [N], unreduced."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
@@ -61,7 +61,7 @@ class ListwiseMethod(Method):
     metric_names = PREFERENCE_METRICS
 
     def loss(self, responses: ResponseLogps, scores: Tensor, mask: Tensor) -> Tensor:
-        """One value a prompt [B], unreduced, from lists [B, K]; outside `mask` stands a copy to ignore."""
+        """One value per prompt [B], unreduced, from lists [B, K]; outside `mask` stands a copy to ignore."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:

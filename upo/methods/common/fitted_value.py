@@ -64,7 +64,7 @@ class FittedValue(Method):
         """Of every response as it was read, by split."""
 
     def loss(self, logps: ResponseLogps, advantage: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
-        """One value a response [N], unreduced; all advantages are positive."""
+        """One value per response [N], unreduced; all advantages are positive."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:

@@ -15,7 +15,7 @@ class LossTerm:
     """One addend of the loss, unreduced."""
 
     values: Tensor
-    """One value a prompt (a pair is one), response, or response token of the micro-batch."""
+    """One value per prompt (a pair is one), response, or response token of the micro-batch."""
     mean_over: MeanOver
     """What the values are averaged over, in the GLOBAL step."""
     weight: float = field(default=1.0, kw_only=True)
