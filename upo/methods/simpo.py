@@ -1,7 +1,8 @@
 """SimPO, Simple Preference Optimization (Meng, Xia, Chen, 2024), https://arxiv.org/abs/2405.14734.
 
 Differs from DPO: no reference; the reward is the log-prob averaged over tokens, and the chosen response must win by a
-margin gamma. Deviations: none; the official code stores gamma / beta (`gamma_beta_ratio`), the paper gamma, as here.
+margin gamma. Verified in the official code, which stores gamma / beta (`gamma_beta_ratio`); the paper and this class
+take gamma. Deviations: none.
 """
 
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ class SimPO(PairwiseMethod):
         """
         Args:
             beta: scale of the reward, in 1/nats per token (official runs: 2.0 to 2.5, 10 for newer models).
-            gamma: margin by which beta (a_w - a_l) must be won (official default: 0.25 beta; runs: 0.1 to 0.8 beta).
+            gamma: target margin of beta (a_w - a_l), no unit (official code: 0.25 beta; its runs: 0.1 to 0.8 beta).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.gamma = beta, gamma
