@@ -206,7 +206,7 @@ def test_help_holds_our_docstrings(capsys) -> None:
         main(["--model.help", "UPO"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    for words in ("weight of the auxiliary term", "tau is [C]", "risk aversion", "the model to train"):
+    for words in ("weight of the auxiliary term", "tau is ours", "risk aversion", "the model to train"):
         assert " ".join(words.split()) in " ".join(text.split()), words
 
 

@@ -93,7 +93,7 @@ def test_reference_free_losses_need_no_reference():
 
 @pytest.mark.parametrize("kind", [ODPO, KTO, KTOPair, SparsePO, partial(MODPO, reward_weights={"r": 0.5})])
 def test_methods_that_need_more_than_pairs_are_refused(kind):
-    with pytest.raises(UserError, match=r"losses\.b: \w+ looks at whole steps"):
+    with pytest.raises(UserError, match=r"losses\.b: \w+ needs statistics of whole steps"):
         made(MPO, losses={"a": DPO, "b": kind})
 
 

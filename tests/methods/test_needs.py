@@ -61,7 +61,7 @@ def test_a_stored_reference_is_taken_or_refused_when_the_method_is_made(kind, tm
         kind(Policy(path="nowhere"), StoredReference(), **options)
         return
     with pytest.raises(UserError, match=rf"^{kind.__name__} needs .* of each token from the reference, StoredReference "
-                       r"knows only logps of each response; set model\.reference: FrozenReference$"):  # fmt: skip
+                       r"provides only logps of each response; set model\.reference: FrozenReference$"):  # fmt: skip
         kind(Policy(path="nowhere"), StoredReference(), **options)
 
 
@@ -103,13 +103,17 @@ def test_scores_that_are_no_log_probs_are_refused_where_these_are_needed():
         provides = frozenset({"reward"})
         build = logps = None
 
-    with pytest.raises(UserError, match=r"X needs logps of each response from the reference, Scores knows only reward"):
+    with pytest.raises(
+        UserError, match=r"X needs logps of each response from the reference, Scores provides only reward"
+    ):
         check_needs("X", DPO_NEEDS, policy(), Scores())
     check_needs("X", Needs(reference=SUMS, normalized=False), policy(), Scores())
 
 
 def test_each_reference_says_what_to_do_where_it_is_too_little():
-    with pytest.raises(UserError, match=r"TDPO2 needs kl .*ExtrapolatedReference knows only .*; remove the callback"):
+    with pytest.raises(
+        UserError, match=r"TDPO2 needs kl .*ExtrapolatedReference provides only .*; remove the callback"
+    ):
         made(TDPO2).set_reference(ExtrapolatedReference())
     for reference in (FrozenReference(), AdapterReference()):
         method = made(TDPO2)

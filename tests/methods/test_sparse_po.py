@@ -137,7 +137,9 @@ def test_policy_and_masks_learn_and_the_reference_does_not(common):
 
 
 def test_a_reference_without_states_is_refused_by_a_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"needs .*layers.* of each token .*StoredReference knows only .*; set model"):
+    with pytest.raises(
+        UserError, match=r"needs .*layers.* of each token .*StoredReference provides only .*; set model"
+    ):
         SparsePO(policy(), StoredReference(folder=str(tmp_path)))
 
 

@@ -194,7 +194,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Aligns a language model with preferences and designers' objectives.
 
     A run is one YAML (experiments/ has one for each method) plus overrides such as --model.beta 0.2. --print_config
-    prints the whole configuration, defaults included, and trains nothing. [C] marks a default that a paper leaves open.
+    prints the whole configuration, defaults included, and trains nothing. Brackets say where a default comes from:
+    (paper: x), (official code: x), (from knowledge: x) recalled and not confirmed, (ours) no source has a value.
     """
     keep_memory()
     with short_errors():

@@ -98,14 +98,12 @@ class PreferenceData(pl.LightningDataModule):
 
     def examples(self) -> tuple[list[Example], list[Example]]:
         """Training and validation examples as the sources give them, split by prompt; nothing is tokenised."""
-        train: list[tuple[list[Example], float]] = []
         every = [(source, source.examples(self.report)) for source in self.sources]
         known = [example for _, examples in every for example in examples]
         if not known:
             raise UserError("no usable example in any source; the data report says why")
         held_out = {prompt_key(e.prompt) for e in split_by_prompt(known, self.validation, self.split_seed)[1]}
-        for source, examples in every:
-            train.append(([e for e in examples if prompt_key(e.prompt) not in held_out], source.weight))
+        train = [([e for e in part if prompt_key(e.prompt) not in held_out], source.weight) for source, part in every]
         return mix(train, self.split_seed), [e for e in known if prompt_key(e.prompt) in held_out]
 
     def prepare(
@@ -164,13 +162,8 @@ class PreferenceData(pl.LightningDataModule):
         self.train, self.val = self._steps(round.train), self._steps(round.val)
 
     def _steps(self, split: Split) -> StepData:
-        return StepData(
-            split,
-            layout=self.layout,
-            tokens_per_microbatch=self.tokens_per_microbatch,
-            pad_id=self.pad_id,
-            rewards=self.columns,
-        )
+        options = {"tokens_per_microbatch": self.tokens_per_microbatch, "pad_id": self.pad_id}
+        return StepData(split, layout=self.layout, rewards=self.columns, **options)
 
     # ---- Lightning -------------------------------------------------------------------------------------------
 
@@ -239,8 +232,8 @@ class PreferenceData(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         learned = {name: state for name, reward in self.rewards.items() if (state := reward.state())}
-        state = {"seed": self.seed, "rewards": learned}
-        return state if self.feeding is None else state | {"feeding": self.feeding.state_dict()}
+        feeding = {} if self.feeding is None else {"feeding": self.feeding.state_dict()}
+        return {"seed": self.seed, "rewards": learned} | feeding
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["seed"] != self.seed:

@@ -1,6 +1,6 @@
-"""One method, one file."""
+"""One method, one file; `python -m upo.methods` lists them, `common/` holds what they share."""
 
-import upo.models.stored_reference  # noqa: F401  makes its short name known
+import upo.models.stored_reference  # noqa: F401  so that its short name can be used in YAMLs
 from upo.methods.a_lol import ALOL, ALOLKL, ALOLRefFree, ALOLSequence
 from upo.methods.aot import AOTPaired, AOTUnpaired
 from upo.methods.apo_anchored import APODown, APOZero

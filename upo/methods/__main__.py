@@ -10,19 +10,19 @@ README = Path(__file__).with_name("README.md")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Lists the methods; with a name shows one of them: paper, equation, data, arguments with their defaults."""
+    """Lists the methods; with a name, describes one: paper, equation, data, arguments with their defaults."""
     from upo.cli.command import ShortErrors
     from upo.methods.common.catalog import describe, entries, find, markdown
 
     parser = ShortErrors(prog="python -m upo.methods", description=main.__doc__)
     parser.add_argument("name", nargs="?", type=str | None, help="e.g. SimPO")
-    parser.add_argument("--write", type=bool, default=False, help="makes upo/methods/README.md again")
-    given = parser.parse_args(args)
-    if given.write:
+    parser.add_argument("--write", type=bool, default=False, help="write upo/methods/README.md anew")
+    options = parser.parse_args(args)
+    if options.write:
         README.write_text(markdown())
-    elif given.name is not None:
+    elif options.name is not None:
         try:
-            print("\n".join(describe(find(given.name))))
+            print("\n".join(describe(find(options.name))))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
@@ -31,8 +31,8 @@ def main(args: Sequence[str] | None = None) -> None:
         for e in entries():
             print(f"{e.name:{width}}  {e.title} [{e.batch}{', no reference' if e.reference == 'no' else ''}]")
         print(
-            "\n[in brackets: what an example must give; most need a reference model beside the policy]\n"
-            "python -m upo.methods NAME shows one: paper, equation, data, an experiment, arguments with their defaults"
+            "\n[in brackets: the kind of data; methods need a reference model unless they say `no reference`]\n"
+            "python -m upo.methods NAME describes one: paper, equation, data, an experiment, arguments with defaults"
         )
 
 

@@ -1,19 +1,21 @@
 """A-LOL, Advantage-Leftover Lunch (Baheti et al., 2024), https://arxiv.org/abs/2305.14718.
 
-Offline policy gradient with the whole response as one action, on the responses that are better than expected:
-A = r - V(x), V fitted before training and frozen (`methods/common/fitted_value.py`), r = label + designers' R as in
-UPO's baseline; responses with A <= 0 are dropped. With `data.sampler: upo.data.priority.PrioritySampler` the others are
-drawn in proportion to A, on top of their weight in the loss, as the authors do; without it they come equally often.
+Offline policy gradient with the whole response as one action, trained only on responses of positive advantage
+A = r - V(x). The reward r is the label plus the weighted auxiliary rewards, as in the UPO paper's baseline. V is fitted
+before training and then frozen (`methods/common/fitted_value.py`); responses with A <= 0 are dropped. With
+`data.sampler: upo.data.priority.PrioritySampler` the others are drawn in proportion to A, in addition to their weight
+in the loss, as in the official code; without it all are drawn equally often.
 
     ALOL          - A clip(pi / ref, 1 - c, 1 + c) log pi           the ratio of whole responses
     ALOLSequence  - A sum_t clip(pi_t / ref_t, 1 - c, 1 + c) log pi_t
     ALOLRefFree   - A log pi
     ALOLKL        - A log pi + beta (log pi - log ref)
 
-Ratios and advantages carry no gradient. Deviations: V is a head on the policy's states at the prompt's end and is
-fitted to the training data's rewards, where the authors fit attention pooling to those of the reference's own samples:
-with few prompts V may learn single responses by heart, so keep `value_warmup_steps` small. Where A < beta, ALOLKL
-pushes a response DOWN: its second term is taken over data, and is no divergence there.
+Ratios and advantages carry no gradient. Deviations: V is a head on the policy's hidden state at the end of the prompt
+and is fitted to the rewards of the training data; the authors fit attention pooling to rewards of samples from the
+reference. With few prompts such a head may memorise single responses, so keep `value_warmup_steps` small.
+Where A < beta, ALOLKL lowers a response's likelihood: its second term is a mean over the data, not over samples of the
+policy, and therefore no KL divergence.
 """
 
 import math
@@ -30,7 +32,7 @@ from upo.models.logps import ResponseLogps
 
 
 def clipped_ratio(logratio: Float[Tensor, "_"], *, clip: float) -> Float[Tensor, "_"]:
-    """clip(pi / ref, 1 - c, 1 + c), without gradient; clipped as a logarithm, because exp of a sum overflows."""
+    """clip(pi / ref, 1 - c, 1 + c), without gradient; the logarithm is clipped, because exp of it could overflow."""
     low = math.log1p(-clip) if clip < 1 else -math.inf
     return torch.exp(logratio.detach().clamp(low, math.log1p(clip)))
 
@@ -53,7 +55,7 @@ def a_lol_sequence_loss(
     """-sg[A] sum_t sg[clip(pi_t / ref_t, 1 - c, 1 + c)] log pi_t of each response, unreduced.
 
     Args:
-        row: which of the N responses a token belongs to.
+        row: index in [0, N) of the response that each token belongs to.
     """
     weighted = clipped_ratio(token_logratio, clip=clip) * token_logps
     return -advantage.detach() * weighted.new_zeros(len(advantage)).index_add(0, row, weighted)
@@ -79,7 +81,7 @@ class ALOL(FittedValue):
     def __init__(self, *args: Any, clip: ClosedUnitInterval = 0.9, **kwargs: Any):
         """
         Args:
-            clip: c, how far the ratio may leave 1 before its weight stays the same (paper: 0.9); 0 is ALOLRefFree.
+            clip: c, in [0, 1]: the ratio is clipped to [1 - c, 1 + c] (paper: 0.9); 0 is ALOLRefFree.
         """
         super().__init__(*args, **kwargs)
         self.clip = clip
@@ -97,9 +99,10 @@ class ALOLSequence(ALOL):
     needs = ALOL.needs | Needs(policy={"token_logps"}, reference={"token_logps"})
 
     def loss(self, logps: ResponseLogps, advantage: Tensor) -> Tensor:
-        ours, theirs = (x["token_logps"] for x in (logps.outputs, logps.reference_outputs))
+        token_logps = logps.outputs["token_logps"]
+        token_logratio = token_logps - logps.reference_outputs["token_logps"]
         assert logps.response_index is not None
-        return a_lol_sequence_loss(ours, ours - theirs, advantage, logps.response_index, clip=self.clip)
+        return a_lol_sequence_loss(token_logps, token_logratio, advantage, logps.response_index, clip=self.clip)
 
 
 class ALOLRefFree(FittedValue):
@@ -117,7 +120,7 @@ class ALOLKL(FittedValue):
     def __init__(self, *args: Any, beta: NonNegativeFloat = 0.1, **kwargs: Any):
         """
         Args:
-            beta: weight of the log-ratio, in units of reward/nats (paper: about 0.1; the authors' code: 0).
+            beta: weight of the log-ratio, in units of reward/nats (paper: about 0.1; official code: 0).
         """
         super().__init__(*args, **kwargs)
         self.beta = beta

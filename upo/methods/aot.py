@@ -1,13 +1,13 @@
 """AOT, Alignment via Optimal Transport (Melnyk et al., 2024), https://arxiv.org/abs/2406.05882.
 
-DPO wants every pair to be won; AOT wants the DISTRIBUTION of chosen rewards to dominate that of rejected ones at every
-quantile. In one dimension the optimal coupling of two samples is sorting, so DPO's loss is taken between values of
-equal rank. Paired: margins of the policy against margins of the reference. Unpaired: rewards of desirable against
-undesirable responses, which may come from different prompts and in different numbers.
+DPO asks for a margin in every pair. AOT asks that the DISTRIBUTION of chosen rewards dominates that of rejected rewards
+at every quantile. In one dimension the optimal coupling of two samples is sorting, so DPO's loss is taken between
+values of equal rank. Paired: margins of the policy against margins of the reference. Unpaired: rewards of desirable
+against rewards of undesirable responses, which may answer different prompts and may differ in number.
 
-Deviations: sorted over the GLOBAL step (sorting micro-batches decays to DPO where they hold one pair); hard sort only;
-unequal numbers are coupled exactly by their quantile functions (reference implementations want equal halves).
-Verified: the losses, in reference code. Note: older TRL calls the unpaired loss `aot_pair`.
+Verified: the losses, in TRL. Deviations: values are sorted over the GLOBAL step (sorted within micro-batches of one
+pair, the loss would be DPO's); hard sort only; unequal numbers are coupled exactly by their quantile functions, where
+TRL wants equal halves. TRL up to 0.23 calls the unpaired loss `aot_pair`.
 """
 
 from typing import Any
@@ -33,7 +33,10 @@ def aot_paired_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (u_(i) - v_(i))), u and v the sorted margins of policy and reference; one value a rank."""
+    """-log sigmoid(beta (u_(i) - v_(i))), u and v the sorted margins of policy and reference.
+
+    One value per rank i of the sorted order, unreduced.
+    """
     u = (chosen_logps - rejected_logps).sort().values
     v = (chosen_reference - rejected_reference).sort().values
     return dpo_loss(u, v, beta=beta, label_smoothing=label_smoothing)
@@ -46,18 +49,21 @@ def aot_unpaired_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Tensor, "couples"], Float[Tensor, "couples"]]:
-    """-log sigmoid(beta (u_(i) - v_(j))) of every couple that the sorted log-ratios form, and the couples' masses.
+    """-log sigmoid(beta (u_(i) - v_(j))) of every couple (i, j) of the optimal coupling, and the couples' masses.
 
-    Masses sum to 1, the loss is the mean under them; n = m couples equal ranks with mass 1/n. Without a response of
-    either kind there are no couples.
+    u and v are the sorted log-ratios of desirable and undesirable responses. Masses are positive and sum to 1; the loss
+    is the mean weighted by them. With n = m the couples are those of equal rank, each of mass 1/n. Where n or m is 0,
+    both results are empty.
     """
     n, m = len(desirable_logratio), len(undesirable_logratio)
     if n == 0 or m == 0:
         empty = torch.cat([desirable_logratio, undesirable_logratio])[:0]
         return empty, empty
     device = desirable_logratio.device
-    own, other = torch.arange(1, n + 1, device=device) * m, torch.arange(1, m + 1, device=device) * n
-    ends = torch.cat([own, other]).unique()  # where either quantile function jumps, in units of 1 / (n m): exact
+    # The quantile functions jump at i / n and at j / m; in units of 1 / (n m) these are integers, hence exact.
+    jumps_u = torch.arange(1, n + 1, device=device) * m
+    jumps_v = torch.arange(1, m + 1, device=device) * n
+    ends = torch.cat([jumps_u, jumps_v]).unique()
     masses = ends.diff(prepend=ends.new_zeros(1)).to(desirable_logratio.dtype) / (n * m)
     u = desirable_logratio.sort().values[(ends - 1) // m]
     v = undesirable_logratio.sort().values[(ends - 1) // n]
@@ -73,7 +79,7 @@ class AOTPaired(CoupledLoss, PairwiseMethod):
         """
         Args:
             beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (paper: 0.01).
-            label_smoothing: probability that a label is flipped, in [0, 0.5); 0 is the paper's logistic loss.
+            label_smoothing: probability that a pair's label is flipped, in [0, 0.5) (paper: 0, the logistic loss).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.label_smoothing = beta, label_smoothing
@@ -95,7 +101,7 @@ class AOTUnpaired(CoupledLoss, UnpairedMethod):
         """
         Args:
             beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (paper: 0.01).
-            label_smoothing: probability that labels are flipped, in [0, 0.5); 0 is the paper's logistic loss.
+            label_smoothing: probability that labels are flipped, in [0, 0.5) (paper: 0, the logistic loss).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.label_smoothing = beta, label_smoothing

@@ -1,10 +1,11 @@
 """ASFT, Aligned Supervised Fine-Tuning (Wang et al., 2024), https://arxiv.org/abs/2409.10571.
 
-Differs from ORPO: the log-odds of each response have an absolute target instead of their difference, so the loss is
-pointwise and never below ORPO's. With beta = 1 it is -(1 + lambda) a_w - lambda log(1 - exp(a_l)), with a the mean
-log-prob of a token: imitation of the chosen and unlikelihood of the rejected response.
+Differs from ORPO: the log-odds of each response are pushed in an absolute direction, where ORPO looks only at their
+difference; the loss is pointwise and never below ORPO's. With beta = 1 the whole loss is
+-(1 + lambda) a_w - lambda log(1 - exp(a_l)), a the mean log-prob per token: likelihood of the chosen response and
+unlikelihood of the rejected one.
 Partly verified: the loss follows its restatement in https://arxiv.org/abs/2502.01237, which also adds beta; lambda's
-default is from knowledge. Deviations: the likelihood's mean is over pairs, not over the tokens of a micro-batch.
+default is from knowledge. Deviations: the likelihood is averaged over pairs, not over the tokens of a micro-batch.
 """
 
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ def asft_loss(
 ) -> Float[Tensor, "pairs"]:
     """L_align: -log sigmoid(beta log odds(y_w)) - log sigmoid(-beta log odds(y_l)), p = exp(mean log-prob).
 
-    One value a pair, unreduced.
+    One value per pair, unreduced.
     """
     return -logsigmoid(beta * log_odds(chosen_mean)) - logsigmoid(-beta * log_odds(rejected_mean))
 
@@ -39,9 +40,9 @@ class ASFT(ChosenLikelihood):
     def __init__(self, *args: Any, lam: PositiveFloat = 0.1, beta: PositiveFloat = 1.0, **kwargs: Any):
         """
         Args:
-            lam: lambda: weight of the alignment loss beside the chosen response's negative log-likelihood a token,
-                whose weight is 1 (about 0.1 in the paper, from knowledge; 1 was best in 2502.01237).
-            beta: scale of the log-odds; 1 is the paper, others are of 2502.01237.
+            lam: lambda, weight of the alignment loss; the chosen response's negative log-likelihood per token has
+                weight 1 (from knowledge, paper: about 0.1; 1 was best in 2502.01237).
+            beta: scale of the log-odds, no unit (paper: 1; 2502.01237 varies it).
         """
         super().__init__(*args, **kwargs)
         self.preference_weight, self.beta = lam, beta

@@ -1,16 +1,16 @@
 """beta-DPO, DPO with dynamic beta (Wu et al., NeurIPS 2024), https://arxiv.org/abs/2407.08639.
 
-Differs from DPO: beta of a step follows the mean gap M_i = r_w - r_l of its pairs, and pairs with unusual gaps are left
-out by chance. With m the momentum, over the GLOBAL step:
+Differs from DPO: beta of a step follows the mean gap M_i = r_w - r_l of its pairs, and pairs with unusual gaps are
+dropped at random. With m the momentum, over the N pairs of the GLOBAL step:
 
     M0 <- m M0 + (1 - m) mean(M)        S0 <- m S0 + (1 - m) std(M)        both from 0, updated before use
     keep (1 - rho) N pairs, drawn without replacement with weights exp(-(M_i - M0)^2 / (2 S0^2))
     beta = max(0.001, beta_0 (1 + a (mean of kept M - M0)))                 L = mean over kept of -log sigmoid(beta M_i)
 
-Verified in the official code. There M carries no beta, unlike in the paper; so does it here, and `a` is per nat.
-Deviations: one draw for the whole step, the same however it is cut, from a generator of its own (the code draws by rank
-from independent ones); nothing is left out while S0 is below 0.001 nats (0/0 at the start); validation is DPO's loss at
-beta_0 and moves no average.
+Verified in the official code. There M is a log-ratio without beta, unlike in the paper; it is so here as well, which
+makes 1/nats the unit of `a`. Deviations: pairs are drawn once for the whole step, from a generator of its own, and do
+not depend on how the step is split (in the official code each rank draws by itself); no pair is dropped while S0 is
+below 0.001 nats (0/0 at the start); validation computes DPO's loss at beta_0 and leaves the averages unchanged.
 """
 
 import math
@@ -36,32 +36,40 @@ from upo.runtime.seeding import seed_at
 def draw_pairs(
     gaps: Float[Tensor, "pairs"], mean: float, spread: float, *, kept: int, generator: torch.Generator
 ) -> Bool[Tensor, "pairs"]:
-    """Which `kept` pairs stay: drawn without replacement with weights exp(-(M - M0)^2 / (2 S0^2)).
+    """Mask of the pairs to keep, drawn without replacement with weights exp(-(M - M0)^2 / (2 S0^2)).
 
-    The largest of log-weight + Gumbel noise, which cannot underflow; noise goes by the gaps' order, so that the result
-    depends on the gaps and not on how they are arranged.
+    The draw takes the largest values of log-weight + Gumbel noise, which cannot underflow. Noise is assigned to the
+    sorted gaps, so that the result does not depend on the order of the pairs.
+
+    Args:
+        gaps: M of each pair, in nats.
+        mean: M0, in nats.
+        spread: S0 > 0, in nats.
+        kept: how many pairs to keep.
     """
     order = gaps.argsort()
     uniform = torch.rand(len(gaps), generator=generator, dtype=torch.float64).to(gaps.device)
     keys = -((gaps[order] - mean) ** 2) / (2 * spread**2) - torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
-    stays = torch.zeros(len(gaps), dtype=torch.bool, device=gaps.device)
-    stays[order[keys.topk(kept).indices]] = True
-    return stays
+    mask = torch.zeros(len(gaps), dtype=torch.bool, device=gaps.device)
+    mask[order[keys.topk(kept).indices]] = True
+    return mask
 
 
 def dynamic_beta(kept_mean: float, mean: float, *, beta: float, a: float) -> float:
-    """max(0.001, beta_0 (1 + a (mean of kept M - M0))), no gradient."""
+    """max(0.001, beta_0 (1 + a (mean of kept M - M0))), in 1/nats."""
     return max(1e-3, beta * (1 + a * (kept_mean - mean)))
 
 
 class BetaDPO(PairwiseMethod):
-    """DPO with dynamic beta and a filter of unusual pairs"""
+    """DPO with dynamic beta and a filter of unusual pairs."""
 
     initial_loss = 0.693147
     logged_statistics = ("beta", "gaps/mean", "gaps/spread")
     metric_names = (*PREFERENCE_METRICS, *logged_statistics)
     gap_mean: Tensor
+    """M0, in nats."""
     gap_spread: Tensor
+    """S0, in nats."""
 
     def __init__(
         self,
@@ -75,21 +83,23 @@ class BetaDPO(PairwiseMethod):
     ):
         """
         Args:
-            beta: beta_0, in 1/nats: that of a step with an average gap (paper: 0.1).
-            a: how much beta grows with the gap, in 1/nats; 0 is a fixed beta (paper: 0.6).
-            rho: share of pairs that is left out of each step, in [0, 1) (paper: 0.2).
-            momentum: m of the moving averages, in [0, 1) (code: 0.9).
-            filter_seed: of the draws; each step has its own.
+            beta: beta_0, the beta of a step whose mean gap is M0, in 1/nats (paper: 0.1).
+            a: how much beta grows with the mean gap, in 1/nats; 0 keeps beta fixed (paper: 0.6).
+            rho: share of the pairs of a step that is dropped, in [0, 1) (paper: 0.2).
+            momentum: m of the moving averages, in [0, 1) (official code: 0.9).
+            filter_seed: seed of the random drops, combined with the number of the step.
         """
         super().__init__(*args, **kwargs)
-        self.beta, self.a, self.rho, self.momentum, self.filter_seed = beta, a, rho, momentum, filter_seed
+        self.beta, self.a = beta, a
+        self.rho, self.momentum = rho, momentum
+        self.filter_seed = filter_seed
         self.register_buffer("gap_mean", torch.zeros(()))
         self.register_buffer("gap_spread", torch.zeros(()))
 
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """beta, the weight of each pair of this rank (0 where it is left out), and the moving averages."""
-        mine = step_logps(self, step)
-        gaps, own = gather_rows((mine.logratio[0::2] - mine.logratio[1::2]).double())
+        """beta, the moving averages, and the weight of each pair of this rank: 0 where it is dropped."""
+        logps = step_logps(self, step)
+        gaps, rows_of_rank = gather_rows((logps.logratio[0::2] - logps.logratio[1::2]).double())
         weights, beta = torch.ones_like(gaps), self.beta
         if self.training:
             m, std = self.momentum, gaps.std(correction=min(1, len(gaps) - 1))
@@ -99,21 +109,22 @@ class BetaDPO(PairwiseMethod):
             if spread > 1e-3 and self.rho > 0:
                 generator = torch.Generator().manual_seed(seed_at(self.filter_seed, self.global_step))
                 kept = max(1, math.floor((1 - self.rho) * len(gaps)))
-                stays = draw_pairs(gaps, mean, spread, kept=kept, generator=generator)
-                weights = stays * (len(gaps) / kept)
+                mask = draw_pairs(gaps, mean, spread, kept=kept, generator=generator)
+                weights = mask * (len(gaps) / kept)
             beta = dynamic_beta((weights * gaps).mean().item(), mean, beta=self.beta, a=self.a)
         logged = {"beta": gaps.new_tensor(beta), "gaps/mean": self.gap_mean, "gaps/spread": self.gap_spread}
-        return logged | {"weights": weights[own].to(mine.logps.dtype), "reference_logps": mine.logps - mine.logratio}
+        weights = weights[rows_of_rank].to(logps.logps.dtype)
+        return logged | {"weights": weights, "reference_logps": logps.logps - logps.logratio}
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
-        """Gives a micro-batch the weights of its own pairs; the reference need not run twice."""
+        """The loss with the statistics of this micro-batch's pairs; its reference log-probs are not computed again."""
         if batch.dummy:
             statistics = statistics | {"weights": torch.zeros(batch.counts["prompts"], device=self.device)}
         else:
             rows = step.rows_of(batch)
             statistics = statistics | {"weights": statistics["weights"][rows.start // 2 : rows.stop // 2]}
-            known = statistics["reference_logps"][rows]
-            batch = evolve(batch, responses=evolve(batch.responses, reference_logps=known))
+            reference_logps = statistics["reference_logps"][rows]
+            batch = evolve(batch, responses=evolve(batch.responses, reference_logps=reference_logps))
         return super().loss_of(batch, step, statistics, stage)
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:

@@ -1,8 +1,10 @@
 """Cal-DPO, calibrated DPO (Xiao et al., 2024), https://arxiv.org/abs/2412.14516.
 
 Differs from DPO: each log-ratio is also regressed to +-1 / (2 beta), so that rewards have an absolute scale and the
-chosen response's likelihood cannot fall along. beta is in these targets ONLY, the contrast has none.
-Deviations: none; the official code halves the calibration (`calibration_weight: 0.5`).
+likelihood of the chosen response does not fall together with that of the rejected one. beta appears ONLY in these
+targets, not in the contrast.
+Verified: the loss, in its restatement in https://arxiv.org/abs/2502.01237. Deviations: none; the official code halves
+the calibration (`calibration_weight: 0.5`).
 """
 
 from typing import Any
@@ -21,7 +23,7 @@ from upo.models.logps import ResponseLogps
 def calibration_loss(
     chosen_logratio: Float[Tensor, "pairs"], rejected_logratio: Float[Tensor, "pairs"], *, beta: float
 ) -> Float[Tensor, "pairs"]:
-    """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2; one value a pair, unreduced, in squared nats."""
+    """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2; one value per pair, unreduced, in squared nats."""
     return (chosen_logratio - 1 / (2 * beta)) ** 2 + (rejected_logratio + 1 / (2 * beta)) ** 2
 
 
@@ -40,7 +42,7 @@ class CalDPO(PairwiseMethod):
     ):
         """
         Args:
-            beta: sets the targets +-1 / (2 beta) of the log-ratios, in 1/nats (official run: 0.002, that is 250 nats).
+            beta: sets the targets +-1 / (2 beta) of the log-ratios, in 1/nats (official code: 0.002, i.e. 250 nats).
             calibration_weight: weight of the squared errors (paper: 1; official code: 0.5).
         """
         super().__init__(*args, **kwargs)

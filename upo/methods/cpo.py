@@ -1,8 +1,9 @@
 """CPO, Contrastive Preference Optimization (Xu et al., 2024), https://arxiv.org/abs/2401.08417.
 
 Differs from DPO: the reference is uniform, so it drops out, and the likelihood of the chosen response is added.
-Deviations: the paper writes that likelihood as a sum over tokens, while its code averages over the tokens of a
-micro-batch, which makes it far weaker; here it is the response's mean by default and its sum on request.
+Verified in the official code. Deviations: the paper writes that likelihood as a sum over tokens, while its code
+averages over the tokens of a micro-batch, which makes the term far weaker. Here it is the mean over the response's
+tokens, or with `nll_per_token: false` the sum.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from upo.models.logps import ResponseLogps
 def cpo_loss(
     chosen_logps: Float[Tensor, "pairs"], rejected_logps: Float[Tensor, "pairs"], *, beta: float
 ) -> Float[Tensor, "pairs"]:
-    """L_prefer: -log sigmoid(beta (log policy(y_w|x) - log policy(y_l|x))); one value a pair, unreduced."""
+    """L_prefer: -log sigmoid(beta (log policy(y_w|x) - log policy(y_l|x))); one value per pair, unreduced."""
     return -logsigmoid(beta * (chosen_logps - rejected_logps))
 
 
@@ -42,7 +43,8 @@ class CPO(ChosenLikelihood):
         Args:
             beta: scale of the difference of log-probs, in 1/nats (paper: 0.1).
             alpha: weight of the chosen response's negative log-likelihood (paper: 1); 0 is DPO without a reference.
-            nll_per_token: take that likelihood a token, as code does, instead of summed, as the paper writes it.
+            nll_per_token: whether that likelihood is the mean over the response's tokens (official code: a mean, over a
+                micro-batch) or their sum (paper).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.nll_weight, self.nll_per_token = beta, alpha, nll_per_token

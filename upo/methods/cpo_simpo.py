@@ -1,7 +1,8 @@
-"""CPO-SimPO (Xu, 2024), https://github.com/fe1ixxu/CPO_SIMPO: SimPO's contrast and CPO's likelihood term.
+"""CPO-SimPO (Xu, 2024), https://github.com/fe1ixxu/CPO_SIMPO: SimPO's contrast with CPO's likelihood term.
 
-By the author of CPO (https://arxiv.org/abs/2401.08417), in a repository without a paper. Deviations: as in CPO, the
-likelihood is the response's mean over tokens by default and its sum, as the repository writes it, on request.
+By the author of CPO (https://arxiv.org/abs/2401.08417); published as a repository without a paper. Verified there.
+Deviations: as in CPO, the likelihood is the mean over the response's tokens by default; the repository writes a sum
+(`nll_per_token: false`).
 """
 
 from typing import Any
@@ -29,10 +30,11 @@ class CPOSimPO(ChosenLikelihood, SimPO):
     ):
         """
         Args:
-            beta: scale of the reward, in 1/nats a token (official run on Llama 3: 10).
-            gamma: margin by which beta (a_w - a_l) must be won (official run: 5.4).
+            beta: scale of the reward, in 1/nats per token (official run on Llama 3: 10).
+            gamma: target margin of beta (a_w - a_l), no unit (official run: 5.4).
             alpha: weight of the chosen response's negative log-likelihood (official run: 0.05); 0 is SimPO.
-            nll_per_token: take that likelihood a token, as code does, instead of summed.
+            nll_per_token: whether that likelihood is the mean over the response's tokens (as in CPO's official code) or
+                their sum.
         """
         super().__init__(*args, beta=beta, gamma=gamma, **kwargs)
         self.nll_weight, self.nll_per_token = alpha, nll_per_token

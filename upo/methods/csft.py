@@ -1,13 +1,12 @@
 """CSFT, conditional supervised fine-tuning (Korbak et al., 2023), https://arxiv.org/abs/2302.08582.
 
-Differs from SFT: all responses are imitated, desirable ones behind the token `<|good|>`, undesirable ones behind
-`<|bad|>`; the trained model generates behind `<|good|>`. The token stands between prompt and response: it is the last
-token of the prompt and the first that a response looks at, so it costs no loss itself. (HALOs count it as the first
-token of the response and mask it there, which is the same; their `target` begins with it.)
+Differs from SFT: all responses are imitated, desirable ones after the control token `<|good|>`, undesirable ones after
+`<|bad|>`; generation uses `<|good|>`. The token is the last one of the prompt, so it has no loss of its own. (HALOs
+counts it as the first token of the response and masks its loss, which is the same.)
 
-Both tokens are added to the tokenizer, and the model grows by as many embeddings as it lacks, each the mean of the
-others. The tokenizer remembers the good one: checkpoints, exported folders, evaluation and sampling stand behind it.
-Deviations: pairs are split, with a prompt of its own for each response, because the tokens differ.
+Both tokens are added to the tokenizer, and the model gets embeddings for them where it has too few, each the mean of
+the others. The tokenizer stores the good token; checkpoints, exported folders, evaluation and sampling put it behind
+every prompt. Deviations: pairs are split into single responses, because each has a control token in its prompt.
 """
 
 from attrs import evolve
@@ -25,7 +24,7 @@ GOOD, BAD = "<|good|>", "<|bad|>"
 
 
 class ControlledView(SingleView):
-    """Labelled responses, each behind the token that says its label."""
+    """Labelled responses, each after the control token of its label."""
 
     def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         singles = (draft.example for draft in super().drafts(example, max_pairs))
@@ -33,7 +32,7 @@ class ControlledView(SingleView):
 
 
 class CSFT(SFT):
-    """Conditional SFT: all responses behind a control token, good or bad; generation stands behind the good one."""
+    """Conditional SFT: every response after a control token, good or bad; generation uses the good one."""
 
     view = ControlledView()
     needs = Needs(control_tokens=(GOOD, BAD))

@@ -1,10 +1,11 @@
 """DiscoPOP (Lu et al., 2024), https://arxiv.org/abs/2406.08414: the log-ratio modulated loss that an LLM discovered.
 
-A blend of DPO's logistic loss (pairs ordered wrongly) and an exponential one (ordered rightly), mixed by a sigmoid of
-the margin, through which the gradient runs. Not convex: with the paper's constants the start z = 0 lies between a local
-minimum at z = -0.12 and a maximum at 0.07, so that only noise (or a policy that is not the reference) carries a pair
-over the hill; with tau above (1 - log 2) / 3 = 0.102 the slope at the start is downhill. Deviation: the exponential
-part is computed as exp(log sigmoid(z / tau) - z), because infinity times 0 is NaN at large negative z.
+A blend of DPO's logistic loss (dominant for pairs in the wrong order) and an exponential loss (for pairs in the right
+order), mixed by a sigmoid of the margin through which the gradient flows. Not convex: with the paper's constants the
+start z = 0 lies between a local minimum at z = -0.12 and a maximum at 0.07, so that only noise (or a policy that
+differs from the reference) carries a pair over the maximum; with tau above (1 - log 2) / 3 = 0.102 the loss falls with
+z at the start. Verified in the official code. Deviation: the exponential part is computed as
+exp(log sigmoid(z / tau) - z), because infinity times 0 is NaN at large negative z.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ def discopop_loss(
 ) -> Float[Tensor, "pairs"]:
     """-(1 - m) log sigmoid(z) + m exp(-z), m = sigmoid(z / tau), z = beta (r_w - r_l).
 
-    One value a pair, unreduced; (log 2 + 1) / 2 where policy and reference agree.
+    One value per pair, unreduced; (log 2 + 1) / 2 where policy and reference agree.
     """
     z = beta * (chosen_logratio - rejected_logratio)
     return -(-z / tau).sigmoid() * logsigmoid(z) + (logsigmoid(z / tau) - z).exp()
@@ -42,7 +43,7 @@ class DiscoPOP(PairwiseMethod):
         """
         Args:
             beta: strength of the KL constraint, in 1/nats (paper: 0.05).
-            tau: width of the transition between both parts, in units of z, in (0, 1) (paper: 0.05).
+            tau: width of the transition between the two losses, in units of z, in (0, 1) (paper: 0.05).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.tau = beta, tau

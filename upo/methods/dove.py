@@ -1,12 +1,12 @@
 """DOVE, joint preferences over instruction-response pairs (Bansal et al., 2024), https://arxiv.org/abs/2404.00530.
 
-DPO between (I_w, R_w) and (I_l, R_l) whose instructions may DIFFER: annotators can say which of two unrelated answers
+DPO between (I_w, R_w) and (I_l, R_l) whose instructions may DIFFER: an annotator can say which of two unrelated answers
 serves its instruction better. log Z(I) does not cancel then, which the method accepts; where both instructions are the
-same it is DPO. Verified in the official code.
+same the loss is DPO's. Verified in the official code; beta is DPO's (official code: 0.1).
 
-Joint pairs come from absolute judgements (a score or a label of each response): every response meets one partner of
-another score, fixed for the run, mostly from another prompt. Deviations: the instructions' own tokens are never scored
-(the official code can do so).
+Joint pairs are made from absolute judgements (a score or a label of each response): every response is paired with one
+partner of another score, the same for the whole run, mostly from another prompt. Deviations: the tokens of the
+instructions are never scored (an option of the official code).
 """
 
 from attrs import evolve
@@ -22,14 +22,14 @@ from upo.models.logps import ResponseLogps
 
 
 def judgement(response: Response) -> float | None:
-    """How good a response is beyond its own prompt: its score, else its label; ranks hold within a prompt only."""
+    """A response's score, else its label as 1 or 0, else None: ranks compare responses of one prompt only."""
     if response.score is not None:
         return response.score
     return None if response.desirable is None else float(response.desirable)
 
 
 class JointView(PairedView):
-    """Joint pairs, two prompts with a response each: row 2i is the chosen, row 2i + 1 the rejected one of pair i."""
+    """Joint pairs, two prompts with a response each: rows 2i and 2i + 1 are chosen and rejected response of pair i."""
 
     wants = "response with a score or a label of its own"
     noun = "joint pairs"
@@ -58,5 +58,5 @@ class DOVE(DPO):
     view = JointView()
 
     def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        """Margins are taken within joint pairs, which here stand for prompts."""
+        """Margins are taken within joint pairs: each pair counts as one prompt."""
         super().update_metrics(stage, batch, evolve(logps, prompt_index=logps.prompt_index // 2))

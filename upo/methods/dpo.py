@@ -1,7 +1,8 @@
 """DPO, Direct Preference Optimization (Rafailov et al., 2023), https://arxiv.org/abs/2305.18290.
 
 The Bradley-Terry likelihood of a preference under the implicit reward beta * log(policy / reference).
-With `label_smoothing` it is conservative DPO (E. Mitchell's note): labels are wrong with that probability.
+With `label_smoothing` it is conservative DPO (cDPO, E. Mitchell's note): labels are wrong with that probability.
+Verified in the official code. Deviations: none.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ def dpo_loss(
 ) -> Float[Tensor, "pairs"]:
     """Equation 7: -log sigmoid(z), z = beta (r_w - r_l); smoothed: -(1 - eps) log sigmoid(z) - eps log sigmoid(-z).
 
-    One value a pair, unreduced; log 2 where policy and reference agree.
+    One value per pair, unreduced; log 2 where policy and reference agree.
     """
     z = beta * (chosen_logratio - rejected_logratio)
     return -(1 - label_smoothing) * logsigmoid(z) - label_smoothing * logsigmoid(-z)
@@ -41,7 +42,7 @@ class DPO(PairwiseMethod):
         """
         Args:
             beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (paper: 0.1).
-            label_smoothing: probability that a label is flipped, in [0, 0.5); 0 is plain DPO.
+            label_smoothing: probability that a label is flipped, in [0, 0.5) (paper: 0); more than 0 is cDPO.
         """
         super().__init__(*args, **kwargs)
         self.beta, self.label_smoothing = beta, label_smoothing

@@ -1,9 +1,9 @@
 """DPO-gamma, from "Preference Learning Algorithms Do Not Learn Preference Rankings" (Chen et al., 2024),
 https://arxiv.org/abs/2405.19534.
 
-DPO whose reference counts by a factor gamma: 1 is DPO, 0 is reference-free. A smaller gamma asks for less to undo a
-reference that orders a pair wrongly: the order is right as soon as the loss is below -log sigmoid(beta gamma c),
-c = ref_l - ref_w. The formula was read in the paper; gamma has no default there.
+DPO whose reference log-probs are multiplied by gamma: 1 is DPO, 0 is reference-free. With a smaller gamma it takes less
+to correct a reference that orders a pair wrongly: the order is right as soon as the loss is below
+-log sigmoid(beta gamma c), c = ref_l - ref_w. Verified: the formula, in the paper, which gives no value of gamma.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def dpo_gamma_loss(
     beta: float,
     gamma: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta ((pi_w - pi_l) - gamma (ref_w - ref_l))); one value a pair, unreduced."""
+    """-log sigmoid(beta ((pi_w - pi_l) - gamma (ref_w - ref_l))); one value per pair, unreduced."""
     margin = chosen_logps - rejected_logps - gamma * (chosen_reference - rejected_reference)
     return -logsigmoid(beta * margin)
 
@@ -39,8 +39,8 @@ class DPOGamma(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, gamma: ClosedUnitInterval = 0.5, **kwargs: Any):
         """
         Args:
-            beta: scale of the implicit reward, in 1/nats (as in DPO).
-            gamma: factor of the reference's log-probs, in [0, 1]; the default is ours, halfway.
+            beta: scale of the implicit reward, in 1/nats (DPO's: 0.1).
+            gamma: factor of the reference's log-probs, in [0, 1] (ours: 0.5).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.gamma = beta, gamma

@@ -1,9 +1,10 @@
 """DPOP, DPO-Positive (Pal et al., 2024), https://arxiv.org/abs/2402.13228, the loss behind the Smaug models.
 
-Differs from DPO: where the chosen response becomes less likely than under the reference, the loss pays for it, inside
-the sigmoid; DPO allows that drop as long as the rejected response falls further, as it does in pairs that hardly
-differ. Deviations: none. Partly verified: the loss was read, its default values are from knowledge.
-At the start every chosen response stands at the kink and the slope below is lambda times steeper: warm up.
+Differs from DPO: a penalty inside the sigmoid where the chosen response is less likely than under the reference. DPO
+allows that drop as long as the rejected response drops further, which happens with pairs that differ in few tokens.
+Partly verified: the loss was read in other code, the default values are from knowledge. Deviations: none.
+At the start every chosen response is at the kink of the penalty, below which the slope is 1 + lambda times as steep:
+warm the learning rate up.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from upo.models.logps import ResponseLogps
 def dpop_loss(
     chosen_logratio: Float[Tensor, "pairs"], rejected_logratio: Float[Tensor, "pairs"], *, beta: float, lam: float
 ) -> Float[Tensor, "pairs"]:
-    """Equation 3: -log sigmoid(beta (r_w - r_l - lambda max(0, -r_w))); one value a pair, unreduced.
+    """Equation 3: -log sigmoid(beta (r_w - r_l - lambda max(0, -r_w))); one value per pair, unreduced.
 
     log 2 where policy and reference agree.
     """
@@ -35,8 +36,8 @@ class DPOP(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.3, lam: NonNegativeFloat = 50.0, **kwargs: Any):
         """
         Args:
-            beta: strength of the KL constraint, in 1/nats (paper, from knowledge: 0.3).
-            lam: the paper's lambda: weight of a nat that the chosen response lost; 0 is DPO (from knowledge: 50).
+            beta: strength of the KL constraint, in 1/nats (from knowledge, paper: 0.3).
+            lam: lambda, weight of each nat that the chosen response has lost; 0 is DPO (from knowledge, paper: 50).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.lam = beta, lam

@@ -1,9 +1,10 @@
 """EXO, Efficient Exact Optimization (Ji et al., 2024), https://arxiv.org/abs/2402.00856.
 
-The REVERSE KL from the distribution over K responses that the policy implies to the one that the rewards imply; DPO
-and its listwise form (InfoNCA, see nca.py) minimise the forward KL. Pairs have the smoothed labels [1 - eps, eps] as
-their target. Not convex: pairs that are wrong with confidence have a vanishing gradient. Deviation: no factor 1/0.8 on
-the log-ratios and no target of eps = exp(-10), which the authors' code has and the paper has not.
+Minimises the REVERSE KL between two distributions over K responses: from the one that the policy implies to the one
+that the rewards imply. DPO and its listwise form (InfoNCA, see nca.py) minimise the forward KL. For pairs the target is
+the smoothed label [1 - eps, eps]. Not convex: the gradient vanishes for pairs that are wrong with confidence.
+Verified in the official code. Deviation: the factor 1/0.8 on the log-ratios and the target of eps = exp(-10), which
+that code has and the paper has not, are left out.
 """
 
 import math
@@ -27,7 +28,10 @@ def exo_loss(
     beta: float,
     eps: float,
 ) -> Float[Tensor, "pairs"]:
-    """EXO-pref: KL([sigmoid(z), sigmoid(-z)] || [1 - eps, eps]), z = beta (r_w - r_l); one value a pair, unreduced."""
+    """EXO-pref: KL([sigmoid(z), sigmoid(-z)] || [1 - eps, eps]), z = beta (r_w - r_l).
+
+    One value per pair, in nats, unreduced.
+    """
     z = beta * (chosen_logratio - rejected_logratio)
     return z.sigmoid() * (logsigmoid(z) - math.log1p(-eps)) + (-z).sigmoid() * (logsigmoid(-z) - math.log(eps))
 
@@ -39,7 +43,7 @@ def exo_listwise_loss(
     *,
     temperature: float,
 ) -> Float[Tensor, "B"]:
-    """EXO-rw: KL(softmax(rewards) || softmax(scores / temperature)) over each list; one value a prompt, unreduced."""
+    """EXO-rw: KL(softmax(rewards) || softmax(scores / temperature)) over each list; one value per prompt, unreduced."""
     gap = masked_log_softmax(rewards, mask) - masked_log_softmax(scores / temperature, mask)
     return (masked_softmax(rewards, mask) * gap).sum(1)
 
@@ -50,7 +54,7 @@ class EXO(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.5, eps: Smoothing = 1e-3, **kwargs: Any):
         """
         Args:
-            beta: beta_pi, scale of the implicit reward, in 1/nats (authors' code: 0.5 for HH, 0.1 for IMDB).
+            beta: beta_pi, scale of the implicit reward, in 1/nats (official code: 0.5 for HH, 0.1 for IMDB).
             eps: probability that a label is flipped, in (0, 0.5) (recommended: 0.001).
         """
         super().__init__(*args, **kwargs)
@@ -69,8 +73,8 @@ class EXOListwise(ListwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, temperature: PositiveFloat = 0.1, **kwargs: Any):
         """
         Args:
-            beta: beta_pi, scale of the implicit reward, in 1/nats (authors' code: 0.1 for IMDB).
-            temperature: beta_r, divides the scores: in their unit (authors' code: 0.1 for IMDB).
+            beta: beta_pi, scale of the implicit reward, in 1/nats (official code: 0.1 for IMDB).
+            temperature: beta_r, by which the scores are divided, in their unit (official code: 0.1 for IMDB).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.temperature = beta, temperature

@@ -1,8 +1,9 @@
-"""f-DPO (Wang et al., 2023), https://arxiv.org/abs/2309.16240: DPO under another f-divergence than reverse KL.
+"""f-DPO (Wang et al., 2023), https://arxiv.org/abs/2309.16240: DPO under an f-divergence other than reverse KL.
 
-The implicit reward of DPO, beta log u with u = policy / reference, becomes beta f'(u): forward KL, Jensen-Shannon and
-alpha-divergences keep more of the reference's variety than reverse KL does. Deviation: exponents are capped at 80,
-where float32 would overflow; forward KL gets there on sequences of hundreds of tokens, and then learns nothing.
+DPO's implicit reward beta log u, u = policy / reference, becomes beta f'(u). Forward KL, Jensen-Shannon and
+alpha-divergences keep more of the reference's diversity than reverse KL. Verified in the official code. Deviation:
+exponents are capped at 80, because float32 would overflow; under forward KL the log-ratios of responses of hundreds of
+tokens reach the cap, where the gradient is 0.
 """
 
 from typing import Any
@@ -24,7 +25,7 @@ def f_dpo_loss(
     beta: float,
     divergence: Divergence,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (f'(u_w) - f'(u_l))), u = exp(r); one value a pair, unreduced."""
+    """-log sigmoid(beta (f'(u_w) - f'(u_l))), u = exp(r); one value per pair, unreduced."""
     return -logsigmoid(beta * (divergence(chosen_logratio) - divergence(rejected_logratio)))
 
 
@@ -44,8 +45,8 @@ class FDPO(PairwiseMethod):
         """
         Args:
             beta: strength of the divergence's penalty, in units of reward (paper: 0.1).
-            divergence: ReverseKL (which is DPO), ForwardKL, JensenShannon or Alpha; the paper compares them all and
-                names no default. ForwardKL, and Alpha near 1, learn nothing from a response that lost 80 nats.
+            divergence: ReverseKL (which is DPO), ForwardKL, JensenShannon or Alpha (ours: JensenShannon; the paper
+                compares all). ForwardKL, and Alpha near 1, give no gradient once a log-ratio is below -80 nats.
         """
         super().__init__(*args, **kwargs)
         self.beta, self.divergence = beta, divergence

@@ -1,12 +1,12 @@
 """GDPO, GIPO, GROPO: geometric-averaged preference optimization (Furuta et al., 2024), https://arxiv.org/abs/2409.06691.
 
-Where a pair has a soft label p, the likelihood of the chosen response is replaced by the geometric mean
-policy(y_w)^p policy(y_l)^(1-p), that of the rejected one by the reverse, and the reference's alike: the margin
-D = r_w - r_l of any loss becomes (2p - 1) D. Even pairs (p = 1/2) have no gradient, certain ones (p = 1) the base
-loss's: DPO, IPO, ROPO (https://arxiv.org/abs/2404.04102).
+For pairs with a soft label p, the probability that the first response is preferred. In any loss the likelihood of the
+chosen response is replaced by the geometric mean policy(y_w)^p policy(y_l)^(1-p), that of the rejected one by the
+reverse, and the reference's likewise: the margin D = r_w - r_l becomes (2p - 1) D. Even pairs (p = 1/2) have no
+gradient; certain ones (p = 1) have that of the base loss: DPO, IPO or ROPO (https://arxiv.org/abs/2404.04102).
 
 Partly verified: GDPO's gradient. GIPO and GROPO follow from the substitution; ROPO's alpha = 14 is from knowledge.
-Deviations: none known. Not meant here: cross-entropy to soft labels, which some call GDPO (`soft_labels.py`).
+Deviations: none known. Cross-entropy to soft labels, which some code calls GDPO, is `SoftCDPO` in `soft_labels.py`.
 """
 
 from typing import Any
@@ -31,17 +31,20 @@ def averaged_margin(
 
 
 def gdpo_loss(margin: Float[Tensor, "pairs"], *, beta: float) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta m), m the averaged margin, unreduced."""
+    """-log sigmoid(beta m), m the averaged margin; one value per pair, unreduced."""
     return -logsigmoid(beta * margin)
 
 
 def gipo_loss(margin: Float[Tensor, "pairs"], *, tau: float) -> Float[Tensor, "pairs"]:
-    """(m - 1 / (2 tau))^2, m the averaged margin, unreduced."""
+    """(m - 1 / (2 tau))^2, m the averaged margin; one value per pair, unreduced, in squared nats."""
     return (margin - 1 / (2 * tau)) ** 2
 
 
 def gropo_loss(margin: Float[Tensor, "pairs"], *, beta: float, alpha: float) -> Float[Tensor, "pairs"]:
-    """4 a / (1 + a)^2 (-log sigmoid(beta m)) + 4 a^2 / (1 + a)^2 sigmoid(-beta m), m the averaged margin, unreduced."""
+    """4 a / (1 + a)^2 (-log sigmoid(beta m)) + 4 a^2 / (1 + a)^2 sigmoid(-beta m), m the averaged margin, a = alpha.
+
+    One value per pair, unreduced.
+    """
     z = beta * margin
     return 4 * alpha / (1 + alpha) ** 2 * (alpha * torch.sigmoid(-z) - logsigmoid(z))
 
@@ -54,7 +57,7 @@ class GDPO(SoftLabelMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):
         """
         Args:
-            beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (DPO's 0.1).
+            beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (DPO's: 0.1).
         """
         super().__init__(*args, **kwargs)
         self.beta = beta
@@ -73,7 +76,7 @@ class GIPO(SoftLabelMethod):
         """
         Args:
             tau: strength of the KL constraint, in 1/nats; the target of the averaged margin is 1 / (2 tau) nats
-                (0.1 is IPO's usual value; the GDPO paper's is not known to us).
+                (IPO's: 0.1; the GDPO paper's value is not known to us).
         """
         super().__init__(*args, **kwargs)
         self.tau = tau
@@ -86,14 +89,15 @@ class GIPO(SoftLabelMethod):
 
 
 class GROPO(GDPO):
-    """Geometric-averaged ROPO: the bounded term lets go of pairs that are far on the wrong side."""
+    """Geometric-averaged ROPO, whose bounded term has no gradient on pairs that are far on the wrong side."""
 
     initial_loss = None
 
     def __init__(self, *args: Any, alpha: PositiveFloat = 14.0, **kwargs: Any):
         """
         Args:
-            alpha: weight of the bounded term against the logistic one, no unit (ROPO: 14; the GDPO paper may differ).
+            alpha: weight of the bounded term relative to the logistic one, no unit (from knowledge, ROPO's paper: 14;
+                the GDPO paper may differ).
         """
         super().__init__(*args, **kwargs)
         self.alpha = alpha

@@ -1,10 +1,11 @@
 """Guided DPO, the loss of mrDPO's rounds (Tang et al., 2024), https://arxiv.org/abs/2410.06682.
 
-Differs from DPO: the likelihood of a gold target, which is neither of the pair, is learned beside it. Multi-round DPO
-(mrDPO) repeats it: between rounds the policy becomes the reference, see `upo.callbacks.rounds.Rounds`. Verified in the
-authors' code. Deviations: data are triples (gold is the best of three ranked responses); the code takes the chosen one
-where there is no gold target; new pairs between rounds are runs of their own. Rebirth tuning, SFT of the first model on
-what the last one writes, is a further stage on targets by `upo.callbacks.rebirth.RebirthTargets`.
+Differs from DPO: the likelihood of a gold target, a third response beside the pair, is added. Multi-round DPO (mrDPO)
+repeats the training: between rounds the policy becomes the reference, which `upo.callbacks.rounds.Rounds` does.
+Verified in the official code. Deviations: the data are triples (the best of three ranked responses is the gold one),
+where the official code takes the chosen response if there is no gold target; new pairs for each round take a run per
+round. Rebirth tuning, SFT of the first model on responses of the last one, is a further stage on the targets that
+`upo.callbacks.rebirth.RebirthTargets` writes.
 """
 
 from typing import Any
@@ -19,15 +20,15 @@ from upo.models.logps import ResponseLogps
 
 
 class GuidedDPO(TPO):
-    """DPO with the likelihood of a gold target, for the rounds of mrDPO"""
+    """DPO with the likelihood of a gold target, for the rounds of mrDPO."""
 
     needs = Needs(reference=SUMS, reward=SUMS)
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, gold_weight: NonNegativeFloat = 0.1, **kwargs: Any):
         """
         Args:
-            beta: strength of the KL constraint, in 1/nats (code: 0.1).
-            gold_weight: weight of the gold response's mean log-prob a token; 0 is DPO (code: 0.1).
+            beta: strength of the KL constraint, in 1/nats (official code: 0.1).
+            gold_weight: weight of the gold response's negative mean log-prob per token; 0 is DPO (official code: 0.1).
         """
         super().__init__(*args, beta=beta, alpha=gold_weight, **kwargs)
 

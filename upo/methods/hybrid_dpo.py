@@ -1,8 +1,8 @@
 """Hybrid-DPO (2026), https://arxiv.org/abs/2602.11902: DPO that ignores a reference which prefers the wrong response.
 
-The reference's own margin counts only where it is positive: a pessimistic reference no longer tells the policy that
-it has done enough before the order is right. Its authors call it HyPO, like the unrelated hybrid of 2406.01462.
-Partly verified: the change of the margin was read; beta's default is DPO's.
+The reference's margin ref_w - ref_l is used only where it is positive. In DPO a reference with a negative margin makes
+the loss small before the policy has the pair in the right order. The authors call the method HyPO, as does the
+unrelated https://arxiv.org/abs/2406.01462. Partly verified: the change of the margin was read; beta's default is DPO's.
 """
 
 from typing import Any
@@ -24,18 +24,18 @@ def hybrid_dpo_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta ((pi_w - pi_l) - max(0, ref_w - ref_l))); one value a pair, unreduced."""
+    """-log sigmoid(beta ((pi_w - pi_l) - max(0, ref_w - ref_l))); one value per pair, unreduced."""
     reference_margin = (chosen_reference - rejected_reference).relu()
     return -logsigmoid(beta * (chosen_logps - rejected_logps - reference_margin))
 
 
 class HybridDPO(PairwiseMethod):
-    """DPO against the reference where it is right, without it where it is wrong."""
+    """DPO that uses the reference only on pairs that the reference orders rightly."""
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):
         """
         Args:
-            beta: strength of the KL constraint, in 1/nats (as in DPO).
+            beta: strength of the KL constraint, in 1/nats (DPO's: 0.1).
         """
         super().__init__(*args, **kwargs)
         self.beta = beta
@@ -44,5 +44,5 @@ class HybridDPO(PairwiseMethod):
         return hybrid_dpo_loss(chosen.logps, rejected.logps, chosen.reference, rejected.reference, beta=self.beta)
 
     def reward(self, logps: ResponseLogps) -> Tensor:
-        """DPO's: what the hybrid margin changes is known for pairs only."""
+        """DPO's implicit reward: the clipped reference margin is defined for pairs only, not for a single response."""
         return self.beta * logps.logratio

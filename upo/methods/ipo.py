@@ -1,10 +1,11 @@
 """IPO, Identity Preference Optimisation (Azar et al., 2023), https://arxiv.org/abs/2310.12036.
 
 Differs from DPO: the margin of log-ratios is regressed to the finite target 1 / (2 tau) instead of being pushed up
-without end, so that clear preferences do not undo the KL constraint. Deviations: none.
-`IPO` takes sums over tokens, as the paper's equation 17 does; `IPOAveraged` takes means over tokens, which the authors
-confirmed for their language-model results. Its target is 5 nats A TOKEN at tau = 0.1, usually out of reach: choose a
-much larger tau there (equal lengths n: averaged with tau is summed with tau / n, divided by n^2).
+without end, so that pairs of certain preference do not outweigh the KL constraint. Verified in TRL and HALOs.
+Deviations: none.
+`IPO` takes sums over tokens, as the paper's equation 17 does. `IPOAveraged` takes means over tokens, which according to
+TRL the authors confirmed for their language-model results. Its target is 5 nats PER TOKEN at tau = 0.1, usually out of
+reach: choose a much larger tau there (equal lengths n: averaged with tau is summed with tau / n, divided by n^2).
 """
 
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from upo.models.logps import ResponseLogps
 def ipo_loss(
     chosen_logratio: Float[Tensor, "pairs"], rejected_logratio: Float[Tensor, "pairs"], *, tau: float
 ) -> Float[Tensor, "pairs"]:
-    """Equation 17: (h - 1 / (2 tau))^2, h = r_w - r_l; one value a pair, unreduced, in squared nats."""
+    """Equation 17: (h - 1 / (2 tau))^2, h = r_w - r_l; one value per pair, unreduced, in squared nats."""
     return (chosen_logratio - rejected_logratio - 1 / (2 * tau)) ** 2
 
 
@@ -30,8 +31,8 @@ class IPO(PairwiseMethod):
     def __init__(self, *args: Any, tau: PositiveFloat = 0.1, **kwargs: Any):
         """
         Args:
-            tau: strength of the KL constraint, in 1/nats (a token in `IPOAveraged`); the margin's target is
-                1 / (2 tau). Called beta in most code, where 0.1 is the default.
+            tau: strength of the KL constraint, in 1/nats (`IPOAveraged`: 1/nats per token); the margin's target is
+                1 / (2 tau) nats (TRL, which calls it beta: 0.1).
         """
         super().__init__(*args, **kwargs)
         self.tau = tau
@@ -49,8 +50,8 @@ class IPOAveraged(IPO):
     length_normalized: ClassVar[bool] = True
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        w, r = (x.logratio / x.lengths for x in (chosen, rejected))
-        return ipo_loss(w, r, tau=self.tau)
+        chosen_mean, rejected_mean = (x.logratio / x.lengths for x in (chosen, rejected))
+        return ipo_loss(chosen_mean, rejected_mean, tau=self.tau)
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.tau * logps.logratio / logps.lengths

@@ -1,9 +1,9 @@
 """KTO, Kahneman-Tversky Optimization (Ethayarajh et al., 2024), https://arxiv.org/abs/2402.01306.
 
-Unpaired: each response alone is pushed above or below a reference point z0, an estimate of KL(policy || reference)
-from responses that answer another prompt. Deviations: none. z0 is taken over the GLOBAL step (sum and count over
-all micro-batches and ranks, then clamped), and every unit borrows the responses of one fixed partner with another
-prompt, so that the value does not depend on how a step is cut.
+Unpaired: each response by itself is pushed above or below a reference point z0, an estimate of KL(policy || reference)
+from mismatched responses, which answer another prompt. Verified in HALOs and TRL. Deviations: z0 is taken over the
+GLOBAL step (sum and count over all micro-batches and ranks, then clamped at 0), and each prompt gets the responses of
+one fixed other prompt as its mismatched ones, so that z0 does not depend on how the step is split.
 """
 
 import warnings
@@ -34,7 +34,12 @@ def kto_loss(
 ) -> Float[Tensor, "N"]:
     """Equation 8: w_d (1 - sigmoid(beta (r - z0))) if desirable, else w_u (1 - sigmoid(beta (z0 - r))).
 
-    One value a response, unreduced; half its weight where policy and reference agree.
+    One value per response, unreduced; w_d / 2 or w_u / 2 where policy and reference agree.
+
+    Args:
+        kl: z0, in nats.
+        desirable_weight: w_d.
+        undesirable_weight: w_u.
     """
     margin = beta * (logratio - kl)
     return torch.where(
@@ -45,7 +50,7 @@ def kto_loss(
 
 
 class KTOView(UnpairedView):
-    """Labelled responses, and for z0 each prompt with its partner's responses."""
+    """Labelled responses, and for z0 mismatched ones: each prompt with the responses of another prompt."""
 
     pairs_up = True
 
@@ -71,10 +76,11 @@ class KTO(UnpairedMethod):
     ):
         """
         Args:
-            beta: risk aversion, in 1/nats; larger saturates earlier, closer to the reference (paper: 0.1).
-            desirable_weight: weight of desirable responses. The paper advises to keep
+            beta: risk aversion, in 1/nats; with larger values the loss saturates at smaller log-ratios, and the policy
+                stays closer to the reference (paper: 0.1).
+            desirable_weight: weight of desirable responses (paper: 1). The paper advises to keep
                 desirable_weight * n_desirable / (undesirable_weight * n_undesirable) in [1, 4/3].
-            undesirable_weight: weight of undesirable responses.
+            undesirable_weight: weight of undesirable responses (paper: 1).
         """
         super().__init__(*args, **kwargs)
         self.beta = beta
@@ -82,7 +88,7 @@ class KTO(UnpairedMethod):
 
     @torch.no_grad()
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """z0 = max(0, mean of log-ratios of mismatched responses over the global step), in nats."""
+        """z0 = max(0, mean log-ratio of the mismatched responses of the GLOBAL step), in nats."""
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in step.micro_batches:
             if batch.mismatched is not None:

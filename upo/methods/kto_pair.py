@@ -1,9 +1,10 @@
 """KTO-pair, the "simple KTO" of early HALOs and TRL, after KTO (Ethayarajh et al., 2024),
 https://arxiv.org/abs/2402.01306.
 
-KTO on pairs without mismatched responses: the reference point of chosen responses is the KL that the rejected ones
-show, and conversely. Deviations: both reference points are taken over the GLOBAL step, not over a micro-batch, and are
-detached (those early codes let the gradient run through the mean); they cost one more forward pass.
+KTO on pairs without mismatched responses: the reference point of the chosen responses is the mean log-ratio of the
+rejected ones, and conversely. Verified in TRL 0.8. Deviations: both reference points are means over the GLOBAL step
+instead of a micro-batch, and have no gradient (in that code gradients flow through the mean). They cost one more
+forward pass.
 """
 
 from typing import Any
@@ -28,9 +29,9 @@ def kto_pair_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """Mean of 1 - sigmoid(beta (r_w - k_l)) and 1 - sigmoid(beta (k_w - r_l)), k = max(0, mean r) of either side.
+    """Mean of 1 - sigmoid(beta (r_w - k_l)) and 1 - sigmoid(beta (k_w - r_l)), k = max(0, mean r) of each side.
 
-    One value a pair, unreduced; 1/2 where policy and reference agree.
+    One value per pair, unreduced; 1/2 where policy and reference agree.
     """
     chosen = torch.sigmoid(beta * (rejected_kl - chosen_logratio))  # 1 - sigmoid(x) = sigmoid(-x)
     rejected = torch.sigmoid(beta * (rejected_logratio - chosen_kl))
@@ -38,7 +39,7 @@ def kto_pair_loss(
 
 
 class KTOPair(PairwiseMethod):
-    """KTO on pairs, each side the other's reference point."""
+    """KTO on pairs: the mean log-ratio of one side is the reference point of the other."""
 
     logged_statistics = ("kl/chosen", "kl/rejected")
     metric_names = (*PairwiseMethod.metric_names, *logged_statistics)
@@ -47,14 +48,14 @@ class KTOPair(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):
         """
         Args:
-            beta: risk aversion, in 1/nats; larger saturates earlier (KTO's 0.1).
+            beta: risk aversion, in 1/nats; with larger values the loss saturates at smaller log-ratios (KTO's: 0.1).
         """
         super().__init__(*args, **kwargs)
         self.beta = beta
 
     @torch.no_grad()
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """max(0, mean log-ratio) of chosen and of rejected responses over the global step, in nats."""
+        """max(0, mean log-ratio) of chosen and of rejected responses of the GLOBAL step, in nats."""
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in step.micro_batches:
             logratio = self.response_logps(batch.responses).logratio.double()

@@ -1,8 +1,8 @@
 """KTO-zero: KTO whose reference point is fixed at z0 = 0 (Ethayarajh et al., 2024), https://arxiv.org/abs/2402.01306.
 
-Differs from KTO by needing no mismatched responses: a forward pass of policy and reference less. Each response is
-anchored at the reference itself. On a pair with both weights 1 the two losses add up to APO-zero (`apo_anchored.py`).
-The formula is verified; the name is this project's.
+Differs from KTO: no mismatched responses are needed, which saves a forward pass of policy and reference; the loss of a
+response depends only on its own log-ratio. With both weights 1 the two losses of a pair sum to APO-zero
+(`apo_anchored.py`). Verified: the formula (TRL: `apo_zero_unpaired`); the name is ours.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """LN-DPO and LN-DPOP, https://arxiv.org/abs/2407.15229 (A Practical Analysis of Human Alignment with *PO, 2024).
 
-DPO on log-ratios a token, so that a response's length does not scale its reward; LN-DPOP adds DPO-Positive's penalty
-where the chosen response has become less likely than under the reference. Partly verified: LN-DPO is as in other
-open-source trainers ("dpo_norm"); the form of LN-DPOP is known only from descriptions, its lambda is not.
+DPO on log-ratios per token, so that rewards do not grow with a response's length. LN-DPOP adds DPO-Positive's penalty
+where the chosen response is less likely than under the reference. Partly verified: LN-DPO, in TRL (`sigmoid_norm`) and
+open-instruct (`dpo_norm`). From knowledge: the form of LN-DPOP; its lambda is not known to us.
 """
 
 from typing import Any
@@ -25,9 +25,9 @@ def ln_dpo_loss(
     beta: float,
     lam: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (r_w / |w| - r_l / |l| - lambda max(0, -r_w / |w|))); one value a pair, unreduced.
+    """-log sigmoid(beta (r_w / |w| - r_l / |l| - lambda max(0, -r_w / |w|))); one value per pair, unreduced.
 
-    LN-DPO has lambda = 0.
+    LN-DPO is lambda = 0.
     """
     chosen, rejected = chosen_logratio / chosen_length, rejected_logratio / rejected_length
     return -logsigmoid(beta * (chosen - rejected - lam * (-chosen).relu()))
@@ -43,8 +43,8 @@ class LNDPO(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 5.0, **kwargs: Any):
         """
         Args:
-            beta: strength of the KL constraint, in tokens/nat: DPO's beta times the length of a response
-                (open-instruct: 5; the paper searches about 1 to 3.5, as recalled).
+            beta: strength of the KL constraint, in tokens/nat: about DPO's beta times the mean length of a response
+                (open-instruct: 5; from knowledge, paper: 1 to 3.5).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.lam = beta, 0.0
@@ -66,7 +66,7 @@ class LNDPOP(LNDPO):
     def __init__(self, *args: Any, lam: NonNegativeFloat = 5.0, **kwargs: Any):
         """
         Args:
-            lam: weight of the penalty on a falling chosen likelihood, 0 or more; 0 is LN-DPO. The default is ours.
+            lam: lambda, weight of the penalty on a chosen likelihood below the reference's; 0 is LN-DPO (ours: 5).
         """
         super().__init__(*args, **kwargs)
         self.lam = lam

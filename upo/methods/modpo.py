@@ -1,12 +1,13 @@
 """MODPO, Multi-Objective DPO (Zhou et al., Findings of ACL 2024), https://arxiv.org/abs/2310.03708.
 
-Differs from DPO: of what the policy's implicit reward has to explain, the other objectives' part m is known and taken
-out as a margin; the rest, in units of the preference's weight w_0, is a Bradley-Terry reward. The optimum is
-reference * exp((w_0 r_0 + sum_i w_i r_i) / beta), r_0 the users' reward, as long as labels are as noisy as
-Bradley-Terry says: with one certain label a pair, m changes the size of the push and never its sign.
+Differs from DPO: part of the policy's implicit reward is known, namely the weighted auxiliary rewards; their difference
+within a pair is subtracted as a margin m. What is left, divided by the weight w_0 of the preference, is fitted as a
+Bradley-Terry reward. The optimum is reference * exp((w_0 r_0 + sum_i w_i r_i) / beta), r_0 the users' reward, provided
+that labels are as noisy as Bradley-Terry says. With one certain label per pair, m changes the size of the gradient and
+never its sign.
 
-Deviation: the paper's weights sum to 1; here nothing forces them to. Margins come from annotated rewards, where the
-authors may also take other policies' log-ratios.
+Verified: the loss. Deviations: the paper's weights sum to 1; here nothing forces them to. Margins come from annotated
+rewards; the authors may also take other policies' log-ratios.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ def modpo_loss(
     beta: float,
     preference_weight: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid((beta (r_w - r_l) - m) / w_0); one value a pair, unreduced.
+    """-log sigmoid((beta (r_w - r_l) - m) / w_0); one value per pair, unreduced.
 
     Args:
         margin: m = sum_i w_i (r_i(y_w) - r_i(y_l)), the weighted auxiliary rewards of chosen less rejected.
@@ -51,11 +52,11 @@ class MODPO(PairwiseMethod):
     ):
         """
         Args:
-            reward_weights: w_i by name of a reward in `data.rewards`, on the scale of the users' reward (a difference
-                of 1 there is odds of e); the paper lets them and preference_weight sum to 1.
-            preference_weight: w_0 of what the labels say; 1 with reward weights of 0 is DPO. Small ones saturate:
-                the margin is divided by it.
-            beta: strength of the KL constraint, in 1/nats (authors' code: 0.1).
+            reward_weights: w_i by name of a reward in `data.rewards`. Rewards must have the scale of the users' reward,
+                where a difference of 1 means odds of e. In the paper they and preference_weight sum to 1.
+            preference_weight: w_0, weight of the users' reward (ours: 0.5); 1 with reward weights of 0 is DPO. The
+                margin is divided by it, so that small values saturate the sigmoid.
+            beta: strength of the KL constraint, in 1/nats (official code: 0.1).
         """
         self.reward_weights = dict(reward_weights)
         self.needs |= Needs(rewards=self.reward_weights)
@@ -69,5 +70,5 @@ class MODPO(PairwiseMethod):
         )
 
     def reward(self, logps: ResponseLogps) -> Tensor:
-        """Of all objectives together: w_0 r_0 + sum_i w_i r_i, up to a constant of the prompt."""
+        """w_0 r_0 + sum_i w_i r_i, the reward of all objectives together, up to a constant per prompt."""
         return self.beta * logps.logratio

@@ -3,11 +3,10 @@
     L = sum_i w_i L_i + w_g NLL_w        one forward pass of policy and reference for all of them
 
 The paper mixes a preference loss (DPO, 0.8), a quality loss (BCO on the same pairs, 0.2) and a generation loss (the
-chosen response's likelihood, 1). Here the losses are any pairwise methods, so that with one of them and `nll_weight`
-this is also how a method gets a likelihood term that its paper did not give it. Each loss is logged without its weight,
-as `loss/<name>`. Deviations: the likelihood is a mean a token, averaged over pairs; BCO keeps a running mean and is not
-a loss of pairs, so that the quality loss is another one that looks at each response alone, e.g. NCA. From knowledge:
-the paper's weights.
+chosen response's likelihood, 1). Here the losses are any pairwise methods, so one method and `nll_weight` also add a
+likelihood term to a method that has none. Each loss is logged without its weight, as `loss/<name>`. Deviations: the
+likelihood is a mean over a response's tokens, averaged over pairs; BCO is not available, because it keeps running
+statistics: take another loss that judges each response by itself, e.g. NCA. From knowledge: the paper's weights.
 """
 
 from functools import reduce
@@ -31,7 +30,7 @@ from upo.models.reference import Reference
 
 @runtime_checkable
 class Loss(Protocol):
-    """Makes a pairwise method; what all losses share is no argument of one of them in a config."""
+    """Makes a pairwise method; a config gives its other arguments, MPO gives the policy and the rest."""
 
     def __call__(
         self, policy: Policy, reference: Reference | None, optimizer: Any = ..., scheduler: Any = ...
@@ -57,30 +56,32 @@ class MPO(PairwiseMethod):
         Args:
             policy: the model to train, shared by all losses.
             reference: where reference log-probs come from, shared by the losses that need one; null where none does.
-            losses: pairwise methods by a name of your own, each a class with its arguments and without a policy, e.g.
-                {preference: {class_path: DPO, init_args: {beta: 0.1}}, quality: {class_path: NCA}}. Reward accuracy and
-                margins are by the first one's implicit reward.
-            weights: w_i by name, 0 or more (paper: 0.8 preference, 0.2 quality); those that are not named have 1.
-            nll_weight: w_g, of the chosen response's negative log-likelihood a token; 0 leaves it out (paper: 1).
+            losses: pairwise methods under names that you choose, each a class with its arguments but without a policy,
+                e.g. {preference: {class_path: DPO, init_args: {beta: 0.1}}, quality: {class_path: NCA}}. Reward
+                metrics use the implicit reward of the first one.
+            weights: w_i by name, 0 or more (from knowledge, paper: 0.8 preference, 0.2 quality; ours: 1 for a loss
+                without an entry).
+            nll_weight: w_g, weight of the chosen response's negative log-likelihood per token; 0 leaves it out (from
+                knowledge, paper: 1; ours: 0).
         """
         if not losses:
             raise UserError("MPO sums up losses; name at least one in `model.losses`, e.g. {preference: DPO}")
         weights = dict(weights or {})
         if unknown := weights.keys() - losses.keys():
             raise UserError(f"weights: no loss is named {', '.join(sorted(unknown))}; `losses` has {', '.join(losses)}")
-        parts = {name: _make(name, make, policy) for name, make in losses.items()}
-        first, *others = (part.needs for part in parts.values())
+        methods = {name: _make(name, make, policy) for name, make in losses.items()}
+        first, *others = (method.needs for method in methods.values())
         self.needs = evolve(reduce(or_, others, first), reward=first.reward)
         self.metric_names = (*PREFERENCE_METRICS, *(f"loss/{name}" for name in [*losses, "nll"]))
         super().__init__(policy, reference, *args, **kwargs)
-        self.losses = parts  # in a dict they are outside the module tree: they share the policy
+        self.losses = methods  # a plain dict keeps them out of the module tree: they share the policy
         self.weights, self.nll_weight = weights, nll_weight
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         terms = {}
         for name, method in self.losses.items():
-            for part, term in method.terms(batch, logps, statistics).items():
-                key = name if part == "preference" else f"{name}/{part}"
+            for term_name, term in method.terms(batch, logps, statistics).items():
+                key = name if term_name == "preference" else f"{name}/{term_name}"
                 terms[key] = evolve(term, weight=self.weights.get(name, 1.0) * term.weight)
         return terms | {"nll": LossTerm(-logps[0::2].mean, "prompts", weight=self.nll_weight)}
 
@@ -92,7 +93,8 @@ def _make(name: str, make: Loss, policy: Policy) -> PairwiseMethod:
     """One of the losses.
 
     Raises:
-        UserError: a method with statistics of the whole step, parameters of its own, rewards, or other data.
+        UserError: the method needs statistics of the whole step, auxiliary rewards, parameters of its own, or data
+            other than pairs.
     """
     method = make(policy=policy, reference=Shared())
     kind = type(method)
@@ -104,7 +106,7 @@ def _make(name: str, make: Loss, policy: Policy) -> PairwiseMethod:
         or method.rewards
     ):
         raise UserError(
-            f"losses.{name}: {kind.__name__} looks at whole steps, at rewards or at other data than pairs, or has "
-            "parameters of its own; take a loss of pairs"
+            f"losses.{name}: {kind.__name__} needs statistics of whole steps, auxiliary rewards, parameters of its own "
+            "or data other than pairs; take a method that compares pairs one by one, e.g. DPO"
         )
     return method

@@ -1,9 +1,10 @@
 """NCA and InfoNCA, Noise Contrastive Alignment (Chen et al., 2024), https://arxiv.org/abs/2402.05369.
 
-The policy learns to tell, among K responses to a prompt, by how much each is better: InfoNCA by a softmax over the
-list (DPO for pairs with hard labels), NCA by one logistic classification a response, which keeps the chosen likelihood
-from falling: its optimum there is a finite reward of log 2. NCA is not invariant to a shift of all log-ratios.
-Deviation: equal best scores share the target; the authors' code adds 0.01 to one of them.
+K responses to a prompt have scores, and softmax(scores / temperature) says how much of the target each one gets.
+InfoNCA fits it by a softmax over the list (DPO for pairs with hard labels); NCA by one logistic classification per
+response, which keeps the chosen likelihood from falling: at its optimum the chosen reward is log 2. NCA's loss changes
+when all log-ratios are shifted. Verified in the official code. Deviation: responses with equal best scores share the
+target; the official code adds 0.01 to one of them.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ from upo.models.logps import ResponseLogps
 def nca_pair_loss(
     chosen_logratio: Float[Tensor, "pairs"], rejected_logratio: Float[Tensor, "pairs"], *, beta: float
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(R_w) - log sigmoid(-R_w) / 2 - log sigmoid(-R_l) / 2, R = beta r; one value a pair, unreduced."""
+    """-log sigmoid(R_w) - log sigmoid(-R_w) / 2 - log sigmoid(-R_l) / 2, R = beta r; one value per pair, unreduced."""
     chosen, rejected = beta * chosen_logratio, beta * rejected_logratio
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
@@ -35,7 +36,7 @@ def nca_loss(
 ) -> Float[Tensor, "B"]:
     """-sum_k q_k log sigmoid(R_k) - mean_k log sigmoid(-R_k), q = softmax(scores / temperature).
 
-    One value a prompt, unreduced; 2 log 2 where policy and reference agree.
+    One value per prompt, unreduced; 2 log 2 where policy and reference agree.
     """
     better = masked_softmax(scores / temperature, mask) * logsigmoid(rewards)
     noise = logsigmoid(-rewards).masked_fill(~mask, 0.0) / mask.sum(1, keepdim=True)
@@ -49,7 +50,10 @@ def info_nca_loss(
     *,
     temperature: float,
 ) -> Float[Tensor, "B"]:
-    """-sum_k q_k log softmax(R)_k, q = softmax(scores / temperature); log K where policy and reference agree."""
+    """-sum_k q_k log softmax(R)_k, q = softmax(scores / temperature).
+
+    One value per prompt, unreduced; log K where policy and reference agree.
+    """
     return -(masked_softmax(scores / temperature, mask) * masked_log_softmax(rewards, mask)).sum(1)
 
 
@@ -82,8 +86,8 @@ class NCAListwise(ListwiseMethod):
         """
         Args:
             beta: scale of the implicit reward, in 1/nats (paper: 0.01).
-            temperature: divides the scores, in their unit (authors' code: 0.001, which all but picks the best response;
-                the paper's alpha is its inverse).
+            temperature: by which the scores are divided, in their unit (official code: 0.001, which gives nearly all of
+                the target to the best response); the inverse of the paper's alpha.
         """
         super().__init__(*args, **kwargs)
         self.beta, self.temperature = beta, temperature
@@ -96,7 +100,7 @@ class NCAListwise(ListwiseMethod):
 
 
 class InfoNCA(NCAListwise):
-    """NCA's softmax form on scored lists: relative rewards only; for pairs with hard labels it is DPO."""
+    """InfoNCA on scored lists: NCA's softmax form, which fits relative rewards only; DPO for pairs with hard labels."""
 
     initial_loss = None
 

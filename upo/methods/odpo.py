@@ -1,9 +1,9 @@
 """ODPO, DPO with an offset (Amini, Vieira, Cotterell, 2024), https://arxiv.org/abs/2402.10571.
 
-DPO whose margin must exceed an offset that grows with the difference in the responses' scores: alpha log(gap). A gap
-below 1 therefore gives a NEGATIVE offset; choose alpha and the scale of the scores together. Deviation: pairs without
-two scores, or whose chosen response has not the higher one, are left out (the logarithm is not defined there); the
-paper's other offset, the log of the scores' ratio, is not here.
+DPO whose margin must exceed an offset that grows with the difference of the responses' scores: alpha log(gap). A gap
+below 1 gives a NEGATIVE offset, so choose alpha and the scale of the scores together. Verified in the official code.
+Deviations: pairs without two scores, or whose chosen response does not have the higher one, are dropped, because the
+logarithm is not defined there; the paper's other offset, the log of the ratio of scores, is not implemented.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,12 +31,12 @@ def odpo_loss(
     beta: float,
     alpha: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (r_w - r_l) - alpha log(score_w - score_l)); one value a pair, unreduced."""
+    """-log sigmoid(beta (r_w - r_l) - alpha log(score_w - score_l)); one value per pair, unreduced."""
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio) - alpha * score_gap.log())
 
 
 class ScoredPairView(PairedView):
-    """Pairs of which both responses have a score; the column `score_gaps` is above 0 for the chosen one."""
+    """Pairs of scored responses; column `score_gaps`: a response's score less the other's, > 0 for the chosen one."""
 
     wants = "pair of scored responses, the chosen one with the higher score"
 
@@ -49,7 +49,7 @@ class ScoredPairView(PairedView):
 
 
 def gap(pair: Example) -> float:
-    """By how much the chosen response's score is higher."""
+    """The chosen response's score less the rejected one's."""
     chosen, rejected = (response.score for response in pair.responses)
     return chosen - rejected  # type: ignore[operator]
 
@@ -62,8 +62,8 @@ class ODPO(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, alpha: NonNegativeFloat = 1.0, **kwargs: Any):
         """
         Args:
-            beta: strength of the KL constraint, in 1/nats (paper: 0.7 for sentiment, 0.05 for toxicity; DPO's 0.1).
-            alpha: factor of the log of the score gap in the offset; 0 is DPO (the authors' code: 1; 0.5 for sentiment).
+            beta: strength of the KL constraint, in 1/nats (DPO's: 0.1; paper: 0.7 for sentiment, 0.05 for toxicity).
+            alpha: factor of the log of the score gap in the offset; 0 is DPO (official code: 1; 0.5 for sentiment).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.alpha = beta, alpha

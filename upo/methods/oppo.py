@@ -1,19 +1,20 @@
 """oPPO, offline one-step PPO: the baseline of KTO (Ethayarajh et al., 2024), https://arxiv.org/abs/2402.01306.
 
-PPO's clipped objective on the responses of the data set, as if the reference had written them: the reward is +1 or -1
-on a response's last token, log-probs before the update are the reference's, and each step sees new data (one epoch).
+PPO's clipped objective on the responses of the data set, as if they were samples of the reference: the reward is +1 or
+-1 on a response's last token, the log-probs before the update are the reference's, and each step sees new data (one
+epoch). Advantages are whitened: mean 0 and standard deviation 1 over all tokens of the step.
 
     A_t   = sum_{i >= t} (gamma lam)^(i - t) delta_i,   delta_t = r_t + gamma V_{t+1} - V_t      then whitened
     loss  = mean_t max(-A_t ratio_t, -A_t clip(ratio_t, low, high))
             + c_V mean_t 1/2 (V_t - sum_{i >= t} gamma^(i - t) r_i)^2 + c_KL mean_t log(policy / reference)_t
 
-`AOPPO` is UPO's baseline (Badrinath et al., 2025, https://arxiv.org/abs/2405.17956): the last token's reward is that
-plus the designers' R. Advantages are whitened over the tokens of the GLOBAL step, from a pass without gradient before
-the first backward, so that they do not depend on how the step is cut.
-Deviations from the HALOs code: V is fitted to the reward from token t on (there: behind t, so that V and delta
-disagree by one token). The third term is an average over data, not over the policy's own samples: no divergence, and
-without a lower bound, it pushes down what is in the data. A later version of HALOs has it like this, beside a clip to
-1 +- 0.5; the one of the papers' time has the other sign, log(reference / policy): that is kl_coefficient = -0.1.
+`AOPPO` is a baseline of the UPO paper (https://arxiv.org/abs/2405.17956): R, the weighted auxiliary rewards, is added
+to the reward of the last token. Advantages are whitened over the tokens of the GLOBAL step, from a pass without
+gradient before the first backward pass, so that they do not depend on how the step is split.
+Deviations from HALOs: V_t is fitted to the rewards from token t on (HALOs: from token t + 1 on, which is one token off
+the V in delta). The third term is a mean over the data, not over samples of the policy, and therefore no KL divergence:
+it has no lower bound and lowers the likelihood of the data. It has this sign in a later version of HALOs, which clips
+to 1 +- 0.5; the version of the papers has the other sign, log(reference / policy), i.e. `kl_coefficient: -0.1`.
 """
 
 from typing import Any
@@ -36,15 +37,15 @@ from upo.methods.upo import REWARD_WEIGHTS
 from upo.models.logps import ResponseLogps, objective
 from upo.runtime.collectives import sum_over_ranks
 
-FAR = 20.0
-"""Log-ratios of a token beyond this, in nats, are cut: exp would overflow in float32."""
+MAX_LOGRATIO = 20.0
+"""Cap on a token's log-ratio, in nats: beyond it exp could overflow in float32."""
 
 
 def ppo_loss(
     logratio: Float[Tensor, "tokens"], advantage: Float[Tensor, "tokens"], *, low: float, high: float
 ) -> Float[Tensor, "tokens"]:
     """max(-A ratio, -A clip(ratio, low, high)) of each token, unreduced; advantages carry no gradient."""
-    ratio, advantage = torch.exp(logratio.clamp(max=FAR)), advantage.detach()
+    ratio, advantage = torch.exp(logratio.clamp(max=MAX_LOGRATIO)), advantage.detach()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(low, high))
 
 
@@ -56,18 +57,18 @@ def generalized_advantage(
     gamma: float,
     lam: float,
 ) -> Float[Tensor, "tokens"]:
-    """A_t of Schulman et al. (2016), https://arxiv.org/abs/1506.02438, equation 16; V is 0 behind the last token.
+    """A_t of Schulman et al. (2016), https://arxiv.org/abs/1506.02438, equation 16; V is 0 after the last token.
 
     Args:
-        value: what is expected from token t on, before it is known.
-        row: which response a token belongs to; tokens lie in order, response by response.
+        value: V_t, the expected sum of rewards from token t on, given the tokens before t.
+        row: index of the response that each token belongs to; tokens are in order, response by response.
     """
-    following = pad(torch.where(row[1:] == row[:-1], value[1:], 0.0), (0, 1))
-    return discounted_sums(reward + gamma * following - value, row, gamma * lam)
+    next_value = pad(torch.where(row[1:] == row[:-1], value[1:], 0.0), (0, 1))
+    return discounted_sums(reward + gamma * next_value - value, row, gamma * lam)
 
 
 class OPPO(UnpairedMethod):
-    """Offline one-step PPO with rewards of +1 and -1 on the last token."""
+    """Offline one-step PPO with a reward of +1 or -1 on the last token."""
 
     value_head: ValueHead
 
@@ -93,23 +94,25 @@ class OPPO(UnpairedMethod):
     ):
         """
         Args:
-            gamma: discount of rewards, a token (HALOs: 0.99).
-            lam: lambda of the generalized advantage (HALOs: 0.95); 1 trusts the rewards, 0 the next token's value.
-            clip_low: ratio below which a token of negative advantage is pushed down no further (HALOs: 0.5).
-            clip_high: ratio above which a token of positive advantage is pushed up no further (HALOs: 1 / 0.5, later
+            gamma: discount of rewards per token, in [0, 1] (HALOs: 0.99).
+            lam: lambda of the generalized advantage, in [0, 1] (HALOs: 0.95); 1 uses the rewards alone, 0 the value of
+                the next token alone.
+            clip_low: ratio below which tokens of negative advantage have no gradient (HALOs: 0.5).
+            clip_high: ratio above which tokens of positive advantage have no gradient, 1 or more (HALOs: 1 / 0.5, later
                 1.5).
-            value_coefficient: weight of the value loss (HALOs: 0.01).
-            kl_coefficient: weight of the mean log-ratio of the data's tokens, in 1/nats. The default is the penalty of
-                the published baseline, 0.1 mean(log policy - log reference); without a lower bound on data, it asks for
-                few steps (one epoch). A negative one, likelihood of the data, is bounded: the stories study takes -0.1.
-            value_lr: learning rate of the value head; at the policy's a fresh head would hardly move.
+            value_coefficient: c_V, weight of the value loss (HALOs: 0.01).
+            kl_coefficient: c_KL, weight of the mean log-ratio over the data's tokens, in 1/nats (as published: 0.1, in
+                the formula above). With a positive one the loss has no lower bound, so train one epoch at most; a
+                negative one adds likelihood of the data and is bounded (the stories study uses -0.1).
+            value_lr: learning rate of the value head (ours: 0.001; at the policy's a fresh head would hardly move).
         """
         super().__init__(*args, **kwargs)
         if clip_high < 1:
             raise UserError(
                 f"clip_high={clip_high:g} would clip a policy that equals the reference; set it to 1 or more"
             )
-        self.gamma, self.lam, self.clip_low, self.clip_high = gamma, lam, clip_low, clip_high
+        self.gamma, self.lam = gamma, lam
+        self.clip_low, self.clip_high = clip_low, clip_high
         self.value_coefficient, self.kl_coefficient = value_coefficient, kl_coefficient
         self.value_lr = float(value_lr)
 
@@ -117,23 +120,23 @@ class OPPO(UnpairedMethod):
         return {"value_head": SideHead(lambda: ValueHead(self.policy.hidden_size, dropout=0.0), self.value_lr)}
 
     def last_reward(self, batch: Batch) -> Float[Tensor, "N"]:
-        """The reward of each response, given on its last token."""
+        """The reward of each response's last token."""
         return 2.0 * batch.preferred - 1.0
 
     def token_rewards(self, batch: Batch) -> Float[Tensor, "tokens"]:
-        """0 on all tokens but the last of each response."""
+        """The reward of each token: that of the response on its last token, 0 on the others."""
         row = batch.responses.response_index
         last = pad(row[1:] != row[:-1], (0, 1), value=True)
         return torch.where(last, self.last_reward(batch)[row], 0.0)
 
     def advantages(self, batch: Batch, value: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-        """Not yet whitened."""
+        """The generalized advantage of each token, before whitening."""
         rewards, row = self.token_rewards(batch).to(value.dtype), batch.responses.response_index
         return generalized_advantage(rewards, value.detach(), row, gamma=self.gamma, lam=self.lam)
 
     @torch.no_grad()
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """Mean and standard deviation of the advantages of all tokens of the global step."""
+        """Mean and standard deviation of the advantages of all tokens of the GLOBAL step."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         batch: Batch
         for batch in step.micro_batches:
@@ -172,23 +175,23 @@ class OPPO(UnpairedMethod):
 
 
 class AOPPO(OPPO):
-    """oPPO whose reward is +1 or -1 plus the designers' objectives R."""
+    """oPPO whose reward is +1 or -1 plus R, the weighted auxiliary rewards."""
 
     metric_names = (*OPPO.metric_names, "objective/chosen", "objective/rejected")
 
     def __init__(self, *args: Any, reward_weights: dict[str, float] | None = None, **kwargs: Any):
         """
         Args:
-            reward_weights: w_i by name of a reward in `data.rewards`; the UPO paper's and default:
-                {readability: 0.05, safety: 0.95}.
+            reward_weights: w_i by name of a reward in `data.rewards`; null is {readability: 0.05, safety: 0.95} (UPO
+                paper).
         """
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
         self.needs |= Needs(rewards=self.reward_weights)
         super().__init__(*args, **kwargs)
 
     def objective(self, batch: Batch) -> Float[Tensor, "N"]:
-        """R = sum_i w_i r_i."""
-        assert batch.responses.rewards is not None, "the data module brings the columns named in `rewards`"
+        """R = sum_i w_i r_i of each response."""
+        assert batch.responses.rewards is not None, "the data have the columns named in `needs.rewards`"
         return objective(batch.responses.rewards, self.reward_weights)
 
     def last_reward(self, batch: Batch) -> Float[Tensor, "N"]:

@@ -1,14 +1,15 @@
 """OREO, Offline REasoning Optimization (Wang et al., 2024), https://arxiv.org/abs/2412.16145.
 
-Unpaired solutions with a reward at their end (1 right, 0 wrong). Policy and value function are fitted to the soft
+Unpaired solutions with a reward R at their end (1 right, 0 wrong). Policy and value function are fitted to the soft
 Bellman equation V(s_t) = R - beta sum_{i >= t} rho_i, rho_i = log policy(a_i|s_i) - log reference(a_i|s_i), so that
-credit falls on single tokens (OREO), lines (StepOREO) or the whole response (TrajectoryOREO: DRO, up to a factor 2).
+credit is assigned to single tokens (OREO), lines (StepOREO) or the whole response (TrajectoryOREO, which is DRO up to a
+factor 2).
 
     value:   mean_t (V(s_t) + beta sum_{i >= t} sg[rho_i] - R)^2
     policy:  mean_t (sg[V(s_t)] + beta (rho_t + sg[sum_{i > t} rho_i]) - R)^2 + kappa KL(policy || reference)_t
 
-Losses, beta and kappa as in the authors' code. Deviations: V is a head on the policy's detached hidden states, where
-the authors train a second model; both are updated in one step, the policy against the V before it, as there.
+Verified in the official code, beta and kappa included. Deviations: V is a head on the policy's detached hidden states,
+where the authors train a second model; both are updated in one step, the policy with the V before it, as there.
 """
 
 from functools import cached_property
@@ -42,7 +43,8 @@ def oreo_policy_loss(
     """mean_t (sg[V_t] + beta (rho_t + sg[sum_{i > t} rho_i]) - R)^2 of each response, unreduced.
 
     Args:
-        owner: which response a step (a token, a line) belongs to; steps lie in order, response by response.
+        owner: index of the response that each step (a token or a line) belongs to; steps are in order, response by
+            response.
     """
     error = value.detach() + beta * (logratio + later_sums(logratio, owner)) - reward[owner]
     return segment_means(error**2, owner, len(reward))
@@ -56,13 +58,18 @@ def oreo_value_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "N"]:
-    """mean_t (V_t + beta sum_{i >= t} sg[rho_i] - R)^2 of each response, unreduced; V_t is known before step t."""
+    """mean_t (V_t + beta sum_{i >= t} sg[rho_i] - R)^2 of each response, unreduced.
+
+    Args:
+        value: V_t, read before step t.
+        owner: as in `oreo_policy_loss`.
+    """
     error = value + beta * (logratio.detach() + later_sums(logratio, owner)) - reward[owner]
     return segment_means(error**2, owner, len(reward))
 
 
 class OREO(UnpairedMethod):
-    """Offline reasoning optimization, a value and a squared error for every token."""
+    """Offline reasoning optimization, with a value and a squared error for every token."""
 
     value_head: ValueHead
 
@@ -80,33 +87,30 @@ class OREO(UnpairedMethod):
     ):
         """
         Args:
-            beta: strength of the KL constraint, in reward/nats (paper: 0.03).
-            kappa: weight of KL(policy || reference) over the whole vocabulary, a token (paper: 0.01).
-            wrong_reward: of undesirable responses, desirable ones have 1 (paper's mathematics: 0; the default of the
-                authors' code, which their scripts override: -1).
-            value_lr: learning rate of the value head; the authors' second model has the policy's, 5e-6, at which a
-                fresh head would hardly move.
+            beta: strength of the KL constraint, in units of reward per nat (paper: 0.03).
+            kappa: weight of KL(policy || reference), over the whole vocabulary and averaged over tokens (paper: 0.01).
+            wrong_reward: R of undesirable responses; desirable ones have 1 (paper, mathematics: 0; official code: -1,
+                which its scripts replace by 0).
+            value_lr: learning rate of the value head (ours: 0.001; the authors' second model has the policy's 5e-6, at
+                which a fresh head would hardly move).
         """
         super().__init__(*args, **kwargs)
-        self.beta, self.kappa, self.wrong_reward, self.value_lr = beta, kappa, wrong_reward, float(value_lr)
+        self.beta, self.kappa = beta, kappa
+        self.wrong_reward, self.value_lr = wrong_reward, float(value_lr)
 
     def heads(self) -> dict[str, SideHead]:
         return {"value_head": SideHead(lambda: ValueHead(self.policy.hidden_size, dropout=0.0), self.value_lr)}
 
     def starts(self, responses: Responses) -> Bool[Tensor, "tokens"]:
-        """Tokens at which a step begins: here every one."""
+        """Mask of the tokens at which a step begins: here all of them."""
         return torch.ones_like(responses.response_index, dtype=torch.bool)
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
-        starts, rho = (
-            self.starts(batch.responses),
-            logps.outputs["token_logps"] - logps.reference_outputs["token_logps"],
-        )
+        starts = self.starts(batch.responses)
+        rho = logps.outputs["token_logps"] - logps.reference_outputs["token_logps"]
         logratio = rho.new_zeros(int(starts.sum())).index_add(0, starts.cumsum(0) - 1, rho)
-        owner, value = (
-            batch.responses.response_index[starts],
-            self.value_head(logps.outputs["hidden"][starts]).to(rho.dtype),
-        )
+        owner = batch.responses.response_index[starts]
+        value = self.value_head(logps.outputs["hidden"][starts]).to(rho.dtype)
         reward = torch.where(batch.preferred, 1.0, self.wrong_reward).to(rho.dtype)
         return {
             "preference": LossTerm(oreo_policy_loss(logratio, value, reward, owner, beta=self.beta), "responses"),
@@ -126,11 +130,11 @@ class TrajectoryOREO(OREO):
 
 
 class StepOREO(TrajectoryOREO):
-    """OREO with a value and a squared error for each reasoning step: a line with the line breaks behind it."""
+    """OREO with a value and a squared error for each reasoning step: a line with the line breaks at its end."""
 
     @cached_property
     def breaks(self) -> Bool[Tensor, "V"]:
-        """Which tokens hold a line break."""
+        """Mask over the vocabulary: tokens that contain a line break."""
         tokenizer = self.policy.tokenizer
         return torch.tensor(["\n" in tokenizer.decode([i]) for i in range(len(tokenizer))])
 

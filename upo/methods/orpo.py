@@ -1,9 +1,10 @@
 """ORPO, Odds Ratio Preference Optimization (Hong, Lee, Thorne, 2024), https://arxiv.org/abs/2403.07691.
 
-One stage, no reference: imitation of the chosen response, plus a penalty on the odds ratio of rejected to chosen, where
-p = exp(mean log-prob of a token). Usually run on a base model, in place of SFT and DPO.
-Deviations: the likelihood is that of the response; the official default scores the prompt as well (its option
-`disable_prompt_loss` is this). Its mean is over pairs, not over the tokens of a micro-batch.
+One stage without a reference: likelihood of the chosen response, plus a penalty on the odds ratio of rejected to
+chosen, where odds = p / (1 - p), p = exp(mean log-prob per token). Usually run on a base model, instead of SFT and
+DPO. Verified in the official code. Deviations: the likelihood is that of the response only, where the official default
+includes the prompt (its option `disable_prompt_loss` is this form); it is averaged over pairs, not over the tokens of a
+micro-batch.
 """
 
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from upo.models.logps import ResponseLogps
 def orpo_loss(chosen_mean: Float[Tensor, "pairs"], rejected_mean: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
     """Equation 7, L_OR: -log sigmoid(log odds(y_w) - log odds(y_l)), odds = p / (1 - p), p = exp(mean log-prob).
 
-    One value a pair, unreduced; log 2 where both responses are equally likely a token.
+    One value per pair, unreduced; log 2 where both responses have the same mean log-prob.
     """
     return -logsigmoid(log_odds(chosen_mean) - log_odds(rejected_mean))
 
@@ -37,8 +38,8 @@ class ORPO(ChosenLikelihood):
     def __init__(self, *args: Any, lam: PositiveFloat = 0.1, **kwargs: Any):
         """
         Args:
-            lam: the paper's lambda: weight of the odds-ratio loss beside the chosen response's negative
-                log-likelihood a token, whose weight is 1 (paper: 0.1 for Mistral; 0.2 to 0.25 elsewhere).
+            lam: lambda, weight of the odds-ratio loss; the chosen response's negative log-likelihood per token has
+                weight 1 (paper: 0.1 for Mistral; from knowledge: 0.2 to 0.25 for other models).
         """
         super().__init__(*args, **kwargs)
         self.preference_weight = lam

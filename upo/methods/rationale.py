@@ -1,9 +1,10 @@
 """RDPO and RORPO, preferences with rationales (Just et al., 2024), https://arxiv.org/abs/2407.14477.
 
-The model also learns to say why the chosen response is better: p(w > l, r | x) = p(w > l | x) p(r | x, w > l) adds the
-log-likelihood of the rationale r, under a prompt of its own that shows both responses, to DPO (RDPO) or ORPO (RORPO).
-The authors' code puts that term through -log sigmoid, whose gradient is 1/2 to 1 times the paper's: `log_sigmoid`.
-Read in that code; the paper's form in a published summary. Deviation: the wording of the rationale's prompt.
+The model also learns to explain why the chosen response is better. p(w > l, r | x) = p(w > l | x) p(r | x, w > l): the
+log-likelihood of the rationale r, under a prompt of its own that shows both responses, is added to DPO (RDPO) or ORPO
+(RORPO). The official code applies -log sigmoid to that term, which has 1/2 to 1 times the paper's gradient
+(`log_sigmoid`). Verified: the official code's form; the paper's form in a published summary. Deviation: the wording of
+the rationale's prompt.
 """
 
 from typing import Any
@@ -26,9 +27,9 @@ from upo.models.logps import ResponseLogps
 def rationale_loss(
     rationale_logps: Float[Tensor, "pairs"], *, gamma: float, log_sigmoid: bool = False
 ) -> Float[Tensor, "pairs"]:
-    """-gamma log p(r | x, w > l), the paper's; or -log sigmoid(gamma log p(r | x, w > l)), the code's.
+    """-gamma log p(r | x, w > l) as in the paper, or -log sigmoid(gamma log p(r | x, w > l)) as in the official code.
 
-    One value a pair, unreduced.
+    One value per pair, unreduced.
     """
     return -logsigmoid(gamma * rationale_logps) if log_sigmoid else -gamma * rationale_logps
 
@@ -44,7 +45,7 @@ class RationaleView(PairedView):
 
 
 def question(pair: Example) -> DraftGroup:
-    """Why the chosen response is better, asked behind the conversation, with the rationale as the answer."""
+    """A prompt that shows both responses and asks why the chosen one is better, with the rationale as its response."""
     chosen, rejected = (response.text for response in pair.responses)
     why = f"Another answer:\n{rejected}\n\nWhy is the first one better?"
     if isinstance(pair.prompt, str):
@@ -62,9 +63,10 @@ class Rationales(Method):
     def __init__(self, *args: Any, gamma: NonNegativeFloat = 1e-3, log_sigmoid: bool = False, **kwargs: Any):
         """
         Args:
-            gamma: weight of the rationale's log-likelihood, a sum over its tokens, in 1/nats (authors' command: 0.001;
-                their default file: 0.1).
-            log_sigmoid: the term of the authors' code instead of the paper's; at gamma 0 it is a constant log 2.
+            gamma: weight of the rationale's log-likelihood, a sum over its tokens, in 1/nats (official command: 0.001;
+                official default file: 0.1).
+            log_sigmoid: whether to use the official code's term instead of the paper's (paper: no); with gamma 0 it is
+                a constant log 2.
         """
         super().__init__(*args, **kwargs)
         self.gamma, self.log_sigmoid = gamma, log_sigmoid

@@ -1,9 +1,9 @@
 """Robust DPO, rDPO (Chowdhury, Kini, Natarajan, 2024), https://arxiv.org/abs/2403.00409.
 
 Differs from DPO: labels are flipped with a known probability, and the loss is corrected so that its expectation over
-the flips is DPO's loss of the clean labels. The second term has the opposite sign of conservative DPO's
-(`DPO.label_smoothing`). Deviations: none.
-The loss is unbounded below and negative for confident pairs: do not stop early by its value.
+the flips is DPO's loss on the true labels. The sign of the second term is opposite to conservative DPO's
+(`DPO.label_smoothing`). Verified in TRL. Deviations: none.
+The loss is negative for confident pairs and unbounded below: do not use its value for early stopping.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def robust_dpo_loss(
 ) -> Float[Tensor, "pairs"]:
     """[-(1 - eps) log sigmoid(z) + eps log sigmoid(-z)] / (1 - 2 eps), z = beta (r_w - r_l).
 
-    One value a pair, unreduced; log 2 where policy and reference agree. It is -log sigmoid(z) - eps z / (1 - 2 eps).
+    One value per pair, unreduced; log 2 where policy and reference agree. It is -log sigmoid(z) - eps z / (1 - 2 eps).
     """
     z = beta * (chosen_logratio - rejected_logratio)
     return (-(1 - flip_rate) * logsigmoid(z) + flip_rate * logsigmoid(-z)) / (1 - 2 * flip_rate)
@@ -39,7 +39,7 @@ class RobustDPO(PairwiseMethod):
         """
         Args:
             beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (paper: 0.1).
-            flip_rate: the paper's epsilon: probability that a label is flipped, in [0, 0.5); 0 is DPO (paper: 0.1).
+            flip_rate: epsilon, probability that a label is flipped, in [0, 0.5); 0 is DPO (paper: 0.1).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.flip_rate = beta, flip_rate

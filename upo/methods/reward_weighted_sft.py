@@ -1,10 +1,10 @@
 """Reward-weighted SFT: the likelihood of every response, chosen and rejected alike, times its auxiliary reward.
 
 Weighted behaviour cloning, a baseline of A-LOL (Baheti et al., ICLR 2024), https://arxiv.org/abs/2305.14718. Differs
-from SFT: rewards instead of labels say what to imitate, and a response counts by its mean token. Differs from UPO's
-auxiliary term: no value to compare with, no exponential, so that good responses to easy prompts weigh as much as those
-to hard ones. Preferences are not used; a reward of 0 leaves a response out. Deviation from the baseline: means over
-tokens.
+from SFT: auxiliary rewards instead of labels decide what is imitated, and the loss is a mean over responses, not over
+tokens. Differs from UPO's auxiliary term: no value is subtracted and there is no exponential, so that good responses to
+easy prompts have the same weight as those to hard ones. Preferences are not used; a response with reward 0 has no
+gradient. Deviation from the baseline: a response's log-prob is its mean over tokens.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from upo.models.logps import ResponseLogps
 def reward_weighted_loss(
     logps: Float[Tensor, "N"], lengths: Int[Tensor, "N"], rewards: Float[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
-    """-R(x, y) log policy(y|x) / |y|, one value a response, unreduced."""
+    """-R(x, y) log policy(y|x) / |y|, one value per response, unreduced."""
     return -rewards * logps / lengths
 
 
@@ -37,7 +37,8 @@ class RewardWeightedSFT(Method):
     def __init__(self, *args: Any, reward_weights: dict[str, float], **kwargs: Any):
         """
         Args:
-            reward_weights: w_i by name of a reward in `data.rewards`; R = sum_i w_i r_i must never be negative.
+            reward_weights: w_i by name of a reward in `data.rewards`; R = sum_i w_i r_i must be 0 or more for every
+                response.
         """
         self.reward_weights = dict(reward_weights)
         self.needs |= Needs(rewards=self.reward_weights)

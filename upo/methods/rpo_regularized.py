@@ -1,8 +1,8 @@
 """RPO, Regularized Preference Optimization (Liu et al., 2024), https://arxiv.org/abs/2405.16436.
 
-Differs from DPO: pessimism against overoptimisation turns into the likelihood of a baseline policy's responses, for
-which the paper takes the chosen ones. Deviations: none. The name stands for several methods; this is "DPO + SFT".
-Two official scalings exist and differ by far more than their numbers tell:
+Differs from DPO: pessimism against overoptimisation becomes the likelihood of a baseline policy's responses, for which
+the paper takes the chosen ones ("DPO + SFT"; other methods are called RPO as well). Verified in the official code.
+Deviations: none. Two official forms exist, whose strengths differ by far more than the values of eta:
     beta eta sum of log-probs      eta 0.005, beta 0.01 (Mistral) or 0.05 (Gemma)      the default
     eta mean over tokens           eta 0.2, beta 0.5 (second code, in the appendix)  `nll_per_token`
 """
@@ -31,9 +31,11 @@ class RegularizedPO(ChosenLikelihood, DPO):
     ):
         """
         Args:
-            beta: strength of the KL constraint, in 1/nats (paper: 0.01 for Mistral, 0.05 for Gemma; 0.5 a token).
-            eta: strength of the regulariser; 0 is DPO (paper: 0.005; 0.2 a token).
-            nll_per_token: eta times the likelihood a token, without beta, instead of beta eta times its sum.
+            beta: strength of the KL constraint, in 1/nats (paper: 0.01 for Mistral, 0.05 for Gemma; 0.5 with
+                `nll_per_token`).
+            eta: strength of the regulariser; 0 is DPO (paper: 0.005; 0.2 with `nll_per_token`).
+            nll_per_token: whether the regulariser is eta times the mean log-prob per token (paper's second code)
+                instead of beta eta times the sum (paper, first code).
         """
         super().__init__(*args, beta=beta, **kwargs)
         self.nll_weight, self.nll_per_token = eta if nll_per_token else beta * eta, nll_per_token

@@ -1,7 +1,7 @@
-"""SFT, supervised fine-tuning: imitation of the chosen (desirable) responses; usually the stage before all others.
+"""SFT, supervised fine-tuning: likelihood of the chosen (desirable) responses; usually the stage before all others.
 
-The loss is the token mean over the GLOBAL step, so that long and short responses weigh by their tokens whatever the
-micro-batches are.
+The loss is the mean over all response tokens of the GLOBAL step: long responses have a larger weight than short ones,
+and the value does not depend on how the step is split into micro-batches.
 """
 
 from jaxtyping import Float

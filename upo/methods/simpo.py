@@ -1,7 +1,8 @@
 """SimPO, Simple Preference Optimization (Meng, Xia, Chen, 2024), https://arxiv.org/abs/2405.14734.
 
 Differs from DPO: no reference; the reward is the log-prob averaged over tokens, and the chosen response must win by a
-margin gamma. Deviations: none; the official code stores gamma / beta (`gamma_beta_ratio`), the paper gamma, as here.
+margin gamma. Verified in the official code, which stores gamma / beta (`gamma_beta_ratio`); the paper and this class
+take gamma. Deviations: none.
 """
 
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from upo.models.logps import ResponseLogps
 def simpo_loss(
     chosen_mean: Float[Tensor, "pairs"], rejected_mean: Float[Tensor, "pairs"], *, beta: float, gamma: float
 ) -> Float[Tensor, "pairs"]:
-    """Equation 6: -log sigmoid(beta (a_w - a_l) - gamma), a = log policy(y|x) / |y|; one value a pair, unreduced."""
+    """Equation 6: -log sigmoid(beta (a_w - a_l) - gamma), a = log policy(y|x) / |y|; one value per pair, unreduced."""
     return -logsigmoid(beta * (chosen_mean - rejected_mean) - gamma)
 
 
@@ -32,8 +33,8 @@ class SimPO(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 2.0, gamma: NonNegativeFloat = 0.5, **kwargs: Any):
         """
         Args:
-            beta: scale of the reward, in 1/nats a token (official runs: 2.0 to 2.5, 10 for newer models).
-            gamma: margin by which beta (a_w - a_l) must be won (official default: 0.25 beta; runs: 0.1 to 0.8 beta).
+            beta: scale of the reward, in 1/nats per token (official runs: 2.0 to 2.5, 10 for newer models).
+            gamma: target margin of beta (a_w - a_l), no unit (official code: 0.25 beta; its runs: 0.1 to 0.8 beta).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.gamma = beta, gamma

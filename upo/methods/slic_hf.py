@@ -1,8 +1,8 @@
 """SLiC-HF, Sequence Likelihood Calibration with human feedback (Zhao et al., 2023), https://arxiv.org/abs/2305.10425.
 
-Reference-free: a hinge asks for a margin of log-probs, and the likelihood of a target keeps the model near its data.
-Deviations: the paper's target is the SFT data set's response; pairs bring none, so the chosen response is imitated.
-Partly verified: loss and defaults follow public code; sums over tokens are our reading (the paper may average).
+Reference-free: a hinge on the margin of log-probs, plus the likelihood of a target, which keeps the model near its
+data. Deviations: in the paper the target is a response of the SFT data set; pairs have none, so the chosen response is
+taken. Partly verified: loss and defaults, in HALOs; sums over tokens are our reading (the paper may average).
 The hinge with a reference is another method: `RSOHinge`.
 """
 
@@ -20,7 +20,7 @@ from upo.models.logps import ResponseLogps
 def slic_loss(
     chosen_logps: Float[Tensor, "pairs"], rejected_logps: Float[Tensor, "pairs"], *, delta: float
 ) -> Float[Tensor, "pairs"]:
-    """max(0, delta - log policy(y_w|x) + log policy(y_l|x)), the calibration term; one value a pair, unreduced."""
+    """max(0, delta - log policy(y_w|x) + log policy(y_l|x)), the calibration term; one value per pair, unreduced."""
     return (delta - chosen_logps + rejected_logps).relu()
 
 
@@ -39,10 +39,10 @@ class SLiCHF(ChosenLikelihood):
     ):
         """
         Args:
-            delta: margin of log-probs that the hinge asks for, in nats (public code: 1).
-            lam: the paper's lambda: weight of the chosen response's negative log-likelihood (public code: 0.1).
-            nll_per_token: take that likelihood a token instead of summed over the response (our reading of the paper:
-                summed).
+            delta: margin of log-probs from which on the hinge is 0, in nats (HALOs: 1).
+            lam: lambda, weight of the chosen response's negative log-likelihood (HALOs: 0.1).
+            nll_per_token: whether that likelihood is the mean over the response's tokens instead of their sum (ours:
+                the sum, as we read the paper).
         """
         super().__init__(*args, **kwargs)
         self.delta, self.nll_weight, self.nll_per_token = delta, lam, nll_per_token

@@ -1,9 +1,9 @@
-"""Soft labels: pairs with a probability p that the first response is preferred, and the losses that take it directly.
+"""Soft labels: pairs with a probability p that the first response is preferred, and losses that fit p directly.
 
-Soft cDPO (Mitchell's conservative DPO with eps = 1 - p, a pair at a time) and soft cIPO regress the margin to what p
-says. They are the rivals of geometric averaging (`geometric.py`) in Furuta et al., 2024, https://arxiv.org/abs/2409.06691.
-Both pull a margin that is too large for its p back; geometric averaging never does. Deviations: none.
-Soft cDPO is verified, the form of soft cIPO is from knowledge.
+Soft cDPO is Mitchell's conservative DPO with eps = 1 - p for each pair; soft cIPO scales IPO's target. Furuta et al.,
+2024, https://arxiv.org/abs/2409.06691, compare them with geometric averaging (`geometric.py`). Both losses lower a
+margin that is too large for its p; geometric averaging never does.
+Verified: soft cDPO. From knowledge: the form of soft cIPO. Deviations: none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from upo.models.logps import ResponseLogps
 
 
 class SoftPairedView(PairedView):
-    """Pairs with a soft label each; the likelier one comes first, an even vote (p = 1/2) keeps its order."""
+    """Pairs with a soft label, the response that is more often preferred first; with p = 1/2 the order stays."""
 
     wants = "pair of responses with a soft label (`Example.soft_label`)"
 
@@ -50,7 +50,7 @@ class SoftLabelMethod(PairwiseMethod):
     view = SoftPairedView()
 
     def soft_loss(self, chosen: ResponseLogps, rejected: ResponseLogps, soft_labels: Tensor) -> Tensor:
-        """One value a pair [B], unreduced."""
+        """One value per pair [B], unreduced."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
@@ -64,10 +64,13 @@ def soft_cdpo_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """-p log sigmoid(z) - (1 - p) log sigmoid(-z), z = beta (r_w - r_l), unreduced; least where sigmoid(z) = p."""
-    won = dpo_loss(chosen_logratio, rejected_logratio, beta=beta)
-    lost = dpo_loss(rejected_logratio, chosen_logratio, beta=beta)
-    return soft_labels * won + (1 - soft_labels) * lost
+    """-p log sigmoid(z) - (1 - p) log sigmoid(-z), z = beta (r_w - r_l).
+
+    One value per pair, unreduced; smallest where sigmoid(z) = p.
+    """
+    loss = dpo_loss(chosen_logratio, rejected_logratio, beta=beta)
+    flipped_loss = dpo_loss(rejected_logratio, chosen_logratio, beta=beta)
+    return soft_labels * loss + (1 - soft_labels) * flipped_loss
 
 
 def soft_cipo_loss(
@@ -77,7 +80,10 @@ def soft_cipo_loss(
     *,
     tau: float,
 ) -> Float[Tensor, "pairs"]:
-    """(r_w - r_l - (2p - 1) / (2 tau))^2, unreduced; IPO's loss where p = 1."""
+    """(r_w - r_l - (2p - 1) / (2 tau))^2; IPO's loss where p = 1.
+
+    One value per pair, in squared nats, unreduced.
+    """
     return (chosen_logratio - rejected_logratio - (2 * soft_labels - 1) / (2 * tau)) ** 2
 
 
@@ -90,7 +96,7 @@ class SoftCDPO(SoftLabelMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):
         """
         Args:
-            beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (DPO's 0.1).
+            beta: strength of the KL constraint, in 1/nats; larger stays closer to the reference (DPO's: 0.1).
         """
         super().__init__(*args, **kwargs)
         self.beta = beta
@@ -109,7 +115,7 @@ class SoftCIPO(SoftLabelMethod):
         """
         Args:
             tau: strength of the KL constraint, in 1/nats; the target margin of a certain pair is 1 / (2 tau) nats
-                (0.1 is IPO's usual value; the GDPO paper's is not known to us).
+                (IPO's: 0.1; the GDPO paper's value is not known to us).
         """
         super().__init__(*args, **kwargs)
         self.tau = tau

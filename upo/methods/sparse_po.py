@@ -1,11 +1,11 @@
 """SparsePO and MaPO (Christopoulou, Cardenas et al., 2024), https://arxiv.org/abs/2410.05102.
 
-Differs from TDPO1: each token's log-ratio and divergence are weighted by masks that come from the reference's hidden
-states. `SparsePO` learns them: a ReLU of a linear map of each layer's state, averaged over the layers, so that
-uninformative tokens can drop out. `MaPO` reads them off: standardised activations, nothing to learn.
-Partly verified: two kinds of masks, common or independent ones, TDPO's reward and divergence. From knowledge: the
-formula of the loss. Ours: the linear maps start at masks of 1, which is TDPO1; MaPO's sigmoid and its statistics,
-which are those of each response and layer. The reference must be a model; it gets no gradient.
+Differs from TDPO1: the log-ratio and the divergence of each token are multiplied by masks computed from the reference's
+hidden states. `SparsePO` learns the masks: a ReLU of a linear map of each layer's state, averaged over the layers, so
+that uninformative tokens can get 0. `MaPO` computes them from standardised activations, without parameters.
+Partly verified: two kinds of masks, common or separate ones for log-ratio and divergence, TDPO's reward and divergence.
+From knowledge: the formula of the loss. Ours: the linear maps start at masks of 1, which is TDPO1; MaPO's sigmoid, and
+that activations are standardised per response and layer. The reference must be a model; it gets no gradient.
 """
 
 from typing import Any, ClassVar
@@ -32,27 +32,37 @@ def sparse_po_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(U - V) of masked sums, in nats; one value a pair, unreduced.
+    """-log sigmoid(U - V) of masked sums; one value per pair, unreduced.
 
     U = beta (sum_t m_u log(policy / reference) of the chosen response - that of the rejected one),
     V = beta (sum_t m_d KL(reference || policy) of the rejected response - that of the chosen one).
+
+    Args:
+        chosen_reward: the sum in U of the chosen response, in nats; `rejected_reward` likewise.
+        chosen_kl: the sum in V of the chosen response, in nats; `rejected_kl` likewise.
     """
     return -logsigmoid(beta * (chosen_reward - rejected_reward) - beta * (rejected_kl - chosen_kl))
 
 
 def activation_masks(layers: Float[Tensor, "tokens L D"], row: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """sigmoid of the mean activation of each layer, standardised over the response; averaged over the layers."""
-    a = layers.float().mean(-1)
-    _, of = row.unique(return_inverse=True)
-    total = a.new_zeros(int(of.max()) + 1, a.shape[1])
-    count = torch.bincount(of)[:, None]
-    centred = a - (total.index_add(0, of, a) / count)[of]
-    spread = (total.index_add(0, of, centred.square()) / count).sqrt()[of]
-    return torch.sigmoid(centred / (spread + 1e-6)).mean(-1)  # a response of one token has no spread: 1/2
+    """Sigmoid of each layer's mean activation, standardised over the response; averaged over the layers; in (0, 1).
+
+    Args:
+        layers: hidden states of each token after every layer.
+        row: index of the response that each token belongs to.
+    """
+    activations = layers.float().mean(-1)  # [tokens, L]
+    _, segment = row.unique(return_inverse=True)
+    zeros = activations.new_zeros(int(segment.max()) + 1, activations.shape[1])
+    counts = torch.bincount(segment)[:, None]
+    means = zeros.index_add(0, segment, activations) / counts
+    centred = activations - means[segment]
+    deviations = (zeros.index_add(0, segment, centred.square()) / counts).sqrt()
+    return torch.sigmoid(centred / (deviations[segment] + 1e-6)).mean(-1)  # 1/2 for a response of one token
 
 
 class LearnedMasks(nn.Module):
-    """mean over the layers of ReLU(w_l . h_l + b_l), for `count` masks; 1 at the start."""
+    """`count` masks, each the mean over the layers l of ReLU(w_l . h_l + b_l): 0 or more, 1 at the start."""
 
     def __init__(self, layers: int, width: int, count: int):
         super().__init__()
@@ -76,22 +86,22 @@ class MaPO(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, **kwargs: Any):
         """
         Args:
-            beta: strength of rewards and divergences, in 1/nats (paper: 0.1 and others).
+            beta: scale of rewards and divergences, in 1/nats (paper: 0.1, among other values).
         """
         super().__init__(*args, **kwargs)
         self.beta = beta
 
     def masks(self, logps: ResponseLogps) -> tuple[Tensor, Tensor]:
-        """Of log-ratios and of divergences, by token of the micro-batch."""
+        """Masks of the log-ratios and of the divergences, one value per response token each."""
         assert logps.response_index is not None
         mask = activation_masks(logps.reference_outputs["layers"], logps.response_index)
         return mask, mask
 
     def masked(self, logps: ResponseLogps) -> tuple[Tensor, Tensor]:
-        """Masked log-ratio and divergence of each response."""
-        of_reward, of_kl = self.masks(logps)
+        """Masked sums of log-ratios and of divergences over each response [N], in nats."""
+        reward_mask, kl_mask = self.masks(logps)
         logratio = logps.outputs["token_logps"] - logps.reference_outputs["token_logps"]
-        return logps.sums(of_reward * logratio), logps.sums(of_kl * logps.outputs["kl"])
+        return logps.sums(reward_mask * logratio), logps.sums(kl_mask * logps.outputs["kl"])
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         (u_w, k_w), (u_l, k_l) = self.masked(chosen), self.masked(rejected)
@@ -122,9 +132,10 @@ class SparsePO(MaPO):
     ):
         """
         Args:
-            common_mask: one mask for log-ratios and divergences; otherwise one each (the paper tries both).
-            mask_lr: learning rate of the linear maps (ours: at the policy's they would hardly move).
-            mask_weight_decay: of the linear maps, where the optimizer has it; larger gives sparser masks (ours).
+            common_mask: whether log-ratios and divergences share one mask (ours: yes; the paper tries both).
+            mask_lr: learning rate of the linear maps (ours: 0.0001; at the policy's they would hardly move).
+            mask_weight_decay: weight decay of the linear maps, where the optimizer has one; larger values give sparser
+                masks (ours: 0.01).
         """
         super().__init__(*args, **kwargs)
         self.common_mask = common_mask
@@ -132,7 +143,7 @@ class SparsePO(MaPO):
 
     def heads(self) -> dict[str, SideHead]:
         def make() -> nn.Module:
-            model = (self.reference and self.reference.load_model()) or self.policy  # its shapes, where it is not built
+            model = (self.reference and self.reference.load_model()) or self.policy  # without one, for its shapes
             config = model.model_config.get_text_config()
             return LearnedMasks(config.num_hidden_layers, config.hidden_size, 1 if self.common_mask else 2)
 

@@ -1,13 +1,14 @@
 """SPO with a self-supervised preference degree (Li et al., 2024), https://arxiv.org/abs/2409.17791.
 
-Beside the alignment loss the model learns to tell how much of a response's key content is missing: copies of chosen and
-rejected responses lose more and more of their key phrases, and a small head on the last hidden state classifies the
-degree of loss, 0 (intact) to K (all key phrases gone). The head is trained with the policy and never exported.
+In addition to the alignment loss, the model learns to tell how much of a response's key content is missing. Chosen and
+rejected responses are copied with more and more of their key phrases deleted, and a small head on the last hidden state
+classifies how many are gone: degree 0 (intact) to K (all of them). The head is trained with the policy and never
+exported.
 
     L = L_align + gamma (CE_w + CE_l)
 
-From knowledge (only the abstract could be read): K, gamma, the extractor (here RAKE), that both responses are degraded,
-and that a CE is the mean over a response and its copies. L_align is DPO's.
+Verified: nothing but the idea, in the abstract. From knowledge or ours: K, gamma, the extractor of key phrases (here
+RAKE), that both responses are degraded, and that a CE is the mean over a response and its copies. L_align is DPO's.
 """
 
 from typing import Any
@@ -31,26 +32,26 @@ from upo.models.logps import ResponseLogps
 
 
 def degree_loss(logits: Float[Tensor, "N degrees"], degrees: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """Cross-entropy of the degree of loss, one value a response or copy, unreduced."""
+    """Cross-entropy of the degree, one value per response or copy, in nats, unreduced."""
     return nn.functional.cross_entropy(logits, degrees, reduction="none")
 
 
 LEVELS = 3
-"""K: copy k of K has lost the most important k/K of its key phrases."""
+"""K: copy k has lost the share k / K of its key phrases, the most important ones first."""
 
 
 class DegreeView(PairedView):
     """Pairs, each followed by its degraded copies.
 
-    Columns: `degrees` of loss; `originals`, the rows that make the pairs, chosen and rejected by turns; `shares`,
-    1 / (how many rows a response has, its copies included): sums with them are CE_w + CE_l.
+    Columns: `degrees`, 0 to K; `originals`, 1 for the rows of the pair itself (chosen, rejected) and 0 for copies;
+    `shares`, 1 / (number of rows of a response, copies included), so that the sum of shares * CE is CE_w + CE_l.
     """
 
     def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         return [self._draft(pair) for pair in pairs_of(example, max_pairs)]
 
     def _draft(self, pair: Example) -> Draft:
-        rows = [(response, 0, place) for place, response in enumerate(pair.responses)] + copies(pair)
+        rows = [(response, 0, index) for index, response in enumerate(pair.responses)] + copies(pair)
         owners = [owner for _, _, owner in rows]
         return Draft(
             pair.with_responses(tuple(response for response, _, _ in rows)),
@@ -64,17 +65,19 @@ class DegreeView(PairedView):
 
 
 def copies(pair: Example) -> list[tuple[Response, int, int]]:
-    """Degraded copies of both responses that are not empty, each with its degree and whose copy it is; of equal ones
-    the one with the highest degree."""
-    made = []
-    for place, response in enumerate(pair.responses):
+    """Degraded copies of both responses: the copy, its degree, and the index of its response in the pair.
+
+    Empty copies are left out; of copies with the same text the one of the highest degree is kept.
+    """
+    degraded = []
+    for index, response in enumerate(pair.responses):
         seen = {"", response.text.strip()}
         for level in range(LEVELS, 0, -1):
             text = without_key_phrases(response.text, level / LEVELS)
             if text not in seen:
-                made.append((Response(text), level, place))
+                degraded.append((Response(text), level, index))
             seen.add(text)
-    return made
+    return degraded
 
 
 class SPODegree(DPO):
@@ -91,8 +94,8 @@ class SPODegree(DPO):
     def __init__(self, *args: Any, gamma: NonNegativeFloat = 0.1, head_lr: PositiveFloat = 1e-3, **kwargs: Any):
         """
         Args:
-            gamma: weight of the classification, no unit; 0 is DPO (our choice: the paper's value is not known to us).
-            head_lr: learning rate of the head: at the policy's a fresh one would hardly move (our choice).
+            gamma: weight of the classification, no unit; 0 is DPO (ours: 0.1; the paper's value is not known to us).
+            head_lr: learning rate of the head (ours: 0.001; at the policy's a fresh head would hardly move).
         """
         super().__init__(*args, **kwargs)
         self.gamma, self.head_lr = gamma, float(head_lr)
@@ -101,19 +104,19 @@ class SPODegree(DPO):
         return {"degree_head": SideHead(lambda: nn.Linear(self.policy.hidden_size, LEVELS + 1), self.head_lr)}
 
     def degree_logits(self, logps: ResponseLogps) -> Float[Tensor, "N degrees"]:
-        """From the last hidden state of each response, in the head's precision."""
-        last = logps.outputs["hidden"][logps.lengths.cumsum(0) - 1]
-        with torch.autocast(last.device.type, enabled=False):
-            return self.degree_head(last.to(self.degree_head.weight.dtype))
+        """Logits of the degree of each response or copy, from the state that predicts its last token."""
+        last_hidden = logps.outputs["hidden"][logps.lengths.cumsum(0) - 1]
+        with torch.autocast(last_hidden.device.type, enabled=False):
+            return self.degree_head(last_hidden.to(self.degree_head.weight.dtype))
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
-        degree = batch["shares"] * degree_loss(self.degree_logits(logps), batch["degrees"])
-        both = degree.new_zeros(len(batch.responses.prompt_end)).index_add(0, logps.prompt_index, degree)
+        losses = batch["shares"] * degree_loss(self.degree_logits(logps), batch["degrees"])
+        pair_losses = losses.new_zeros(len(batch.responses.prompt_end)).index_add(0, logps.prompt_index, losses)
         preference = super().terms(batch, logps[batch["originals"]], statistics)
-        return preference | {"degree": LossTerm(both, "prompts", weight=self.gamma)}
+        return preference | {"degree": LossTerm(pair_losses, "prompts", weight=self.gamma)}
 
     def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         pairs = batch["originals"]
         super().update_metrics(stage, evolve(batch, columns={"preferred": batch.preferred[pairs]}), logps[pairs])
-        right = self.degree_logits(logps).argmax(1) == batch["degrees"]
-        self.means(stage).update(**{"degree/accuracies": right.float()})
+        correct = self.degree_logits(logps).argmax(1) == batch["degrees"]
+        self.means(stage).update(**{"degree/accuracies": correct.float()})

@@ -1,12 +1,13 @@
 """SPPO, Self-Play Preference Optimization, hard and soft (Wu et al., 2024), https://arxiv.org/abs/2405.00675.
 
-Regresses each log-ratio by itself to eta (P - 1/2), P the probability that the response beats the reference's own: the
-multiplicative-weights step of a two-player game. Hard: P is 1 for the chosen and 0 for the rejected one. Soft: P comes
-from a soft label, or is the mean over all responses of the prompt, a response against itself counting one half.
-Play against oneself comes from the data (responses of the previous iterate) with that iterate as the reference.
+Regresses each log-ratio by itself to eta (P - 1/2), P the probability that the response beats a response of the
+reference: the multiplicative-weights step of a two-player game. Hard: P is 1 for the chosen and 0 for the rejected
+response. Soft: P is the soft label of a pair or, for a list, the mean of its win probabilities against all responses of
+the prompt, itself included with 1/2. Self-play needs data sampled from the previous iterate, with that iterate as the
+reference.
 
 Verified: the losses, in the official code and in TRL. Deviations: the sum of both squares as in TRL (the official code
-takes half). From a list the best and the worst response make the pair; scores are taken as Bradley-Terry logits.
+takes half of it). From a list the best and the worst response make the pair; scores are read as Bradley-Terry logits.
 """
 
 import math
@@ -34,7 +35,10 @@ def sppo_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """(r_w - (P_w - 1/2) / beta)^2 + (r_l - (P_l - 1/2) / beta)^2, beta = 1 / eta; one value a pair, unreduced."""
+    """(r_w - (P_w - 1/2) / beta)^2 + (r_l - (P_l - 1/2) / beta)^2, beta = 1 / eta.
+
+    One value per pair, in squared nats, unreduced; `chosen_win` and `rejected_win` are P_w and P_l, in [0, 1].
+    """
     return (chosen_logratio - (chosen_win - 0.5) / beta) ** 2 + (rejected_logratio - (rejected_win - 0.5) / beta) ** 2
 
 
@@ -47,47 +51,47 @@ def beats(a: Response, b: Response) -> float:
 
 
 class WinRateView(PairedView):
-    """Pairs, each response with its probability of winning: the column `win_rates`."""
+    """Pairs with the column `win_rates`: each response's probability of winning, in [0, 1]."""
 
     def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
         """The best against the worst response of a prompt, with their win rates against all of its responses."""
-        known = [r for r in example.responses if preference(r) is not None]
-        if example.soft_label is not None and len(known) == 2:
+        ranked = [r for r in example.responses if preference(r) is not None]
+        if example.soft_label is not None and len(ranked) == 2:
             rates = [example.soft_label, 1 - example.soft_label]
         else:
-            rates = [sum(beats(a, b) for b in known) / len(known) for a in known]
-        if not known or min(rates) == max(rates):
+            rates = [sum(beats(a, b) for b in ranked) / len(ranked) for a in ranked]
+        if not ranked or min(rates) == max(rates):
             return []
-        ends = (rates.index(max(rates)), rates.index(min(rates)))
-        pair = example.with_responses(tuple(known[i] for i in ends))
-        return [Draft(pair, columns={"win_rates": [float(rates[i]) for i in ends]})]
+        indices = (rates.index(max(rates)), rates.index(min(rates)))
+        pair = example.with_responses(tuple(ranked[i] for i in indices))
+        return [Draft(pair, columns={"win_rates": [float(rates[i]) for i in indices]})]
 
 
 class SPPOHard(PairwiseMethod):
-    """Self-Play Preference Optimization with certain wins."""
+    """Self-Play Preference Optimization with win probabilities of 1 and 0."""
 
     def __init__(self, *args: Any, beta: PositiveFloat = 1e-3, **kwargs: Any):
         """
         Args:
-            beta: 1 / eta, in 1/nats; a certain win has the target 1 / (2 beta) nats (paper: 0.001, i.e. 500 nats).
+            beta: 1 / eta, in 1/nats; at P = 1 a log-ratio's target is 1 / (2 beta) nats (paper: 0.001, i.e. 500 nats).
         """
         super().__init__(*args, **kwargs)
         self.beta = beta
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        won, lost = torch.ones_like(chosen.logps), torch.zeros_like(rejected.logps)
-        return sppo_loss(chosen.logratio, rejected.logratio, won, lost, beta=self.beta)
+        chosen_win, rejected_win = torch.ones_like(chosen.logps), torch.zeros_like(rejected.logps)
+        return sppo_loss(chosen.logratio, rejected.logratio, chosen_win, rejected_win, beta=self.beta)
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * logps.logratio
 
 
 class SPPOSoft(SPPOHard):
-    """Self-Play Preference Optimization with estimated probabilities of winning."""
+    """Self-Play Preference Optimization with estimated win probabilities."""
 
     view = WinRateView()
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
-        ratio, rates = logps.logratio, batch["win_rates"]
-        values = sppo_loss(ratio[0::2], ratio[1::2], rates[0::2], rates[1::2], beta=self.beta)
+        logratio, rates = logps.logratio, batch["win_rates"]
+        values = sppo_loss(logratio[0::2], logratio[1::2], rates[0::2], rates[1::2], beta=self.beta)
         return {"preference": LossTerm(values, "prompts")}

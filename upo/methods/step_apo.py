@@ -1,11 +1,11 @@
 """Step-APO, step-level Advantage Preference Optimization (Wang et al., 2024), https://arxiv.org/abs/2409.08642.
 
-Step-DPO whose margin must exceed the difference of the two steps' advantages, as a tree search estimated them. The
-paper writes values of the next states; the value of the state before the steps is the same for both and cancels, so
-that Q does as well. Read in the authors' code and configurations; the derivation only in a summary of the paper.
+Step-DPO whose margin must exceed the difference of the two steps' advantages, as estimated by a tree search. The paper
+writes it with values of the next states; the value of the state before the steps is the same for both and cancels, so
+Q may be used instead. Verified in the official code and configurations; the derivation only in a summary of the paper.
 
-Deviations: which pairs are taken is the data's matter; the authors keep those whose best Q among siblings is above 0
-and whose worst is below, and scale the Q of solution-type steps by 0.3.
+Deviations: pairs are not filtered; the authors keep those whose best Q among siblings is above 0 and whose worst is
+below, and scale the Q of solution-type steps by 0.3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,15 +35,17 @@ def step_apo_loss(
 ) -> Float[Tensor, "pairs"]:
     """-log sigmoid(z), z = beta (r_w - r_l) - alpha (Q_w - Q_l); alpha is not multiplied by beta.
 
-    Smoothed as DPO's loss: -(1 - eps) log sigmoid(z) - eps log sigmoid(-z). One value a pair, unreduced; a large gap of
-    Q asks for a large margin.
+    Smoothed as DPO's loss: -(1 - eps) log sigmoid(z) - eps log sigmoid(-z). One value per pair, unreduced.
+
+    Args:
+        q_gap: Q_w - Q_l; a larger gap requires a larger margin.
     """
     z = beta * (chosen_logratio - rejected_logratio) - alpha * q_gap.detach()
     return -(1 - label_smoothing) * logsigmoid(z) - label_smoothing * logsigmoid(-z)
 
 
 class ValuedStepView(StepPairedView):
-    """Pairs of steps with the Q of both, their scores: the column `q`."""
+    """Pairs of steps with the column `q`: the Q of each step, which is its response's score."""
 
     wants = "pair of scored solutions that part at the first wrong step"
 
@@ -65,9 +67,8 @@ class StepAPO(StepDPO):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.3, alpha: NonNegativeFloat = 1.0, **kwargs: Any):
         """
         Args:
-            beta: strength of the KL constraint, in 1/nats (authors' configurations: 0.3).
-            alpha: weight of the difference of Q in the margin, in 1/unit of Q, which lies in [-1, 1] (authors: 1);
-                0 is Step-DPO.
+            beta: strength of the KL constraint, in 1/nats (official code: 0.3).
+            alpha: weight of the difference of Q, where Q lies in [-1, 1]; 0 is Step-DPO (official code: 1).
         """
         super().__init__(*args, beta=beta, **kwargs)
         self.alpha = alpha

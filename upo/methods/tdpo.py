@@ -1,9 +1,10 @@
 """TDPO, Token-level DPO (Zeng et al., 2024), https://arxiv.org/abs/2404.11999.
 
-Differs from DPO: the margin also holds the KL divergence KL(reference || policy) of every next-token distribution,
-summed over the response, so that the policy stays near the reference token by token. `TDPO2` weights it with alpha and
-stops the gradient through the chosen response's divergence, which lets that one move. Needs a reference that is a
-model. Deviations: none; TDPO2's implicit reward counts the divergence with alpha, as its loss does.
+Differs from DPO: the margin includes KL(reference || policy) of every next-token distribution, summed over the
+response, so that the policy stays near the reference token by token. `TDPO2` multiplies these sums by alpha and stops
+the gradient through the chosen response's sum, so that the chosen response may move away from the reference. The
+reference must be a model. Verified in the official code. Deviations: none; TDPO2's implicit reward multiplies the
+divergence by alpha, as its loss does.
 """
 
 from typing import Any, ClassVar
@@ -28,9 +29,10 @@ def tdpo1_loss(
     *,
     beta: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (u - delta)), u = r_w - r_l, delta = K(y_l) - K(y_w); one value a pair, unreduced.
+    """-log sigmoid(beta (u - delta)), u = r_w - r_l, delta = K(y_l) - K(y_w); one value per pair, unreduced.
 
-    K(y) = sum_t KL(reference(.|x, y_<t) || policy(.|x, y_<t)), in nats.
+    Args:
+        chosen_kl: K(y_w), K(y) = sum_t KL(reference(.|x, y_<t) || policy(.|x, y_<t)), in nats; `rejected_kl` is K(y_l).
     """
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio - (rejected_kl - chosen_kl)))
 
@@ -44,12 +46,12 @@ def tdpo2_loss(
     beta: float,
     alpha: float,
 ) -> Float[Tensor, "pairs"]:
-    """-log sigmoid(beta (u - alpha delta)), delta = K(y_l) - sg[K(y_w)]; one value a pair, unreduced."""
+    """-log sigmoid(beta (u - alpha delta)), delta = K(y_l) - sg[K(y_w)]; one value per pair, unreduced."""
     return -logsigmoid(beta * (chosen_logratio - rejected_logratio - alpha * (rejected_kl - chosen_kl.detach())))
 
 
 class TDPO1(PairwiseMethod):
-    """Token-level DPO with the divergence as it comes out of the derivation."""
+    """Token-level DPO with the divergence as derived: weight 1, and gradients through both responses' sums."""
 
     reward_is_log_odds = True
     needs = Needs(policy={"kl"}, reference=SUMS, reward={"kl"})
@@ -65,8 +67,8 @@ class TDPO1(PairwiseMethod):
         self.beta = beta
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        divergences = (x.sums(x.outputs["kl"]) for x in (chosen, rejected))
-        return tdpo1_loss(chosen.logratio, rejected.logratio, *divergences, beta=self.beta)
+        chosen_kl, rejected_kl = (x.sums(x.outputs["kl"]) for x in (chosen, rejected))
+        return tdpo1_loss(chosen.logratio, rejected.logratio, chosen_kl, rejected_kl, beta=self.beta)
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * (logps.logratio + logps.sums(logps.outputs["kl"]))
@@ -78,19 +80,19 @@ class TDPO1(PairwiseMethod):
 
 
 class TDPO2(TDPO1):
-    """Token-level DPO with a weighted divergence and no gradient through the chosen one: what the paper recommends."""
+    """Token-level DPO with a weighted divergence and no gradient through the chosen one, as the paper recommends."""
 
     def __init__(self, *args: Any, alpha: NonNegativeFloat = 0.5, **kwargs: Any):
         """
         Args:
-            alpha: weight of the divergence; 0 is DPO (paper: 0.5).
+            alpha: weight of the divergences, no unit; 0 is DPO (paper: 0.5).
         """
         super().__init__(*args, **kwargs)
         self.alpha = alpha
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        divergences = (x.sums(x.outputs["kl"]) for x in (chosen, rejected))
-        return tdpo2_loss(chosen.logratio, rejected.logratio, *divergences, beta=self.beta, alpha=self.alpha)
+        chosen_kl, rejected_kl = (x.sums(x.outputs["kl"]) for x in (chosen, rejected))
+        return tdpo2_loss(chosen.logratio, rejected.logratio, chosen_kl, rejected_kl, beta=self.beta, alpha=self.alpha)
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         return self.beta * (logps.logratio + self.alpha * logps.sums(logps.outputs["kl"]))

@@ -1,10 +1,11 @@
 """TPO, Triple Preference Optimization (Saeidi et al., 2024), https://arxiv.org/abs/2405.16681.
 
-A contrast between chosen and rejected without a reference, and in the same stage likelihood of a third, gold response.
-TPO-L contrasts log-probs a token with a target margin, as SimPO does. The losses, and beta and alpha of the first
-version, are those of the authors' code; gamma's reading is SimPO's. What their code calls "reference" is the gold
-response, not a model. Deviation: the likelihood is the mean over a response's tokens, then over triples; their code
-averages over all tokens of a micro-batch, which would weigh triples by how a step is cut.
+A contrast between chosen and rejected response without a reference and, in the same stage, the likelihood of a third,
+gold response. TPO-L contrasts mean log-probs per token with a target margin, as SimPO does. Verified in the official
+code: the losses, and beta and alpha of the first version; the meaning of gamma is taken from SimPO. What that code
+calls "reference" is the gold response, not a model. Deviation: the likelihood is the mean over a response's tokens,
+averaged over triples; the official code averages over all tokens of a micro-batch, which makes a triple's weight depend
+on how a step is split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ def tpo_loss(
 ) -> Float[Tensor, "triples"]:
     """-log sigmoid(beta (p_w - p_l) - gamma), p the log-probs: sums in TPO (gamma 0), means over tokens in TPO-L.
 
-    One value a triple, unreduced. TPO adds alpha times the gold response's negative mean log-prob.
+    One value per triple, unreduced. TPO adds alpha times the gold response's negative mean log-prob.
     """
     return -logsigmoid(beta * (chosen - rejected) - gamma)
 
@@ -42,7 +43,10 @@ class TripleView(View):
     noun = "triples"
 
     def drafts(self, example: Example, max_pairs: int) -> list[Draft]:
-        """Gold is the best response, chosen the next one, rejected the worst; gold and chosen may tie."""
+        """One triple per prompt: the best response is gold, the second chosen, the worst rejected.
+
+        Gold and chosen may tie, chosen and rejected may not.
+        """
         ranked = sorted(((p, -i) for i, r in enumerate(example.responses) if (p := preference(r)) is not None))[::-1]
         if len(ranked) < 3 or ranked[1][0] == ranked[-1][0]:
             return []
@@ -66,10 +70,10 @@ class TPO(PairwiseMethod):
     def __init__(self, *args: Any, beta: PositiveFloat = 0.2, alpha: NonNegativeFloat = 0.9, **kwargs: Any):
         """
         Args:
-            beta: scale of the difference of log-probs, in 1/nats (the authors' repository: 0.2; later version of the
-                paper: 0.01).
-            alpha: weight of the gold response's likelihood (repository: 0.9; later version: 1); 0 is DPO without a
-                reference.
+            beta: scale of the difference of log-probs, in 1/nats (official code: 0.2; later version of the paper:
+                0.01).
+            alpha: weight of the gold response's negative log-likelihood per token; 0 is DPO without a reference
+                (official code: 0.9; later version of the paper: 1).
         """
         super().__init__(*args, **kwargs)
         self.beta, self.alpha = beta, alpha
@@ -92,7 +96,7 @@ class TPO(PairwiseMethod):
 
 
 class TPOL(TPO):
-    """TPO-L: the contrast of log-probs a token, with a margin."""
+    """TPO-L: the contrast of mean log-probs per token, with a target margin."""
 
     reward_is_log_odds = False
     length_normalized: ClassVar[bool] = True
@@ -107,9 +111,9 @@ class TPOL(TPO):
     ):
         """
         Args:
-            beta: scale of the difference of log-probs a token (later version of the paper: 0.01).
-            alpha: weight of the gold response's likelihood (later version: 1).
-            gamma: target margin, in units of the scaled difference (later version: 0.5).
+            beta: scale of the difference of mean log-probs, in 1/nats per token (later version of the paper: 0.01).
+            alpha: weight of the gold response's negative log-likelihood per token (later version of the paper: 1).
+            gamma: target margin of beta times the difference, no unit (later version of the paper: 0.5).
         """
         super().__init__(*args, beta=beta, alpha=alpha, **kwargs)
         self.gamma = gamma

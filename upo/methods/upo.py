@@ -1,15 +1,15 @@
 """UPO, Unified Preference Optimization (Badrinath, Agarwal, Xu, TMLR 2025), https://arxiv.org/abs/2405.17956.
 
-A preference loss for what users like, plus advantage-weighted likelihood for what designers want (safety, reading
-level, ...): arbitrary rewards R(x, y) = sum_i w_i r_i(x, y), known for every response of the data set.
+A preference loss for what users like, plus advantage-weighted likelihood for the designers' objectives (safety, reading
+level, ...): arbitrary rewards R(x, y) = sum_i w_i r_i(x, y), given for every response of the data set.
 
     L = L_pref + gamma L_aux + c_V L_V
     L_aux = - exp(lambda (R - V)) log policy(y|x) / |y|      over all responses, chosen and rejected alike
     L_V   = expectile_tau(R - V)                             fits a value head V(x) on detached hidden states
 
-Differs from its parents by the two added terms. Where the paper is silent (marked [C] below) the choice is an option:
-lambda's reading, tau, where V is read (the last prompt token: V must not see y), the head's own learning rate and
-clipping, what becomes of large weights. V in the exponent comes from a dropout-free pass of the head.
+Differs from its parents by the two added terms. Where the paper leaves something open, the default is ours: lambda's
+reading, tau, where V is read (the last prompt token: V must not see y), learning rate and clipping of the value head,
+and that large weights are left as they are. V in the exponent is computed without dropout.
 """
 
 import math
@@ -36,10 +36,10 @@ from upo.models.logps import ResponseLogps
 from upo.runtime.collectives import sum_over_ranks
 
 STATES = {"last": "prompt_hidden", "mean": "prompt_mean"}
-"""What `value_at` asks the policy for."""
+"""The policy's output that V is read from, by `value_at`."""
 
 REWARD_WEIGHTS = {"readability": 0.05, "safety": 0.95}
-"""The paper's w_i."""
+"""The paper's weights w_i."""
 
 LARGEST = 80.0  # of an exponent lambda (R - V): exp(88.8) is infinite in float32
 
@@ -51,14 +51,14 @@ def auxiliary_loss(
     *,
     length_normalize: bool = True,
 ) -> Float[Tensor, "N"]:
-    """-sg[weights] log policy(y|x) / |y|, one value a response, unreduced (equation 10)."""
+    """Equation 10: -sg[weights] log policy(y|x) / |y|; one value per response, unreduced."""
     return -weights.detach() * (logps / lengths if length_normalize else logps)
 
 
 def log_weights(
     objective: Float[Tensor, "N"], value: Float[Tensor, "N"], *, lam: float, clip: float | None = None
 ) -> Float[Tensor, "N"]:
-    """lambda (R - V), at most log clip."""
+    """min(lambda (R - V), log clip) of each response; null does not clip."""
     exponent = lam * (objective - value)
     return exponent if clip is None else exponent.clamp(max=math.log(clip))
 
@@ -71,11 +71,11 @@ def advantage_weights(
 
 
 class AuxiliaryRewards(Method):
-    """Adds designers' objectives to any preference method: `class UPO(AuxiliaryRewards, KTO)`."""
+    """Adds auxiliary rewards to any preference method: `class UPO(AuxiliaryRewards, KTO)`."""
 
     value_head: ValueHead | ValueHeads
     couples_weights: ClassVar[bool] = False
-    """Whether a weight depends on the other responses of the step whatever the options are."""
+    """Whether a weight always depends on the other responses of the step, even without `normalize_weights`."""
 
     def __init__(
         self,
@@ -98,25 +98,25 @@ class AuxiliaryRewards(Method):
     ):
         """
         Args:
-            reward_weights: w_i by name of a reward in `data.rewards`; the paper's and default:
-                {readability: 0.05, safety: 0.95}.
+            reward_weights: w_i by name of a reward in `data.rewards`; null is the paper's {readability: 0.05,
+                safety: 0.95}.
             gamma: weight of the auxiliary term (paper: 0.5).
-            lam: lambda in exp(lambda (R - V)), per unit of reward; 0 is unweighted likelihood of all responses.
-                [C] The likeliest reading of the paper is 5; other readings are 2 and 0.5.
-            length_normalize: divide log policy(y|x) by |y| in the auxiliary term (paper); without it the optimum of
-                that term alone is data(y) exp(lambda R), with it data(y) exp(lambda R) / |y|.
-            weight_clip: largest weight, before any normalisation; null (paper) leaves them as they are.
-            normalize_weights: divide weights by their mean over the GLOBAL step, which stands for the Z(x) that the
-                paper drops; costs a forward pass of the policy. Logged weights are those before. [C] off.
-            value_loss: what fits V: Expectile (paper; tau is [C]) or Linex.
-            value_coefficient: c_V (paper: 0.1).
-            value_warmup_steps: optimizer steps during which only V learns from the rewards (paper: 100).
-            value_at: where V is read [C]: the state of the prompt's last token, or the mean of those of all its tokens.
-            value_per_reward: a head V_i for each reward and V = sum_i w_i V_i, instead of one for R [C]. With an
-                expectile V is then the sum of their expectiles; with Linex the mean weight is no longer 1.
-            value_lr: learning rate of the value head [C]: at the policy's a fresh head would hardly move.
-            value_grad_clip: norm clipping of the value head alone.
-            value_dropout: of the value head, in L_V only; every split, layout and number of ranks gives the same.
+            lam: lambda in exp(lambda (R - V)), per unit of reward; 0 is unweighted likelihood of all responses (ours:
+                5, the likeliest reading of the paper; other readings are 2 and 0.5).
+            length_normalize: divide log policy(y|x) by |y| in the auxiliary term (paper: yes). The optimum of that term
+                alone is data(y) exp(lambda R) / |y| with it, data(y) exp(lambda R) without it.
+            weight_clip: largest weight, before any normalisation; null leaves weights as they are (paper).
+            normalize_weights: divide weights by their mean over the GLOBAL step, an estimate of the Z(x) that the paper
+                drops (ours: no). Costs one more forward pass of the policy; logged weights are not divided.
+            value_loss: the loss that fits V: Expectile (paper; tau is ours: 0.7) or Linex.
+            value_coefficient: c_V, weight of the value loss (paper: 0.1).
+            value_warmup_steps: optimizer steps at the start without the auxiliary term, while V is fitted (paper: 100).
+            value_at: whether V reads the state of the prompt's last token or the mean state of its tokens (ours: last).
+            value_per_reward: one head V_i per reward and V = sum_i w_i V_i, instead of one head for R (ours: no). With
+                Expectile V is then a sum of expectiles; with Linex the mean weight is no longer 1.
+            value_lr: learning rate of the value head (ours: 0.001; at the policy's a fresh head would hardly move).
+            value_grad_clip: gradient norm to which the value head is clipped by itself (HALOs: 0.1).
+            value_dropout: dropout of the value head in L_V, in [0, 1] (paper: 0.1); independent of split and ranks.
         """
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
         self.value_state = STATES[value_at]
@@ -154,7 +154,7 @@ class AuxiliaryRewards(Method):
         return logps.objective(self.reward_weights)
 
     def targets(self, logps: ResponseLogps) -> tuple[Float[Tensor, "N H"], Float[Tensor, "H"]]:
-        """What each of H heads is fitted to, and what it weighs in V: R with 1, or every r_i with w_i."""
+        """The target of each of the H heads and its weight in V: R with weight 1, or each r_i with w_i."""
         if not self.value_per_reward:
             column = self.objective(logps)[:, None]
             return column, column.new_ones(1)
@@ -162,7 +162,7 @@ class AuxiliaryRewards(Method):
         return rewards, rewards.new_tensor(list(self.reward_weights.values()))
 
     def values(self, logps: ResponseLogps, seeds: Sequence[Seed] | None = None) -> Float[Tensor, "N H"]:
-        """What each head says of each response's prompt; `seeds` of its dropout, by prompt."""
+        """Each head's value of each response's prompt; with `seeds`, one per prompt, under dropout."""
         return self.value_head(logps.outputs[self.value_state], seeds)[logps.prompt_index].view(len(logps.logps), -1)
 
     def value(self, logps: ResponseLogps) -> Float[Tensor, "N"]:
@@ -175,22 +175,22 @@ class AuxiliaryRewards(Method):
         return log_weights(self.objective(logps), value, lam=self.lam, clip=self.weight_clip)
 
     def couple(self, every: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """The log weights to use, of all responses of the GLOBAL step, from those of each by itself."""
+        """Log weights of all n responses of the GLOBAL step, with `normalize_weights` brought to a mean weight of 1."""
         return every - every.logsumexp(0) + math.log(len(every)) if self.normalize_weights else every
 
     @torch.no_grad()
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """Log weights in the order of `Batch.global_index`, where they depend on each other."""
-        known = super().statistics(step)
+        """Log weights of the GLOBAL step, indexed by `Batch.global_index`, where they depend on one another."""
+        statistics = super().statistics(step)
         if self.warming_up or not (self.normalize_weights or self.couples_weights):
-            return known
-        every = torch.zeros(step.counts["responses"], dtype=torch.float64, device=self.device)
+            return statistics
+        log_weights = torch.zeros(step.counts["responses"], dtype=torch.float64, device=self.device)
         for batch in step.micro_batches:
             assert batch.global_index is not None, "StepData numbers the responses"
             logps = self.response_logps(batch.responses, Needs(policy={self.value_state}))
             if not batch.dummy:
-                every[batch.global_index] = self.log_weights(logps).double()
-        return known | {"log_weights": self.couple(sum_over_ranks(every))}
+                log_weights[batch.global_index] = self.log_weights(logps).double()
+        return statistics | {"log_weights": self.couple(sum_over_ranks(log_weights))}
 
     # ---- the loss --------------------------------------------------------------------------------------------
 
@@ -201,16 +201,16 @@ class AuxiliaryRewards(Method):
         """gamma L_aux and c_V L_V."""
         target, weight = self.targets(logps)
         with torch.no_grad():
-            if self.warming_up:  # beside an untrained V they may be inf, and 0 * inf is NaN
+            if self.warming_up:  # with an untrained V they may be inf, and 0 * inf is NaN
                 weights = target.new_zeros(len(target))
             elif "log_weights" in statistics:
                 weights = statistics["log_weights"][batch.global_index].exp().to(target.dtype)
             else:
                 weights = self.log_weights(logps).clamp(max=LARGEST).exp()
         auxiliary = auxiliary_loss(logps.logps, logps.lengths, weights, length_normalize=self.length_normalize)
-        # a reward that counts against R has its better side below V_i
-        places = batch.global_prompt_index if self.training and self.value_dropout else []
-        seeds = [(self.data_seed, self.global_step, place) for place in places] or None
+        prompts = batch.global_prompt_index if self.training and self.value_dropout else []
+        seeds = [(self.data_seed, self.global_step, prompt) for prompt in prompts] or None
+        # The value loss is asymmetric; for a reward of negative weight its better side is below V_i.
         errors = weight.sign() * (target - self.values(logps, seeds))
         return {
             "auxiliary": LossTerm(auxiliary, "responses", weight=self.gamma),
@@ -239,7 +239,7 @@ class AuxiliaryRewards(Method):
 
 
 class UPO(AuxiliaryRewards, KTO):
-    """The paper's main method: KTO for the preference, advantage-weighted likelihood for the objectives."""
+    """The UPO paper's main method: KTO, plus advantage-weighted likelihood for the auxiliary rewards."""
 
 
 class UPODPO(AuxiliaryRewards, DPO):

@@ -1,9 +1,9 @@
 """WPO, Weighted Preference Optimization (Zhou et al., 2024), https://arxiv.org/abs/2406.11827.
 
-Differs from DPO: each pair is weighted by how likely the policy itself would write it, so that off-policy data is
-trained on as if it had been sampled from the policy. The weight compares the policy's log-prob of each token with that
-of its own draws (log sum_v p_v^2, "sampled alignment"), averages over the response, is at most 1 and has no gradient.
-Deviations: none.
+Differs from DPO: each pair is weighted by how likely the policy is to write its responses, so that training on
+off-policy data resembles training on samples of the policy. Per token, the weight compares the policy's log-prob with
+the log-probability that two samples of the policy agree (log sum_v p_v^2, "sampled alignment"); it is averaged over
+each response, is at most 1 and has no gradient. Verified in the official code. Deviations: none.
 """
 
 from typing import Any, ClassVar
@@ -25,7 +25,11 @@ def wpo_weights(
 ) -> Float[Tensor, "pairs"]:
     """min(1, omega(y_w) omega(y_l)), omega(y) = exp(alignment), without gradient.
 
-    `alignment` is the mean over the tokens of log p(y_t) - log sum_v p_v^2, in nats a token.
+    One value per pair, in (0, 1].
+
+    Args:
+        chosen_alignment: mean over the tokens of log p(y_t) - log sum_v p_v^2, in nats per token; `rejected_alignment`
+            likewise.
     """
     return (chosen_alignment + rejected_alignment).detach().clamp(max=0).exp()
 
@@ -38,7 +42,7 @@ def wpo_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
-    """-w log sigmoid(beta (r_w - r_l)), or w times DPO's smoothed loss; one value a pair, unreduced."""
+    """-w log sigmoid(beta (r_w - r_l)), or w times DPO's smoothed loss; one value per pair, unreduced."""
     return weights * dpo_loss(chosen_logratio, rejected_logratio, beta=beta, label_smoothing=label_smoothing)
 
 
@@ -57,10 +61,11 @@ class WPO(DPO):
         super().__init__(*args, beta=beta, **kwargs)
 
     def weights(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        """One a pair, in (0, 1]."""
-        return wpo_weights(
-            *(x.sums(x.outputs["token_logps"] - x.outputs["sum_p2"].log()) / x.lengths for x in (chosen, rejected))
+        """One weight per pair, in (0, 1]."""
+        chosen_alignment, rejected_alignment = (
+            x.sums(x.outputs["token_logps"] - x.outputs["sum_p2"].log()) / x.lengths for x in (chosen, rejected)
         )
+        return wpo_weights(chosen_alignment, rejected_alignment)
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         with torch.no_grad():

@@ -62,5 +62,5 @@ def merged_from(content: dict[str, Any], file: Path) -> "tuple[PreTrainedModel, 
     if getattr(model.config, "quantization_config", None) is not None:
         model, tokenizer = model_from(content, file, exact=True)
     gap = (probe(merged(model)) - before).abs()
-    print(f"merging moves log-probs by {gap.mean():.2g} nats a token, at most {gap.max():.2g}")
+    print(f"merging moves log-probs by {gap.mean():.2g} nats per token, at most {gap.max():.2g}")
     return model, tokenizer

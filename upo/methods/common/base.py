@@ -1,7 +1,7 @@
-"""What all methods share: one Lightning batch is one optimizer step, losses are means over the GLOBAL step.
+"""Base of all methods: one Lightning batch is one optimizer step, and losses are means over the GLOBAL step.
 
-A method says which batch it eats, whether it needs a reference, and what its loss is. Everything else
-(micro-batches, ranks, log-probs, metrics, clipping, checkpoints) happens here.
+The GLOBAL step is all data of one optimizer step, over all micro-batches and ranks. A method declares its view of the
+data, what it needs, and its loss; micro-batches, ranks, log-probs, metrics, clipping and checkpoints are handled here.
 """
 
 from typing import Any, ClassVar, Literal
@@ -37,17 +37,17 @@ class Method(Trained):
     """Base of all methods: owns the policy, the reference, the optimizer and the logging."""
 
     view: ClassVar[View]
-    """What the method sees of an example: pairs, labels, lists, ..."""
+    """What is made of an example: pairs, labelled responses, lists, ..."""
     needs: Needs = Needs()
-    """What it asks of policy, reference and data; where options decide, instances add to it, before `super().__init__`
-    where it is more than rewards."""
+    """What it needs of policy, reference and data. Where options decide, `__init__` adds to it before calling
+    `super().__init__`, which checks it."""
     metric_names: tuple[str, ...] = ()
-    """Metrics that are plain means."""
+    """Names of its metrics beside the loss, without the prefix of a split; each is a plain mean."""
     logged_statistics: ClassVar[tuple[str, ...]] = ()
-    """Those of `metric_names` that are scalars of `statistics`, one a step; the others come from `update_metrics`."""
+    """Those of `metric_names` that are scalars of `statistics`, one per step; `update_metrics` gives the others."""
     reference: Reference | None
     length_normalized: ClassVar[bool] = False
-    """Whether the loss reads log-probs a token (`.mean`) instead of their sums; the list of methods says so."""
+    """Whether the loss reads mean log-probs per token (`.mean`) instead of sums; shown in the list of methods."""
     reward_is_log_odds: ClassVar[bool] = False
     """Whether sigmoid(reward difference) is the probability of being preferred that the method fits (Bradley-Terry)."""
     initial_loss: ClassVar[float | None] = None
@@ -66,9 +66,9 @@ class Method(Trained):
         Args:
             policy: the model to train.
             reference: where reference log-probs come from; null for methods that need none.
-            optimizer: class path and arguments; the default is the UPO and DPO papers' RMSprop at 5e-7.
-            scheduler: class path and arguments, advanced once a step; the default warms up linearly over
-                150 steps and stays constant.
+            optimizer: class path and arguments (UPO and DPO papers: RMSprop with a learning rate of 5e-7).
+            scheduler: class path and arguments, advanced once per step (UPO and DPO papers: 150 steps of linear
+                warm-up, then constant).
         """
         super().__init__()
         if (self.needs.reward is None) != (type(self).reward is Method.reward):
@@ -84,22 +84,22 @@ class Method(Trained):
         self.train_means, self.val_means = Means(self.logged_names), Means(self.logged_names)
 
     def set_reference(self, reference: Reference | None) -> None:
-        """Measures against this reference from now on.
+        """Replaces the reference.
 
         Raises:
-            UserError: it does not know what the method needs.
+            UserError: the reference does not provide what the method needs.
         """
         check_needs(type(self).__name__, self.needs, self.policy, reference)
         object.__setattr__(self, "reference", reference)  # kept out of the module tree: never sharded, never saved
 
     @property
     def rewards(self) -> tuple[str, ...]:
-        """Names of the auxiliary rewards that the data bring along."""
+        """Names of the auxiliary rewards that the method reads."""
         return self.needs.rewards
 
     @property
     def logged_names(self) -> list[str]:
-        """Metrics that are plain means, without the stage before them."""
+        """All metrics that are plain means, without the prefix of a split."""
         return ["loss", *self.metric_names]
 
     def means(self, stage: Stage) -> Means:
@@ -108,18 +108,18 @@ class Method(Trained):
     # ---- what a method defines -------------------------------------------------------------------------------
 
     def terms(self, batch: Any, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
-        """The addends of the loss by name, unreduced."""
+        """The terms of the loss by name, unreduced."""
         raise NotImplementedError
 
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """What the loss needs to know of the whole GLOBAL step before its first backward pass, by name."""
+        """Values of the whole GLOBAL step that the loss needs, by name; computed before the first backward pass."""
         return {}
 
     def update_metrics(self, stage: Stage, batch: Any, logps: ResponseLogps) -> None:
-        """Adds a micro-batch to the metrics of a stage."""
+        """Adds a micro-batch to the metrics of a split."""
 
     def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
-        """Metrics of a stage by name since the last call, over all ranks."""
+        """Metrics of a split by name, over all ranks, since the last call."""
         values = self.means(stage).compute()
         self.means(stage).reset()
         return values
@@ -131,42 +131,42 @@ class Method(Trained):
     # ---- one optimizer step ----------------------------------------------------------------------------------
 
     def response_logps(self, responses: Responses, wanted: Needs = SUMS_OF_BOTH) -> ResponseLogps:
-        """Log-probs of responses, and what else is wanted of policy and reference."""
-        theirs, against = {}, None
+        """Log-probs of responses, and the other quantities `wanted` of policy and reference."""
+        reference_values, divergence_from = {}, None
         if self.reference is not None and wanted.reference is not None:
-            theirs = dict(self.reference.score(responses, sorted(wanted.of_reference)))
+            reference_values = dict(self.reference.score(responses, sorted(wanted.of_reference)))
             if wanted.divergences:
-                against = (states := theirs["hidden"], self.reference.linear_head().to(states.dtype))
-        ours = self.policy(responses, sorted(wanted.policy), against)
+                divergence_from = (hidden := reference_values["hidden"], self.reference.linear_head().to(hidden.dtype))
+        values = self.policy(responses, sorted(wanted.policy), divergence_from)
         return ResponseLogps(
-            ours.pop("logps"),
+            values.pop("logps"),
             responses.lengths,
             responses.prompt_index,
-            theirs.pop("logps", None),
+            reference_values.pop("logps", None),
             responses.rewards,
-            outputs=ours,
-            reference_outputs={name: theirs[name] for name in wanted.reference or ()},
+            outputs=values,
+            reference_outputs={name: reference_values[name] for name in wanted.reference or ()},
             response_index=responses.response_index,
         )
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
-        """A micro-batch's addend to the loss of the global step; metrics are updated on the way."""
+        """A micro-batch's share of the loss of the GLOBAL step; also updates the metrics."""
         logps = self.response_logps(batch.responses, self.needs)
         terms = self.terms(batch, logps, statistics)
         loss = total(terms.values(), step.counts)
         if batch.dummy:
             return 0.0 * loss
         self.step_values.add(loss, terms, logps)
-        means, per = self.means(stage), common(terms.values())
-        mine = batch.counts[per]  # weights that make the mean over several steps that of all their pairs or tokens
-        means.update(loss=(loss[None] * step.counts[per] / mine, mine))
+        means, mean_over = self.means(stage), common(terms.values())
+        count = batch.counts[mean_over]  # as weights they make the mean over several steps that of all their data
+        means.update(loss=(loss[None] * step.counts[mean_over] / count, count))
         means.update(**{f"loss/{n}": t.values for n, t in terms.items() if f"loss/{n}" in means.names})
         with torch.no_grad():
             self.update_metrics(stage, batch, logps)
         return loss
 
     def step_statistics(self, step: Step, stage: Stage) -> dict[str, Tensor]:
-        """The step's statistics; some are logged."""
+        """`statistics` of the step; logs those in `logged_statistics`."""
         statistics = self.statistics(step)
         self.means(stage).update(**{name: statistics[name][None] for name in self.logged_statistics})
         return statistics
@@ -176,7 +176,7 @@ class Method(Trained):
 
         In order:
             1. Gradients are cleared, here: Lightning's own call would come between this and the last backward pass.
-            2. `statistics(step)`: what the loss must know of the GLOBAL step, without gradient.
+            2. `statistics(step)`: values of the GLOBAL step that the loss needs, without gradient.
             3. For every micro-batch but the last: `response_logps` (forward pass of the policy, and of the reference
                where nothing is stored), `terms`, division by the step's global counts, `update_metrics`, backward
                pass. Gradients add up.
@@ -195,9 +195,9 @@ class Method(Trained):
                 check_start(self.response_logps(step.micro_batches[0].responses).logratio)
         statistics = self.step_statistics(step, "train")
         world_size = self.trainer.world_size  # strategies average gradients over ranks; losses are shares of a sum
-        scaled = self.trainer.precision_plugin.pre_backward  # as Lightning does with the last one: fp16 needs it
+        scale = self.trainer.precision_plugin.pre_backward  # Lightning calls it for the last one; fp16 needs it for all
         for batch in step.micro_batches[:-1]:
-            scaled(self.loss_of(batch, step, statistics, "train") * world_size, self).backward()
+            scale(self.loss_of(batch, step, statistics, "train") * world_size, self).backward()
         loss = self.loss_of(step.micro_batches[-1], step, statistics, "train") * world_size
         self._log("train")
         return loss
@@ -232,9 +232,9 @@ class Method(Trained):
         self.add_heads()
 
     def prepare(self, round: Round) -> Round:
-        """A round with the columns that the method knows before its first step; a new one, nothing is changed.
+        """A new round with the columns that are computed before the first step; the given one stays as it is.
 
-        Here: reference log-probs, where a reference stores them.
+        Here: reference log-probs, where the reference stores them.
         """
         stored = self.reference and self.reference.stored(self.trainer, round)
         if not stored:
@@ -242,7 +242,7 @@ class Method(Trained):
         return round.map(lambda split: split.with_column(REFERENCE_LOGPS, stored(tuple(split.groups()))))
 
     def on_fit_start(self) -> None:
-        """Learns the run's seed, and prepares what is known before the first step."""
+        """Takes the run's seed from the data and prepares their first round."""
         quick_logs()
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceData):
             self.data_seed = data.seed % 2**64

@@ -1,4 +1,4 @@
-"""What methods there are: a line each, and everything about one, read from the methods themselves."""
+"""The list of methods, and the description of one, read from the methods' docstrings and signatures."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from upo.methods.common.base import Method
 
 @frozen
 class Entry:
-    """A method as its file describes it."""
+    """A method with the facts that its file states about it."""
 
     name: str
     kind: type[Method]
@@ -29,8 +29,8 @@ class Entry:
 
     @property
     def link(self) -> str:
-        found = re.search(r"https?://[^\s)>,;]+", self.module)
-        return found.group().rstrip(".:") if found else ""
+        match = re.search(r"https?://[^\s)>,;]+", self.module)
+        return match.group().rstrip(".:") if match else ""
 
     @property
     def batch(self) -> str:
@@ -61,12 +61,12 @@ def find(name: str) -> Entry:
     """The method called `name`, whatever the case of its letters."""
     import difflib
 
-    every = {e.name.lower(): e for e in entries()}
-    if name.lower() not in every:
-        near = difflib.get_close_matches(name.lower(), every, 1)
-        hint = f"did you mean {every[near[0]].name}?" if near else "`python -m upo.methods` lists them"
+    methods = {e.name.lower(): e for e in entries()}
+    if name.lower() not in methods:
+        near = difflib.get_close_matches(name.lower(), methods, 1)
+        hint = f"did you mean {methods[near[0]].name}?" if near else "`python -m upo.methods` lists them"
         raise UserError(f"no method is called {name}; {hint}")
-    return every[name.lower()]
+    return methods[name.lower()]
 
 
 def markdown() -> str:
@@ -89,11 +89,16 @@ def _short(link: str) -> str:
 
 SYMBOLS = (
     "Symbols: y_w, y_l = chosen, rejected response (w, l); pi, ref = log-probs under policy, reference, summed over\n"
-    "tokens; r = pi - ref; |y| = tokens of a response; sg = no gradient. Logarithms are natural: log-probs in nats."
+    "tokens; r = pi - ref; |y| = tokens of a response; sg = no gradient. Logarithms are natural: log-probs in nats.\n"
+    "GLOBAL step: all data of one optimizer step, over all micro-batches and ranks."
+)
+SOURCES = (
+    "Brackets say where a default comes from: (paper: x), (official code: x) the authors' own, (from knowledge: x)\n"
+    "recalled and not confirmed, (ours) no source has a value. Verified: read in the paper or in the named code."
 )
 FOLDER = Path("experiments")
 REPLACED = ("loss", "soft_loss", "coupled_loss")
-"""Methods that a subclass replaces rather than extends."""
+"""Functions of a class that a subclass replaces; others (`terms`, ...) it extends."""
 
 
 def describe(entry: Entry) -> Iterator[str]:
@@ -104,22 +109,22 @@ def describe(entry: Entry) -> Iterator[str]:
     yield entry.module + "\n"
     for function in losses(entry.kind):
         yield f"{function.__name__}:\n  " + (inspect.getdoc(function) or "").replace("\n", "\n  ") + "\n"
-    yield SYMBOLS + "\n"
+    yield f"{SYMBOLS}\n{SOURCES}\n"
     yield f"Data: each example gives a {entry.wants}. Reference: {entry.reference}. Log-probs: {entry.log_probs}."
-    if found := example(entry.name):
-        yield f"Try it: python -m upo.fit --config {found}"
+    if path := example(entry.name):
+        yield f"Try it: python -m upo.fit --config {path}"
     yield "\nArguments (beside policy, reference, optimizer, scheduler), in YAML below `model.init_args`:"
-    known: set[str] = set()
+    shown: set[str] = set()
     for base in entry.kind.__mro__:
         if base is Method:
             break
         if "__init__" in vars(base):
-            yield from _arguments(base, known)
+            yield from _arguments(base, shown)
 
 
 def losses(kind: type[Method]) -> list[Callable[..., object]]:
-    """The pure loss functions that a method calls, its own before its parents'."""
-    found: dict[str, Callable[..., object]] = {}
+    """The pure loss functions that a method's class calls, before those that only its parents call."""
+    functions: dict[str, Callable[..., object]] = {}
     for base in kind.__mro__[: kind.__mro__.index(Method)]:
         for name, member in vars(base).items():
             if not inspect.isfunction(member) or (name in REPLACED and getattr(kind, name) is not member):
@@ -127,38 +132,38 @@ def losses(kind: type[Method]) -> list[Callable[..., object]]:
             function = inspect.unwrap(member)
             for used in function.__code__.co_names:
                 if used.endswith("_loss") and inspect.isfunction(loss := function.__globals__.get(used)):
-                    found.setdefault(used, loss)
-    return list(found.values())
+                    functions.setdefault(used, loss)
+    return list(functions.values())
 
 
 def example(name: str) -> Path | None:
-    """An experiment that trains the method, where the repository's are at hand; the shortest name is the plainest.
+    """An experiment that trains the method, if the current folder has `experiments/`: that of the shortest name.
 
-    Those whose command begins with another one (`first upo.generate ...`) come last, studies are left out.
+    Those that need another command first (`first upo.generate ...`) come last; studies are left out.
     """
     names = re.compile(rf"^  class_path: (upo\.methods\.(\w+\.)?)?{name}$", re.M)
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*/*.yaml"))}
-    found = [path for path, text in texts.items() if names.search(text)]
-    return min(found, key=lambda path: ("# Command:   first" in texts[path], len(path.name)), default=None)
+    paths = [path for path, text in texts.items() if names.search(text)]
+    return min(paths, key=lambda path: ("# Command:   first" in texts[path], len(path.name)), default=None)
 
 
-def _arguments(kind: type, known: set[str]) -> Iterator[str]:
-    """What `kind.__init__` documents and no subclass has said before, with defaults."""
+def _arguments(kind: type, shown: set[str]) -> Iterator[str]:
+    """Arguments that `kind.__init__` documents, with defaults, except those in `shown`, to which they are added."""
     text = (inspect.getdoc(kind.__init__) or "").partition("Args:\n")[2].rstrip()
     parameters = inspect.signature(kind.__init__).parameters
-    for name, said in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", text, flags=re.M):
-        if name not in known and name in parameters:
-            known.add(name)
+    for name, description in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", text, flags=re.M):
+        if name not in shown and name in parameters:
+            shown.add(name)
             default = parameters[name].default
             yield (
-                f"    {name}: {said}"
+                f"    {name}: {description}"
                 if default is inspect.Parameter.empty
-                else f"    {name} (default {_shown(default)}): {said}"
+                else f"    {name} (default {_as_in_yaml(default)}): {description}"
             )
 
 
-def _shown(default: object) -> str:
-    """A default as a YAML would have it: objects by their class."""
+def _as_in_yaml(default: object) -> str:
+    """A default as in a YAML: objects by the names of their classes."""
     if default is None or isinstance(default, bool | int | float | str | tuple | dict):
         return repr(default)
     return type(default).__name__.removeprefix("LazyInstance_")

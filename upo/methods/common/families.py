@@ -1,4 +1,4 @@
-"""Families of methods: they turn a batch into the arguments of a method's `loss`, and track the metrics they share."""
+"""Families of methods: each turns a batch into the arguments of a method's `loss` and computes shared metrics."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class PairwiseMethod(Method):
     metric_names = PREFERENCE_METRICS
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        """One value a pair [B], unreduced."""
+        """One value per pair [B], unreduced."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
@@ -43,7 +43,7 @@ class UnpairedMethod(Method):
     metric_names = PREFERENCE_METRICS
 
     def loss(self, logps: ResponseLogps, desirable: Tensor, statistics: dict[str, Tensor]) -> Tensor:
-        """One value a response [N], unreduced."""
+        """One value per response [N], unreduced."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
@@ -54,14 +54,18 @@ class UnpairedMethod(Method):
 
 
 class ListwiseMethod(Method):
-    """Methods that learn from K scored responses a prompt: subclasses define `loss(responses, scores, mask)`."""
+    """Methods that learn from K scored responses per prompt: subclasses define `loss(responses, scores, mask)`."""
 
     view = ListwiseView()
     needs = Needs(reference=SUMS, reward=SUMS)
     metric_names = PREFERENCE_METRICS
 
     def loss(self, responses: ResponseLogps, scores: Tensor, mask: Tensor) -> Tensor:
-        """One value a prompt [B], unreduced, from lists [B, K]; outside `mask` stands a copy to ignore."""
+        """One value per prompt [B], unreduced, from lists [B, K].
+
+        Args:
+            mask: False in places behind the end of a shorter list, which hold copies of its first response.
+        """
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
@@ -69,7 +73,7 @@ class ListwiseMethod(Method):
         return {"preference": LossTerm(self.loss(logps[rows], batch["scores"][rows], mask), "prompts")}
 
     def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        """`chosen` and `rejected` are a list's best and worst; margins are over all couples of unequal score."""
+        """`chosen` and `rejected` are the best and worst of a list; margins are over all couples of unequal scores."""
         rows, mask = rectangle(logps.prompt_index)
         scores = batch["scores"][rows]
         best = (scores == scores.masked_fill(~mask, -torch.inf).amax(1, keepdim=True))[mask]
@@ -81,9 +85,13 @@ class ListwiseMethod(Method):
 def _preference_means(
     reward: Tensor, logps: ResponseLogps, chosen: Tensor, rejected: Tensor, better: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """`PREFERENCE_METRICS`; margins over all couples (i, j) of the same prompt with `better[i, j]`, ties count half.
+    """The values of `PREFERENCE_METRICS`; a tie counts 1/2 in the accuracy.
 
-    By default each chosen response is better than each rejected one.
+    Args:
+        reward: implicit rewards [N].
+        chosen: mask of the chosen responses [N]; `rejected` likewise.
+        better: mask of the couples whose margins are taken [N, N], response i better than j; couples of different
+            prompts are left out. By default each chosen response is better than each rejected one.
     """
     prompt = logps.prompt_index
     better = chosen[:, None] & rejected if better is None else better

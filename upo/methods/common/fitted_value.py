@@ -1,10 +1,10 @@
-"""Advantages that are known before the first step: V is fitted on prompts, frozen, and used once.
+"""Methods that train on responses of positive advantage A = r - V(x), computed once before the first step.
 
-`A = r - V(x)` for every response of the data set, r = its label (desirable 1) + designers' R. Before training starts,
-each distinct prompt goes through the policy as it starts, all ranks sharing the work; a value head is fitted to the
-training responses' rewards on these states. Then V has done its work: responses without a positive advantage leave the
-data, the others carry theirs as a reward column, which samplers may read too. Checkpoints hold the advantages, so that
-a resumed run trains on the same data in the same order; the head itself is not kept. Ranks agree by taking rank 0's.
+r is the label (1 for desirable responses) plus R, the weighted auxiliary rewards. Before training starts, each distinct
+prompt goes through the initial policy, the ranks sharing the work, and a value head on these hidden states is fitted to
+the rewards of the training responses. Responses without a positive advantage are dropped; the others get their
+advantage as a column, which samplers may read too. All ranks use rank 0's values. Checkpoints hold the advantages, so
+that a resumed run trains on the same data in the same order; the head is not saved.
 """
 
 from collections.abc import Sequence
@@ -49,11 +49,12 @@ class FittedValue(Method):
     ):
         """
         Args:
-            reward_weights: w_i by name of a reward in `data.rewards`, added to the label; the UPO paper's and default:
-                {readability: 0.05, safety: 0.95}; {} takes the label alone.
-            undesirable_reward: of an undesirable response, a desirable one has 1 [C]; -1 is oPPO's.
-            value_warmup_steps: steps of `data.pairs_per_step` responses that fit V before training.
-            value_lr: their learning rate.
+            reward_weights: w_i by name of a reward in `data.rewards`, added to the label; null is {readability: 0.05,
+                safety: 0.95} (UPO paper), {} the label alone.
+            undesirable_reward: label of an undesirable response, where a desirable one has 1 (ours: 0; oPPO has -1).
+            value_warmup_steps: steps, of `data.pairs_per_step` responses each, that fit V before training (ours: 100,
+                as in UPO).
+            value_lr: learning rate of these steps (ours: 0.001).
         """
         self.reward_weights = dict(REWARD_WEIGHTS if reward_weights is None else reward_weights)
         self.needs |= Needs(rewards=self.reward_weights)
@@ -61,41 +62,41 @@ class FittedValue(Method):
         self.undesirable_reward = undesirable_reward
         self.value_warmup_steps, self.value_lr = value_warmup_steps, float(value_lr)
         self.advantages: dict[str, Tensor] = {}
-        """Of every response as it was read, by split."""
+        """A of every response of the data set, by split (train, val)."""
 
     def loss(self, logps: ResponseLogps, advantage: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
-        """One value a response [N], unreduced; all advantages are positive."""
+        """One value per response [N], unreduced; every advantage is above 0."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         return {"preference": LossTerm(self.loss(logps, batch[ADVANTAGE]), "responses")}
 
     def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
-        good = batch.preferred.float()
-        self.means(stage).update(logps=logps.logps, advantages=batch[ADVANTAGE], desirable=good)
+        desirable = batch.preferred.float()
+        self.means(stage).update(logps=logps.logps, advantages=batch[ADVANTAGE], desirable=desirable)
 
     # ---- before training -------------------------------------------------------------------------------------
 
     def prepare(self, round: Round) -> Round:
-        """Units of positive advantage, with it as a column."""
+        """The units of positive advantage, with the column `ADVANTAGE`."""
         if not self.advantages:
             self.advantages = self._fitted(self.trainer.datamodule, round)  # type: ignore[attr-defined]
-        made = Round(
-            _positive(round.train, self.advantages["train"]), _positive(round.val, self.advantages["val"]), round.number
-        )
-        if not len(made.train):
-            raise UserError("V is above the reward of every response; fit it longer (model.value_warmup_steps)")
-        return super().prepare(made)
+        train, val = _positive(round.train, self.advantages["train"]), _positive(round.val, self.advantages["val"])
+        if not len(train):
+            raise UserError(
+                "no response has a reward above V; fit V with more steps (set model.value_warmup_steps higher)"
+            )
+        return super().prepare(Round(train, val, round.number))
 
     @torch.no_grad()
     def _fitted(self, data: PreferenceData, round: Round) -> dict[str, Tensor]:
-        """r - V(x) of every response, from a value head that saw the training split."""
+        """A of every response by split, from a value head fitted on the training split."""
         units = [*round.train.units, *round.val.units]
         prompts: dict[tuple[int, ...], int] = {}
-        index = torch.tensor([prompts.setdefault(tuple(u.prompt), len(prompts)) for u in units])
+        prompt_index = torch.tensor([prompts.setdefault(tuple(u.prompt), len(prompts)) for u in units])
         targets = torch.tensor([self.target(u) for u in units])
-        first = {tuple(u.prompt): u for u in reversed(units)}
-        states = self._prompt_states([first[p] for p in prompts], data)
+        first_unit = {tuple(u.prompt): u for u in reversed(units)}
+        states = self._prompt_states([first_unit[p] for p in prompts], data)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(data.seed)
             head = ValueHead(states.shape[1], dropout=0.0)
@@ -103,33 +104,33 @@ class FittedValue(Method):
         fit_value(
             head,
             states,
-            index[:n],
+            prompt_index[:n],
             targets[:n],
             steps=self.value_warmup_steps,
             batch_size=data.pairs_per_step,
             lr=self.value_lr,
             seed=data.seed,
         )
-        value = head(states)[index].to(self.device)
+        value = head(states)[prompt_index].to(self.device)
         advantage = targets - sum_over_ranks(value if rank == 0 else torch.zeros_like(value)).cpu()
         if rank == 0:
             explained = 1 - advantage[:n].var(correction=0) / targets[:n].var(correction=0).clamp(min=1e-12)
-            kept = int((advantage[:n] > 0).sum())
-            print(f"V explains {explained:.1%} of the reward; {kept} of {n} responses have a positive advantage")
+            positive = int((advantage[:n] > 0).sum())
+            print(f"V explains {explained:.1%} of the reward; {positive} of {n} responses have a positive advantage")
         return {"train": advantage[:n], "val": advantage[n:]}
 
     def target(self, unit: Unit) -> float:
-        """r = label + R of a unit's response."""
+        """r = label + R of a unit's only response."""
         (response,) = unit.example.responses
         label = 1.0 if response.desirable else self.undesirable_reward
         return label + sum(w * response.rewards[name] for name, w in self.reward_weights.items())
 
     def _prompt_states(self, units: Sequence[Unit], data: PreferenceData) -> Float[Tensor, "B D"]:
         """The policy's last hidden state at the end of each prompt, on every rank; ranks share the work."""
-        short = [Group(u.prompt, (u.responses[0][:1],)) for u in units]  # nothing is read behind the prompt
+        groups = [Group(u.prompt, (u.responses[0][:1],)) for u in units]  # any token will do: only the prompt is read
         ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
         budget = {"layout": data.layout, "max_tokens": data.tokens_per_microbatch, "device": self.device}
-        return score(self.policy, short, ("prompt_hidden",), ranks=ranks, title="states of prompts", **budget)[
+        return score(self.policy, groups, ("prompt_hidden",), ranks=ranks, title="states of prompts", **budget)[
             "prompt_hidden"
         ]
 
@@ -143,10 +144,10 @@ class FittedValue(Method):
 
 
 def _positive(split: Split, advantage: Float[Tensor, "units"]) -> Split:
-    """The units of positive advantage, which is the column `ADVANTAGE`."""
+    """The units of positive advantage, with the column `ADVANTAGE`."""
     if len(advantage) != len(split):
         raise UserError(
-            f"the checkpoint knows the advantages of {len(advantage)} responses, the data has {len(split)}; "
-            "resume with the data that the run began with"
+            f"the checkpoint has the advantages of {len(advantage)} responses, the data has {len(split)}; "
+            "resume with the data of the original run"
         )
     return split.with_column(ADVANTAGE, advantage).where(advantage > 0)

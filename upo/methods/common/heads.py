@@ -1,4 +1,4 @@
-"""Modules that learn beside the policy: what a value, a mask or a degree is read with."""
+"""Modules that are trained beside the policy, e.g. value heads."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,9 @@ class SideHead:
     """A module beside the policy, in an optimizer group of its own."""
 
     make: Callable[[], nn.Module]
-    """Called once policy and reference are there."""
+    """Makes the module; called after policy and reference are built."""
     lr: float
+    """Learning rate of the group."""
     options: dict[str, float] = field(factory=dict)
-    """Further settings of the group, e.g. `weight_decay`, or `grad_clip`: its own limit on the gradient's norm."""
+    """Further settings of the group: `weight_decay` or others of the optimizer, and `grad_clip`, its own limit on the
+    norm of the gradient."""

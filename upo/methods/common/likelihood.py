@@ -1,8 +1,8 @@
-"""What CPO, ORPO, ASFT, SLiC-HF and regularised DPO share: the likelihood of the chosen response as a term of its own.
+"""The likelihood of the chosen response as a term of the loss: shared by CPO, ORPO, ASFT, SLiC-HF, RPO and Flex-DPO.
 
-Its mean is over the pairs of the GLOBAL step, each pair's value being the response's sum or its mean over tokens.
-Most public code takes the token mean of a MICRO-batch instead: long responses weigh more, and the loss depends on how a
-step is cut.
+Each pair's value is the chosen response's log-prob, summed or averaged over its tokens; values are averaged over the
+pairs of the GLOBAL step. Most public code averages over the tokens of a MICRO-batch instead, so that long responses
+have a larger weight and the loss depends on how a step is split.
 """
 
 from attrs import evolve
@@ -24,7 +24,7 @@ class ChosenLikelihood(PairwiseMethod):
     preference_weight: float = 1.0
     nll_weight: float = 1.0
     nll_per_token: bool = True
-    """Whether the likelihood is that of a mean token or that of the whole response."""
+    """Whether the likelihood is averaged over the response's tokens instead of summed."""
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
         terms = super().terms(batch, logps, statistics)

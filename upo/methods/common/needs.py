@@ -1,4 +1,4 @@
-"""What a method asks of its policy, its reference and its data: declared once, checked before any data are read."""
+"""What a method needs of policy, reference and data: declared once, checked before any data are read."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from upo.models.policy import Policy
 from upo.models.reference import Reference
 
 SUMS: frozenset[str] = frozenset()
-"""No quantity beside the summed log-prob of each response."""
+"""No further quantity than the summed log-prob of each response."""
 
 
 @frozen
@@ -25,17 +25,18 @@ class Needs:
     """
 
     policy: frozenset[str] = field(default=SUMS, converter=frozenset)
-    """Quantities of the policy beside `logps`."""
+    """Quantities of the policy in addition to `logps`."""
     reference: frozenset[str] | None = field(default=None, converter=optional(frozenset))
-    """The same of the reference, which is then asked in every step, whatever is stored; None: the method uses none."""
+    """The same of the reference; None: the method uses no reference. Where there are any, the reference runs in every
+    step, even if log-probs are stored."""
     reward: frozenset[str] | None = field(default=None, converter=optional(frozenset))
     """Which of these quantities `reward(logps)` reads; None: the method defines no implicit reward."""
     rewards: tuple[str, ...] = field(default=(), converter=tuple)
-    """Auxiliary rewards that come with the data, by name, in the order of their columns."""
+    """Names of the auxiliary rewards that the data must have, in the order of their columns."""
     normalized: bool = True
-    """Whether scores must be log-probs; where not, any number will do that is higher for better responses."""
+    """Whether `logps` must be log-probs; if not, any score that is higher for better responses will do."""
     control_tokens: tuple[str, ...] = field(default=(), converter=tuple)
-    """Tokens between prompt and response; generation stands behind the first one."""
+    """Control tokens between prompt and response; generation uses the first one."""
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
@@ -49,41 +50,41 @@ class Needs:
 
     @property
     def divergences(self) -> frozenset[str]:
-        """What compares the policy's distributions with the reference's."""
+        """Quantities that compare the policy's next-token distributions with the reference's."""
         return self.policy & DIVERGENCES
 
     @property
     def of_reference(self) -> frozenset[str]:
-        """All that the reference is asked for: divergences read its states."""
+        """All quantities that the reference must compute; divergences need its hidden states."""
         return (self.reference or SUMS) | ({"hidden"} if self.divergences else SUMS)
 
     @property
     def for_reward(self) -> "Needs":
-        """The part that the implicit reward reads."""
+        """The part of these needs that the implicit reward reads."""
         read = self.reward or SUMS
         return evolve(self, policy=self.policy & read, reference=self.reference and self.reference & read)
 
 
 def _either(a: frozenset[str] | None, b: frozenset[str] | None) -> frozenset[str] | None:
-    """The union; None is less than an empty set."""
+    """The union; None only if both are None."""
     return b if a is None else a if b is None else a | b
 
 
 class Shared(Reference):
-    """Stands in a part of a sum of losses for the reference of the whole, which alone is checked and asked."""
+    """Placeholder for the reference in the parts of a sum of losses (MPO): only the sum's own reference is used."""
 
     def build(self, policy: Policy) -> None:
-        """Nothing: the whole has done it."""
+        """Does nothing: the sum builds its reference."""
 
     def logps(self, responses: Responses) -> Tensor:
-        raise NotImplementedError("the whole asks the reference")
+        raise NotImplementedError("the sum of losses computes reference log-probs, not its parts")
 
 
 def check_needs(method: str, needs: Needs, policy: Policy, reference: Reference | None) -> None:
-    """What a method needs is there, and nothing that it does not use.
+    """Checks that policy and reference provide what a method needs, and that no unused reference is given.
 
     Raises:
-        UserError: says what is missing or useless, and what to set instead.
+        UserError: says what is missing or unused, and what to set instead.
     """
     if isinstance(reference, Shared):
         return
@@ -103,7 +104,7 @@ def _check_provided(method: str, wanted: frozenset[str], role: str, scorer: Poli
         raise UserError(f"{method}: no quantity of a {role} is called `{name}`; {did_you_mean(name, AXIS)}")
     if missing := wanted - scorer.provides:
         raise UserError(
-            f"{method} needs {_listed(missing)} from the {role}, {type(scorer).__name__} knows only "
+            f"{method} needs {_listed(missing)} from the {role}, {type(scorer).__name__} provides only "
             f"{_listed(scorer.provides)}; {scorer.instead}"
         )
 

@@ -1,10 +1,12 @@
-"""Losses that couple the responses of a whole step, and the log-probs of a step that they and others need first.
+"""Log-probs of a whole step, and losses that couple all its responses.
 
-`step_logps` gives this rank's log-probs of all micro-batches without gradient: statistics such as means (BCO, beta-DPO)
-sum over them and then over ranks. A `CoupledLoss` is no sum over pairs at all (AOT sorts): its loss L is computed from
-the rows of the GLOBAL step, gathered over ranks, with slopes dL/dlogps. Every micro-batch then contributes
-slopes * logps, whose gradient is that of L however the step was cut.
+`step_logps` gives this rank's log-probs of all micro-batches without gradient; statistics such as means (BCO, beta-DPO)
+sum over them and then over ranks. A `CoupledLoss` is not a sum over pairs (AOT sorts): its loss L is computed from the
+rows of the GLOBAL step, gathered over ranks, together with the slopes dL/dlogps. Every micro-batch then contributes
+slopes * logps, whose gradient is that of L however the step is split.
 """
+
+from typing import Any
 
 import torch
 from attrs import evolve
@@ -18,9 +20,10 @@ from upo.runtime.collectives import gather_rows
 
 @torch.no_grad()
 def step_logps(method: Method, step: Step) -> ResponseLogps:
-    """Log-probs of this rank's responses, all micro-batches one behind the other; dummies run and are left out.
+    """Log-probs of this rank's responses, concatenated over its micro-batches.
 
-    Prompts are counted through the micro-batches; annotated rewards come along, outputs do not.
+    Dummy batches run, to keep ranks in step, but are left out. `prompt_index` counts prompts over all micro-batches.
+    Annotated rewards are included, other outputs are not.
     """
     parts = [(batch, method.response_logps(batch.responses)) for batch in step.micro_batches]
     parts = [(batch, logps) for batch, logps in parts if not batch.dummy] or [(parts[0][0], parts[0][1][:0])]
@@ -29,39 +32,43 @@ def step_logps(method: Method, step: Step) -> ResponseLogps:
         columns = [getattr(logps, name) for _, logps in parts]
         return None if columns[0] is None else torch.cat(columns)
 
-    prompts, index = 0, []
+    prompts, prompt_index = 0, []
     for batch, logps in parts:
-        index.append(logps.prompt_index + prompts)
+        prompt_index.append(logps.prompt_index + prompts)
         prompts += len(batch.responses.prompt_end)
-    return ResponseLogps(
-        join("logps"), join("lengths"), torch.cat(index), join("reference_logps"), join("rewards")  # type: ignore[arg-type]
-    )  # fmt: skip
+    sums, lengths = torch.cat([logps.logps for _, logps in parts]), torch.cat([logps.lengths for _, logps in parts])
+    return ResponseLogps(sums, lengths, torch.cat(prompt_index), join("reference_logps"), join("rewards"))
 
 
 class CoupledLoss(Method):
-    """Put before a family: `class AOT(CoupledLoss, PairwiseMethod)`; subclasses define `coupled_loss`."""
+    """Base before a family, `class AOT(CoupledLoss, PairwiseMethod)`; subclasses define `coupled_loss`."""
 
     def coupled_loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
-        """The loss of the GLOBAL step as one number; where the batches are pairs, row i of both is pair i."""
+        """The loss of the GLOBAL step, one number; where the data are pairs, row i of both arguments is pair i."""
         raise NotImplementedError
 
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """The loss of the step, and for each row of this rank its slope dL/dlogps and the reference's log-prob."""
-        mine = step_logps(self, step)
-        preferred = torch.cat([b.preferred[: 0 if b.dummy else None] for b in step.micro_batches])  # type: ignore[attr-defined]
-        columns = (mine.logps, mine.reference, mine.lengths, preferred)
-        rows, own = gather_rows(torch.stack([column.double() for column in columns], dim=1))
+        """The loss of the step, and of each response of this rank the slope dL/dlogps and the reference log-prob."""
+        own = step_logps(self, step)
+        batches: list[Any] = step.micro_batches  # type: ignore[assignment]
+        own_preferred = torch.cat([b.preferred[: 0 if b.dummy else None] for b in batches])
+        columns = (own.logps, own.reference, own.lengths, own_preferred)
+        table, rows_of_rank = gather_rows(torch.stack([column.double() for column in columns], dim=1))
         with torch.inference_mode(False), torch.enable_grad():
-            logps, reference, lengths, good = rows.clone().unbind(1)
-            leaf = logps.to(mine.logps.dtype).detach().requires_grad_()
-            index = torch.arange(len(rows), device=rows.device)
-            every = ResponseLogps(leaf, lengths.long(), index, reference.to(leaf.dtype))
-            loss = self.coupled_loss(every[good.bool()], every[~good.bool()])
-            (slopes,) = torch.autograd.grad(loss, leaf)
-        return {"coupled": loss.detach(), "slopes": slopes[own], "reference_logps": reference[own].to(leaf.dtype)}
+            logps, reference, lengths, preferred = table.clone().unbind(1)
+            logps = logps.to(own.logps.dtype).detach().requires_grad_()
+            reference = reference.to(logps.dtype)
+            responses = ResponseLogps(logps, lengths.long(), torch.arange(len(table), device=table.device), reference)
+            loss = self.coupled_loss(responses[preferred.bool()], responses[~preferred.bool()])
+            (slopes,) = torch.autograd.grad(loss, logps)
+        return {
+            "coupled": loss.detach(),
+            "slopes": slopes[rows_of_rank],
+            "reference_logps": reference[rows_of_rank],
+        }
 
     def loss_of(self, batch: Batch, step: Step, statistics: dict[str, Tensor], stage: Stage) -> Tensor:
-        """Gives a micro-batch its own rows of the statistics, so that the reference runs once only."""
+        """The loss with this micro-batch's rows of the statistics; its reference log-probs are not computed again."""
         if batch.dummy:
             rows, zeros = slice(None), torch.zeros(len(batch.responses.lengths), device=self.device)
             statistics = statistics | {"slopes": zeros, "reference_logps": zeros}
@@ -72,7 +79,7 @@ class CoupledLoss(Method):
         return super().loss_of(batch, step, statistics | {"slopes": slopes}, stage)
 
     def terms(self, batch: Batch, logps: ResponseLogps, statistics: dict[str, Tensor]) -> dict[str, LossTerm]:
-        """For every prompt the value of the step's loss; the gradient is that of slopes * logps."""
-        change = statistics["slopes"] * (logps.logps - logps.logps.detach())
-        values = statistics["coupled"].to(change.dtype).repeat(len(batch.responses.prompt_end))
-        return {"preference": LossTerm(values.index_add(0, logps.prompt_index, change), "prompts")}
+        """The value of L for every prompt, so that their mean is L, with the gradient of slopes * logps."""
+        zeros = statistics["slopes"] * (logps.logps - logps.logps.detach())  # 0 with gradient: that of slopes * logps
+        values = statistics["coupled"].to(zeros.dtype).repeat(len(batch.responses.prompt_end))
+        return {"preference": LossTerm(values.index_add(0, logps.prompt_index, zeros), "prompts")}

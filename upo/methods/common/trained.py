@@ -1,4 +1,4 @@
-"""What the Trainer asks of a method besides its step: heads, optimizer, clipping, checkpoints."""
+"""Lightning's hooks of a method other than the step: heads, optimizer, clipping, checkpoints."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
 
 
 class Trained(pl.LightningModule):
-    """A policy, with heads beside it, that an optimizer moves; `Method` adds what it learns."""
+    """A policy and heads beside it, with their optimizer; `Method` adds data, loss and step."""
 
     policy: Policy
     make_optimizer: OptimizerCallable
@@ -28,22 +28,22 @@ class Trained(pl.LightningModule):
         self.step_values = StepValues()
 
     def heads(self) -> dict[str, SideHead]:
-        """Modules that learn beside the policy, by the attribute in which they live."""
+        """Modules trained beside the policy, by the name of the attribute that holds each."""
         return {}
 
     def add_heads(self) -> None:
-        """Makes the heads that are not there yet."""
+        """Makes the heads that do not exist yet."""
         for name, head in self.heads().items():
             if not hasattr(self, name):
                 setattr(self, name, head.make())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; a group's `grad_clip` replaces the Trainer's norm clipping for it."""
-        beside = [
+        head_groups = [
             {"params": list(getattr(self, name).parameters()), "lr": head.lr, **head.options}
             for name, head in self.heads().items()
         ]
-        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}, *beside]
+        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}, *head_groups]
 
     def configure_optimizers(self) -> dict[str, Any]:
         check_strategy(self)
@@ -65,7 +65,7 @@ class Trained(pl.LightningModule):
         self.step_values.check([] if scaled else norms, self.global_step, Path(self.trainer.default_root_dir))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Nothing: `training_step` has done it before its first micro-batch."""
+        """Does nothing: `training_step` clears gradients before its first micro-batch."""
 
     def on_train_start(self) -> None:
         check_trainer(self.trainer)

@@ -1,4 +1,4 @@
-"""What reads V(x) off the policy's hidden states, for methods that learn a value beside the policy."""
+"""Value heads: V(x) from the policy's hidden states, for methods that learn a value beside the policy."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Seed = tuple[int, ...]
-"""Numbers of 0 or more that a generator starts from; near ones give unrelated draws."""
+"""Seed of a random generator: integers of 0 or more."""
 
 
 class ValueHead(nn.Module):
-    """V(x): two hidden layers on the policy's last hidden state, in float32, on detached input."""
+    """V(x): an MLP with two hidden layers, in float32, on the policy's last hidden state, which is detached."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -27,7 +27,7 @@ class ValueHead(nn.Module):
         """V of each row.
 
         Args:
-            seeds: what each row's dropout is drawn from, whichever rows are beside it; null: no dropout.
+            seeds: seed of each row's dropout mask, which therefore does not depend on the other rows; null: no dropout.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             dtype = next(self.parameters()).dtype
@@ -42,19 +42,19 @@ class ValueHead(nn.Module):
 
 
 class ValueHeads(nn.Module):
-    """V_i(x) of M objectives, each with a head of its own."""
+    """V_i(x) of M auxiliary rewards, each with a head of its own."""
 
     def __init__(self, width: int, dropout: float, number: int):
         super().__init__()
         self.heads = nn.ModuleList(ValueHead(width, dropout) for _ in range(number))
 
     def forward(self, hidden: Float[Tensor, "B D"], seeds: Sequence[Seed] | None = None) -> Float[Tensor, "B M"]:
-        own = [None if seeds is None else [(*seed, i) for seed in seeds] for i in range(len(self.heads))]
-        return torch.stack([head(hidden, of) for head, of in zip(self.heads, own, strict=True)], dim=1)
+        head_seeds = [None if seeds is None else [(*seed, i) for seed in seeds] for i in range(len(self.heads))]
+        return torch.stack([head(hidden, s) for head, s in zip(self.heads, head_seeds, strict=True)], dim=1)
 
 
 def _masks(seeds: Sequence[Seed], like: Float[Tensor, "B D"], p: float) -> Float[Tensor, "2 B D"]:
-    """For each hidden layer 0 with probability p, otherwise 1 / (1 - p)."""
+    """Dropout masks of the two hidden layers: 0 with probability p, otherwise 1 / (1 - p)."""
     shape = (2, like.shape[1])
     uniform = np.stack([np.random.default_rng(seed).random(shape, dtype=np.float32) for seed in seeds], axis=1)
     return torch.from_numpy(uniform >= p).to(like) / max(1 - p, 1e-9)
