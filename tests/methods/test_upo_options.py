@@ -146,8 +146,8 @@ def test_places_number_the_responses_of_the_global_step(budget, world_size):
                     by_place[place] = rewards
     whole = step(made).micro_batches[0]
     assert sorted(by_place) == list(range(10))
-    assert [by_place[i] for i in whole.places.tolist()] == whole.responses.rewards.tolist()
-    assert whole.places.tolist() != list(range(10)), "a micro-batch sorts its units, a step does not"
+    assert [by_place[i] for i in whole.global_index.tolist()] == whole.responses.rewards.tolist()
+    assert whole.global_index.tolist() != list(range(10)), "a micro-batch sorts its units, a step does not"
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
