@@ -25,11 +25,26 @@ FIRST = (
     "test_bench",
 )
 """Files that parallel workers begin with: long, and never cut."""
-LAST = ("test_repo", "test_trajectories", "test_experiments", "test_stored_reference", "test_every_method")
+LAST = (
+    "test_repo",
+    "test_trajectories",
+    "test_experiments",
+    "test_stored_reference",
+    "test_every_method_agrees",
+    "test_every_method_arguments",
+    "test_every_method_learns",
+    "test_every_method_losses",
+)
 """Files that they end with: cut into small pieces, so that none is left alone for long."""
 BY_CASE = re.compile(r"(.*/test_(?:experiments|repo)\.py::.*\[)(.*)\]")
-BY_METHOD = re.compile(r"(.*/test_(?:every_method|trajectories|stored_reference)\.py)::.*\[(?:\d+-)?([A-Z]\w+)\]")
-"""Tests whose dearest fixture is a run of one method."""
+BY_METHOD = re.compile(r"(.*/test_(?:every_method|trajectories|stored_reference))\w*\.py::.*\[(?:\d+-)?([A-Z]\w+)\]")
+"""Tests whose dearest fixture is a run of one method; those of every method stand in several files and share it."""
+
+
+def fixtures_of(nodeid: str) -> str:
+    """Tests of which this is the same stay with one worker."""
+    found = BY_METHOD.match(nodeid) or BY_CASE.match(nodeid)
+    return "::".join(found.groups()) if found else nodeid.partition("::")[0]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -47,8 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFixtures(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            found = BY_METHOD.match(nodeid) or BY_CASE.match(nodeid)
-            return "::".join(found.groups()) if found else nodeid.partition("::")[0]
+            return fixtures_of(nodeid)
 
     config.option.loadscopereorder = False
     return ByFixtures(config, log)

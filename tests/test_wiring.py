@@ -3,7 +3,8 @@
 Total loss, gradients of policy and heads, implicit rewards and every logged metric of two training steps and of a
 validation of both, against references (`tests/by_hand`) that know no batches, no layouts and none of the method's own
 functions. The class gets uneven micro-batches, packed and padded, a dummy, and options away from their defaults.
-A new method is tested here as soon as `upo.methods.__all__` names it, and fails until it has a reference.
+A new method is tested here as soon as `upo.methods.__all__` names it, and fails until it has a reference: in
+`tests/by_hand` or among the tests of its own file (`tests/methods`).
 
 Everything is in float64: the model has no part that rounds (GPT-2), and `Tensor.float` is `Tensor.double`.
 """
@@ -29,20 +30,19 @@ from by_hand import (  # noqa: F401  each names the references of its methods
     values,
 )
 from by_hand.answers import PlainStep, Reader
-from by_hand.case import CASES, Case, Expected
+from by_hand.case import BY_HAND, ByHand, Expected
 from by_hand.driven import FIRST, HELD_OUT, PLANS, Driven
+from cases import case_of, own_tests
 from torch import Tensor
 
 import upo.methods
 from upo.methods.common.base import Method
 
-ELSEWHERE = {
-    *("policy", "reference", "optimizer", "scheduler"),
-    *("value_lr", "value_grad_clip", "head_lr", "mask_lr", "mask_weight_decay"),
-}
+ELSEWHERE = {"policy", "reference", "optimizer", "scheduler", "value_lr", "value_grad_clip"}
 """Arguments that no loss reads: how parameters are updated."""
-SET_BY_THE_CLASS = {"GuidedDPO": {"alpha"}}
-"""Arguments of a parent that the class gives itself."""
+METHODS = {name: getattr(upo.methods, name) for name in sorted(upo.methods.__all__)}
+for every in METHODS.values():
+    own_tests(every)  # may name a reference too, when they are imported
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +67,16 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def missing(kind: type[Method]) -> str:
     return (
-        f"{kind.__name__} has no reference by hand. Write one in tests/by_hand: a function of a PlainStep and the "
-        f"method's options, `@case({kind.__name__}, pairs, beta=0.3)` above it, which follows the paper's equation one "
-        "response at a time and returns `expected(...)` or `of_pairs(...)`: loss, reward and metrics. See case.py"
+        f"{kind.__name__} has no reference by hand. Write one among its own tests (tests/methods): a function of a "
+        f"PlainStep and the method's options, `@case({kind.__name__}, pairs, beta=0.3)` above it, which follows the "
+        "paper's equation one response at a time and returns `expected(...)` or `of_pairs(...)`: loss, reward and "
+        "metrics. See tests/by_hand/case.py"
     )
 
 
 def every_case() -> Iterator[Any]:
-    for name in sorted(upo.methods.__all__):
-        kind = getattr(upo.methods, name)
-        for i, case in enumerate(CASES.get(kind, [None])):
+    for name, kind in METHODS.items():
+        for i, case in enumerate(BY_HAND.get(kind, [None])):
             yield pytest.param(kind, case, id=name if i == 0 else f"{name}-{i + 1}")
 
 
@@ -87,7 +87,9 @@ def close(found: Any, wanted: Any, what: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:an advantage weight reached")
 @pytest.mark.parametrize(("kind", "case"), every_case())
-def test_a_class_comes_to_what_its_formula_says(kind: type[Method], case: Case | None, models: SimpleNamespace) -> None:
+def test_a_class_comes_to_what_its_formula_says(
+    kind: type[Method], case: ByHand | None, models: SimpleNamespace
+) -> None:
     assert case is not None, missing(kind)
     driven, by_hand = Driven(case, models), []
     seen: dict[str, set[bool]] = {}
@@ -136,7 +138,7 @@ def compare_logs(found: dict[str, Tensor], wanted: list[Expected], stage: str) -
         close(found[name], x, name)
 
 
-def compare_rewards(driven: Driven, wanted: Expected, case: Case, models: SimpleNamespace) -> None:
+def compare_rewards(driven: Driven, wanted: Expected, case: ByHand, models: SimpleNamespace) -> None:
     """The implicit reward of each response, in the order of the micro-batches."""
     micro_batches = [rows for plan in HELD_OUT for rows in plan.micro_batches]
     assert len(driven.rewards) == (len(micro_batches) if wanted.reward else 0)
@@ -145,7 +147,7 @@ def compare_rewards(driven: Driven, wanted: Expected, case: Case, models: Simple
         close(found, torch.stack([wanted.reward(y) for y in answers]), "reward")
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.__name__) for kind in CASES])
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.__name__) for kind in BY_HAND])
 def test_every_argument_is_away_from_its_default_in_a_case(kind: type[Method]) -> None:
     """One that stays where it is could be ignored by the class, and nobody would notice."""
     defaults: dict[str, Any] = {}
@@ -153,5 +155,5 @@ def test_every_argument_is_away_from_its_default_in_a_case(kind: type[Method]) -
         if "__init__" in vars(base):
             named = list(inspect.signature(base.__init__).parameters.values())[1:]
             defaults = {x.name: x.default for x in named if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)} | defaults
-    tried = {name for case in CASES[kind] for name, x in case.options.items() if x != defaults[name]}
-    assert defaults.keys() - tried - ELSEWHERE == SET_BY_THE_CLASS.get(kind.__name__, set())
+    tried = {name for case in BY_HAND[kind] for name, x in case.options.items() if x != defaults[name]}
+    assert defaults.keys() - tried - ELSEWHERE == set(case_of(kind).not_in_loss)

@@ -66,7 +66,7 @@ def in_a_row(unit: Unit) -> list[Answer]:
 
 
 @frozen(eq=False)
-class Case:
+class ByHand:
     """A method with options, data and its reference by hand."""
 
     kind: type[Method]
@@ -81,7 +81,7 @@ class Case:
         return self.by_hand(step, **self.options)
 
 
-CASES: dict[type[Method], list[Case]] = {}
+BY_HAND: dict[type[Method], list[ByHand]] = {}
 
 
 def case(
@@ -95,7 +95,7 @@ def case(
     """Names the function below it the reference of a method; all options are arguments of both."""
 
     def add(by_hand: Callable[..., Expected]) -> Callable[..., Expected]:
-        CASES.setdefault(kind, []).append(Case(kind, options, units, by_hand, prepare, rows))
+        BY_HAND.setdefault(kind, []).append(ByHand(kind, options, units, by_hand, prepare, rows))
         return by_hand
 
     return add

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from by_hand.case import Case
+from by_hand.case import ByHand
 from tiny import split_of
 from torch import Tensor
 
@@ -49,7 +49,7 @@ class Known(FrozenReference):
 class Driven:
     """A method with its data, taken through its steps as a Trainer would."""
 
-    def __init__(self, case: Case, models: SimpleNamespace):
+    def __init__(self, case: ByHand, models: SimpleNamespace):
         reference = Known(models.reference) if case.kind.needs.reference is not None else None
         policy = copy.copy(models.policy)
         policy.controls = case.kind.needs.control_tokens  # as if they had come before its tokenizer was read

@@ -3,10 +3,11 @@
 import math
 from pathlib import Path
 
+import every_method
 import pytest
-import test_every_method
 import torch
 from attrs import evolve
+from cases import case_of
 from tiny import arrange, batch_of, policy, units
 from training import fit, flat, make, pairs_file, resumed_equals_uninterrupted
 
@@ -24,6 +25,7 @@ from upo.functional.divergences import ForwardKL, ReverseKL
 from upo.methods import DPO, FDPO, GIPO, KTO, ODPO, AOTPaired, BetaDPO, CalDPO, SimPO, SPPOHard
 from upo.methods.common.base import Method
 from upo.methods.common.families import PairwiseMethod
+from upo.methods.common.stepwise import CoupledLoss
 from upo.methods.dpo import dpo_loss
 from upo.rewards.length import Words
 
@@ -100,42 +102,27 @@ def test_alpha_1_would_never_settle():
         Acceleration(1.0)
 
 
-CANCELS = {
-    "ALOLKL", "AOTPaired", "AuxiliaryOnly", "BetaDPO", "CurryDPO", "DPO", "DPOGamma", "DiscoPOP", "EXO", "EXOListwise",
-    "GDPO", "GIPO", "GROPO", "GuidedDPO", "HybridDPO", "IPO", "InfoNCA", "LengthRegularizedDPO", "MODPO", "ODPO",
-    "RDPO", "RSOHinge", "RegularizedPO", "RobustDPO", "SPODegree", "SoftCDPO", "SoftCIPO", "StepAPO", "StepDPO",
-    "UPODPO", "UPOIPO", "VPO", "WPO",
-}  # fmt: skip
-"""Losses of differences of log-ratios at one prompt. The gradients of ALOLKL, AuxiliaryOnly and of VPO's second term
-know no reference."""
-REMAINS = {
-    "ALOL", "AOTUnpaired", "APODown", "APOZero", "BCO", "CalDPO", "DOVE", "DPOP", "DROV", "FDPO", "FlexDPO",
-    "IPOAveraged", "KTO", "KTOPair", "KTOZero", "LNDPO", "LNDPOP", "MPO", "NCA", "NCAListwise", "SPPOHard", "SPPOSoft",
-    "SRPO", "UPO", "UPOShuffled",
-}  # fmt: skip
-"""Losses of single log-ratios, of averages, or (DOVE, SRPO) of log-ratios at different prompts."""
-TOKENWISE = {
-    "AOPPO", "ALOLSequence", "MaPO", "OPPO", "OREO", "SparsePO", "StepOREO", "TDPO1", "TDPO2", "TrajectoryOREO",
-}  # fmt: skip
+METHODS = {name: getattr(upo.methods, name) for name in sorted(upo.methods.__all__)}
+TOKENWISE = [name for name, kind in METHODS.items() if not kind.needs.of_reference <= ExtrapolatedReference.provides]
 """Losses that ask the reference for more than sums."""
-FREE = {name for name in upo.methods.__all__ if getattr(upo.methods, name).needs.reference is None}
+SUMS = [name for name, kind in METHODS.items() if kind.needs.reference is not None and name not in TOKENWISE]
 
 
 def data_of(kind: type[Method], folder: Path) -> PreferenceData:
-    source = Source(test_every_method.SOURCES.get(kind.__name__, "hh"), path=pairs_file(folder))
+    source = Source(case_of(kind).source, path=pairs_file(folder))
     rewards = {"rewards": {"length": Words()}, "rewards_cache": str(folder / "cache")}
     return PreferenceData((source,), validation=0, max_length=256, pairs_per_step=4, **rewards)
 
 
-def test_each_method_is_named_once():
-    every = [*CANCELS, *REMAINS, *TOKENWISE, *FREE]
-    assert sorted(every) == sorted(upo.methods.__all__)
+def test_methods_say_whether_a_normaliser_cancels():
+    """Those whose reference gives sums, and no others."""
+    assert [name for name, kind in METHODS.items() if case_of(kind).normaliser_cancels is not None] == SUMS
 
 
-@pytest.mark.parametrize("name", sorted(CANCELS | REMAINS))
+@pytest.mark.parametrize("name", SUMS)
 def test_the_gradient_says_whether_a_normaliser_cancels(name, tmp_path):
     """Of all terms, on a step of several micro-batches and on one pair; the method stays as it is."""
-    method = test_every_method.make(getattr(upo.methods, name))
+    method = every_method.make(METHODS[name])
     data = data_of(type(method), tmp_path)
     data.prepare(method.policy.tokenizer, method.view, method.rewards, method.policy.context)
     known = data.read.train.with_column(ADVANTAGE, torch.ones(data.read.train.rows))
@@ -144,16 +131,16 @@ def test_the_gradient_says_whether_a_normaliser_cancels(name, tmp_path):
     before = {name: x.clone() for name, x in method.state_dict().items()}
     for pairs, micro_batches in (([0, 1, 2], [[0, 1], [2]]), ([0], [[0]])):
         step = data.train[StepPlan(pairs, micro_batches, 0)]
-        alone = pairs == [0] and name == "AOTUnpaired"  # a step of one pair couples nothing else
-        assert normaliser_cancels(method, step) is (name in CANCELS or alone), micro_batches
+        alone = pairs == [0] and isinstance(method, CoupledLoss)  # a step of one pair couples nothing else
+        assert normaliser_cancels(method, step) is (case_of(type(method)).normaliser_cancels or alone), micro_batches
     assert all(torch.equal(x, before[name]) for name, x in method.state_dict().items())
     assert not method.val_means.compute() and not method.train_means.compute()
     assert method.response_logps.__func__ is Method.response_logps
 
 
-@pytest.mark.parametrize("name", sorted(TOKENWISE))
+@pytest.mark.parametrize("name", TOKENWISE)
 def test_methods_that_need_tokens_of_the_reference_are_refused(name):
-    method = test_every_method.make(getattr(upo.methods, name))
+    method = every_method.make(METHODS[name])
     with pytest.raises(UserError, match=rf"{name} needs .* of each token .* remove the callback that accelerates it"):
         method.set_reference(ExtrapolatedReference())
 
@@ -186,7 +173,7 @@ def test_other_losses_are_refused_before_the_first_step(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", [AOTPaired, BetaDPO, GIPO, ODPO])
 def test_losses_that_read_more_than_their_pairs_are_taken(kind, tmp_path):
-    source = test_every_method.SOURCES.get(kind.__name__, "hh")
+    source = case_of(kind).source
     plain = fit(make(kind), tmp_path, ReferenceSync(alpha=1.0, every=2), source=source).watch.losses
     losses = fit(make(kind), tmp_path, Acceleration(0.0, every=2), source=source).watch.losses
     assert losses == pytest.approx(plain, rel=1e-4, abs=1e-5)

@@ -6,6 +6,8 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
+from attrs import evolve
+from cases import Case
 from losses import assert_gradcheck, draws, gradients, made
 from tiny import PAIRS, unit
 from training import Watch, fit
@@ -19,6 +21,20 @@ from upo.methods import ALOL, ALOLKL, DPO, ALOLRefFree, ALOLSequence
 from upo.methods.a_lol import a_lol_kl_loss, a_lol_loss, a_lol_ref_free_loss, a_lol_sequence_loss, clipped_ratio
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
+
+CASE = Case(
+    options={"reward_weights": {"length": 0.02}},
+    data={"pairs_per_step": 16, "tokens_per_microbatch": 300},  # its units are single responses: a step is all of them
+    metrics={"logps", "advantages", "desirable"},
+    stops_gradients=True,
+    defaults={},
+)
+CASES = {
+    ALOL: evolve(CASE, normaliser_cancels=False, defaults={"clip": 0.9}),
+    ALOLKL: evolve(CASE, normaliser_cancels=True, defaults={"beta": 0.1}),  # its gradient knows no reference
+    ALOLRefFree: CASE,
+    ALOLSequence: CASE,
+}
 
 ONE, TWO = torch.tensor([-6.0, -2.0]), torch.tensor([0.5, 2.0])
 

@@ -6,10 +6,16 @@ from fractions import Fraction
 
 import pytest
 import torch
+from cases import Case
 from losses import assert_finite_far_out, assert_gradcheck, draws, gradients, minus_log_sigmoid
 
-from upo.methods.aot import aot_paired_loss, aot_unpaired_loss
+from upo.methods.aot import AOTPaired, AOTUnpaired, aot_paired_loss, aot_unpaired_loss
 from upo.methods.dpo import dpo_loss
+
+CASES = {
+    AOTPaired: Case(normaliser_cancels=True, defaults={"beta": 0.01, "label_smoothing": 0.0}),
+    AOTUnpaired: Case(normaliser_cancels=False, defaults={"beta": 0.01, "label_smoothing": 0.0}),
+}
 
 BETA = 0.1
 ROWS = draws(4, 12)

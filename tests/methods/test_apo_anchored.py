@@ -4,9 +4,15 @@ import math
 
 import pytest
 import torch
+from cases import Case
 
-from upo.methods.apo_anchored import apo_down_loss, apo_zero_loss
+from upo.methods.apo_anchored import APODown, APOZero, apo_down_loss, apo_zero_loss
 from upo.models.logps import ResponseLogps
+
+CASES = {
+    APODown: Case(normaliser_cancels=False, defaults={"beta": 0.1}),
+    APOZero: Case(normaliser_cancels=False, defaults={"beta": 0.1}),
+}
 
 BETA = 0.1
 BOTH = [apo_zero_loss, apo_down_loss]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -21,6 +22,8 @@ from losses import minus_log_sigmoid as ls
 from upo.functional.log1mexp import log1mexp
 from upo.methods.asft import ASFT, asft_loss
 from upo.methods.orpo import ORPO, orpo_loss
+
+CASES = {ASFT: Case(defaults={"lam": 0.1, "beta": 1.0})}
 
 
 def means(n: int = 50) -> torch.Tensor:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import assert_gradcheck, draws, gradients, minus_log_sigmoid
 from tiny import data_of, plain_logps, units
 
@@ -16,6 +17,8 @@ from upo.methods.bco import BCO, bco_loss, fit_classifier, running_delta, udm_we
 from upo.methods.dpo import dpo_loss
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
+
+CASES = {BCO: Case(metrics={"delta"}, normaliser_cancels=False, defaults={"beta": 0.01, "match_prompts": False})}
 
 BETA = 0.1
 RATIOS = draws(30)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import draws
 from tiny import data_of, units
 from training import fit, make, resumed_equals_uninterrupted
@@ -15,6 +16,14 @@ from upo.data.views import PairedView
 from upo.methods import DPO
 from upo.methods.beta_dpo import BetaDPO, draw_pairs, dynamic_beta
 from upo.methods.common.ranges import Share
+
+CASES = {
+    BetaDPO: Case(
+        metrics={"beta", "gaps/mean", "gaps/spread"},
+        normaliser_cancels=True,
+        defaults={"beta": 0.1, "a": 0.6, "rho": 0.2, "momentum": 0.9},
+    ),
+}
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -19,6 +20,14 @@ from losses import (
 from losses import minus_log_sigmoid as ls
 
 from upo.methods.cal_dpo import CalDPO, calibration_loss
+
+CASES = {
+    CalDPO: Case(
+        metrics={"loss/calibration", "loss/preference"},
+        normaliser_cancels=False,
+        defaults={"beta": 0.002, "calibration_weight": 1.0},
+    ),
+}
 
 
 @pytest.mark.parametrize(

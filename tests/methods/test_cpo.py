@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -20,6 +21,8 @@ from tiny import batch_of, units
 from upo.data.views import PairedView
 from upo.methods.cpo import CPO, cpo_loss
 from upo.methods.dpo import DPO, dpo_loss
+
+CASES = {CPO: Case(defaults={"beta": 0.1, "alpha": 1.0, "nll_per_token": True})}
 
 
 @pytest.mark.parametrize(("fixture", "golden"), [(FIRST, 40.201413), (SECOND, 45.201413)])

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, draws, golden_rows, gradients, logps_of, made, total
 
 from upo.methods.cpo_simpo import CPOSimPO
 from upo.methods.simpo import SimPO
+
+CASES = {CPOSimPO: Case(defaults={"beta": 10.0, "gamma": 5.4, "alpha": 0.05, "nll_per_token": True})}
 
 
 @pytest.mark.parametrize(("fixture", "golden"), [(FIRST, 1.137488), (SECOND, 1.215686)])

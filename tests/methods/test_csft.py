@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cases import Case
 from tiny import PAIRS, arrange, batch_of, examples_of, plain_logps, policy, tokenizer
 from training import fit, pairs_file
 
@@ -23,6 +24,13 @@ from upo.models.export import export
 from upo.models.head import grow
 from upo.models.policy import Policy
 from upo.rollout.sampling import sample
+
+CASES = {
+    CSFT: Case(
+        data={"pairs_per_step": 16, "tokens_per_microbatch": 300},  # its units are single responses
+        metrics={"nll_per_token", "nll_per_token/bad", "nll_per_token/good"},
+    ),
+}
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 256, "initializer_range": 0.2}

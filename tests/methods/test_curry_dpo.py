@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, golden_pair, made
 from tiny import examples_of, unit
 from training import fit, make, resumed_equals_uninterrupted
@@ -16,6 +17,8 @@ from upo.data.units import Unit
 from upo.errors import UserError
 from upo.methods import DPO
 from upo.methods.curry_dpo import CurryDPO, TopPairedView
+
+CASES = {CurryDPO: Case(normaliser_cancels=True, defaults={"beta": 0.1})}
 
 
 def ranked(prompt: str, *scores: float) -> Example:

@@ -4,10 +4,19 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, golden_pair, gradients, made
 
 from upo.methods.discopop import DiscoPOP, discopop_loss
 from upo.methods.dpo import dpo_loss
+
+CASES = {
+    DiscoPOP: Case(
+        options={"tau": 0.5},  # at the paper's 0.05 the slope at the start points the wrong way
+        normaliser_cancels=True,
+        defaults={"beta": 0.05, "tau": 0.05},
+    )
+}
 
 
 def loss(w, r, beta=0.05, tau=0.05):

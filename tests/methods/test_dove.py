@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from tiny import batch_of, data_of, examples_of, plain_logps, unit, units
 
 from upo.data.batch import Step
@@ -15,6 +16,8 @@ from upo.methods.dove import DOVE, JointView, judgement
 from upo.methods.dpo import DPO
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
+
+CASES = {DOVE: Case(source="tiny.scored_alone", normaliser_cancels=False, defaults={"beta": 0.1})}
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 128, "initializer_range": 0.2}

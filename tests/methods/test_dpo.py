@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from jaxtyping import TypeCheckError
 
-from upo.methods.dpo import dpo_loss
+from upo.methods.dpo import DPO, dpo_loss
 from upo.models.logps import ResponseLogps
+
+CASES = {DPO: Case(normaliser_cancels=True, defaults={"beta": 0.1, "label_smoothing": 0.0})}
 
 BETA = 0.1
 

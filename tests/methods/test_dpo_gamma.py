@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     assert_finite_far_out,
@@ -18,6 +19,8 @@ from losses import (
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.dpo_gamma import DPOGamma, dpo_gamma_loss
+
+CASES = {DPOGamma: Case(normaliser_cancels=True, defaults={"beta": 0.1, "gamma": 0.5})}
 
 
 def loss(w, r, ref_w, ref_r, gamma=0.5):

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, golden_rows, gradients, made, total
 from losses import minus_log_sigmoid as ls
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.dpop import DPOP, dpop_loss
+
+CASES = {DPOP: Case(kink_at_start=True, normaliser_cancels=False, defaults={"beta": 0.3, "lam": 50.0})}
 
 
 @pytest.mark.parametrize(("fixture", "golden"), [(FIRST, 0.403186), (SECOND, 1.171101)])

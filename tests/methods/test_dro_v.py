@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import assert_gradcheck, draws, gradients, made
 from tiny import arrange, examples_of, unit, units
 from training import fit, make, pairs_file, resumed_equals_uninterrupted
@@ -16,6 +17,16 @@ from upo.errors import UserError
 from upo.methods.dro_v import DROV, dro_v_policy_loss, dro_v_value_loss
 from upo.models.logps import ResponseLogps
 from upo.rewards.length import Words
+
+CASES = {
+    DROV: Case(
+        heads={"value_head"},
+        metrics={"loss/preference", "loss/value"},
+        stops_gradients=True,
+        normaliser_cancels=False,
+        defaults={"tau": 1.0},
+    ),
+}
 
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REWARDS = torch.tensor([1.0, -1.0, 0.4], dtype=torch.float64)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -17,6 +18,16 @@ from losses import (
 )  # fmt: skip
 
 from upo.methods.exo import EXO, EXOListwise, exo_listwise_loss, exo_loss
+
+CASES = {
+    EXO: Case(normaliser_cancels=True, defaults={"beta": 0.5, "eps": 1e-3}),
+    EXOListwise: Case(
+        options={"temperature": 1.0},  # that all couples of a list learn, not only those with the best response
+        source="tiny.scored_lists",
+        normaliser_cancels=True,
+        defaults={"beta": 0.1, "temperature": 0.1},
+    ),
+}
 
 EPS = 1e-3
 MASK = torch.tensor([[True, True, False], [True, True, True]])

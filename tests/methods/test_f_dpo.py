@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -20,6 +21,8 @@ from losses import (
 from upo.functional.divergences import Alpha, Divergence, ForwardKL, JensenShannon, ReverseKL
 from upo.methods.dpo import dpo_loss
 from upo.methods.f_dpo import FDPO, f_dpo_loss
+
+CASES = {FDPO: Case(normaliser_cancels=False, defaults={"beta": 0.1, "divergence": JensenShannon})}
 
 SLOW = [
     (ReverseKL(), lambda u: math.log(u) + 1),

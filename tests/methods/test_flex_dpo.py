@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -18,6 +19,8 @@ from losses import (
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.flex_dpo import FlexDPO, flex_dpo_loss
+
+CASES = {FlexDPO: Case(normaliser_cancels=False, defaults={"beta_plus": 0.1, "beta_minus": 0.08, "sft_weight": 0.0})}
 
 
 def loss(w, r, beta_plus=0.1, beta_minus=0.08):

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import assert_finite_far_out, assert_gradcheck, draws, gradients, minus_log_sigmoid
 
 from upo.methods.dpo import dpo_loss
-from upo.methods.geometric import averaged_margin, gdpo_loss, gipo_loss, gropo_loss
+from upo.methods.geometric import GDPO, GIPO, GROPO, averaged_margin, gdpo_loss, gipo_loss, gropo_loss
+
+CASES = {
+    GDPO: Case(source="tiny.soft_pairs", normaliser_cancels=True, defaults={"beta": 0.1}),
+    GIPO: Case(source="tiny.soft_pairs", normaliser_cancels=True, defaults={"tau": 0.1}),
+    GROPO: Case(source="tiny.soft_pairs", normaliser_cancels=True, defaults={"beta": 0.1, "alpha": 14.0}),
+}
 
 W, R = draws(2, 40)
 P = 0.5 + 0.5 * torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

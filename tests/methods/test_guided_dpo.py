@@ -2,12 +2,23 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, assert_finite_far_out, golden_pair, logps_of, made
 from tiny import batch_of, units
 
 from upo.methods.dpo import DPO
 from upo.methods.guided_dpo import GuidedDPO
 from upo.methods.tpo_triple import TripleView
+
+CASES = {
+    GuidedDPO: Case(
+        source="tiny.triples",
+        metrics={"logps/gold", "loss/gold", "loss/preference"},
+        normaliser_cancels=True,
+        defaults={"beta": 0.1, "gold_weight": 0.1},
+        not_in_loss={"alpha"},
+    ),
+}
 
 
 @pytest.mark.parametrize("fixture", [FIRST, SECOND])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     assert_finite_far_out,
@@ -15,6 +16,8 @@ from losses import (
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.hybrid_dpo import HybridDPO, hybrid_dpo_loss
+
+CASES = {HybridDPO: Case(normaliser_cancels=True, defaults={"beta": 0.1})}
 
 
 def loss(w, r, ref_w, ref_r):

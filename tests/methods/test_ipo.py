@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -16,6 +17,11 @@ from losses import (
 )
 
 from upo.methods.ipo import IPO, IPOAveraged, ipo_loss
+
+CASES = {
+    IPO: Case(normaliser_cancels=True, defaults={"tau": 0.1}),
+    IPOAveraged: Case(normaliser_cancels=False, defaults={"tau": 0.1}),
+}
 
 
 @pytest.mark.parametrize(("fixture", "averaged"), [(FIRST, 22.09), (SECOND, 22.5625)])

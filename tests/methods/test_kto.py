@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from cases import Case
 from fake_ranks import on_ranks
 from tiny import data_of, plain_logps, unit, units
 
@@ -15,6 +16,14 @@ from upo.data.steps import StepData
 from upo.methods.kto import KTO, KTOView, kto_loss
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
+
+CASES = {
+    KTO: Case(
+        metrics={"kl"},
+        normaliser_cancels=False,
+        defaults={"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    ),
+}
 
 BETA = 0.1
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, golden_rows, gradients, made
 from tiny import arrange, batch_of, policy, units
 
@@ -12,6 +13,8 @@ from upo.data.batch import Step
 from upo.data.views import PairedView
 from upo.methods.kto_pair import KTOPair, kto_pair_loss
 from upo.models.reference import FrozenReference
+
+CASES = {KTOPair: Case(metrics={"kl/chosen", "kl/rejected"}, normaliser_cancels=False, defaults={"beta": 0.1})}
 
 
 def loss(w, r, k_w=0.4, k_l=0.7):

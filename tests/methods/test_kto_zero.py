@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from tiny import arrange, units
 
 from upo.data.batch import Batch, Step
@@ -12,6 +13,10 @@ from upo.methods.kto import kto_loss
 from upo.methods.kto_zero import KTOZero
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
+
+CASES = {
+    KTOZero: Case(normaliser_cancels=False, defaults={"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}),
+}
 
 BETA = 0.1
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -17,6 +18,11 @@ from losses import (
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.ln_dpo import LNDPO, LNDPOP, ln_dpo_loss
+
+CASES = {
+    LNDPO: Case(normaliser_cancels=False, defaults={"beta": 5.0}),
+    LNDPOP: Case(kink_at_start=True, normaliser_cancels=False, defaults={"beta": 5.0, "lam": 5.0}),
+}
 
 LENGTHS = torch.arange(1, 51), torch.arange(51, 101)
 

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import assert_finite_far_out, assert_gradcheck, draws, golden_rows, gradients, made, total, values
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.modpo import MODPO, modpo_loss
+
+CASES = {MODPO: Case(options={"reward_weights": {"length": 0.02}}, normaliser_cancels=True, defaults={"beta": 0.1})}
 
 PAIR = (-40.0, -42.0, -55.0, -50.0)
 """Policy and reference of chosen, of rejected: D = 7."""

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, golden_rows, made, total
 from tiny import batch_of, policy, units
 
@@ -14,6 +15,15 @@ from upo.errors import UserError
 from upo.methods import DPO, KTO, MODPO, MPO, NCA, ODPO, TDPO2, WPO, CalDPO, KTOPair, MaPO, SimPO, SparsePO
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
+
+CASES = {
+    MPO: Case(
+        options={"losses": {"preference": DPO, "quality": NCA}, "nll_weight": 1.0},
+        metrics={"loss/nll", "loss/preference", "loss/quality"},
+        normaliser_cancels=False,
+        defaults={"weights": None, "nll_weight": 0.0},
+    ),
+}
 
 PAPER = {"losses": {"preference": partial(DPO, beta=0.1), "quality": partial(NCA, beta=0.1)}}
 WEIGHTS = {"preference": 0.8, "quality": 0.2}

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -19,6 +20,22 @@ from losses import (
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.nca import NCA, InfoNCA, NCAListwise, info_nca_loss, nca_loss, nca_pair_loss
+
+CASES = {
+    NCA: Case(normaliser_cancels=False, defaults={"beta": 0.01}),
+    InfoNCA: Case(
+        options={"temperature": 1.0},
+        source="tiny.scored_lists",
+        normaliser_cancels=True,
+        defaults={"beta": 0.01, "temperature": 1e-3},
+    ),
+    NCAListwise: Case(
+        options={"temperature": 1.0},
+        source="tiny.scored_lists",
+        normaliser_cancels=False,
+        defaults={"beta": 0.01, "temperature": 1e-3},
+    ),
+}
 
 LISTS = pytest.mark.parametrize("listwise", [nca_loss, info_nca_loss])
 HARD = torch.tensor([1.0, 0.0], dtype=torch.float64)

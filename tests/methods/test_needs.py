@@ -3,8 +3,9 @@
 import pytest
 import torch
 import training
+from cases import case_of
+from every_method import METHODS
 from losses import made
-from test_every_method import METHODS, OPTIONS
 from tiny import policy
 
 import upo.methods
@@ -46,7 +47,7 @@ def test_a_divergence_reads_the_reference_s_states():
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_every_method_names_quantities_that_there_are(kind):
-    needs = made(kind, **OPTIONS.get(kind.__name__, {})).needs
+    needs = made(kind, **case_of(kind).options).needs
     assert needs.policy | needs.of_reference | (needs.reward or SUMS) <= AXIS.keys()
     assert (needs.reward or SUMS) <= needs.policy | (needs.reference or SUMS)
     assert (needs.reward is None) == (kind.reward is Method.reward)
@@ -56,7 +57,7 @@ def test_every_method_names_quantities_that_there_are(kind):
 @pytest.mark.parametrize("kind", [x for x in METHODS if x.values[0].needs.reference is not None])
 def test_a_stored_reference_is_taken_or_refused_when_the_method_is_made(kind, tmp_path):
     """In one sentence that names the method, what it needs, and what to set instead."""
-    options = OPTIONS.get(kind.__name__, {})
+    options = case_of(kind).options
     if made(kind, **options).needs.of_reference <= StoredReference.provides:
         kind(Policy(path="nowhere"), StoredReference(), **options)
         return

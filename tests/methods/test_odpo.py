@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -21,6 +22,8 @@ from tiny import batch_of, examples_of, unit
 from upo.data.example import Example, Response
 from upo.methods.dpo import dpo_loss
 from upo.methods.odpo import ODPO, ScoredPairView, odpo_loss
+
+CASES = {ODPO: Case(source="tiny.scored_pairs", normaliser_cancels=True, defaults={"beta": 0.1, "alpha": 1.0})}
 
 
 def loss(w, r, gap, alpha=1.0):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import assert_gradcheck, draws, gradients, made
 from tiny import arrange, policy, units
 
@@ -13,6 +14,24 @@ from upo.errors import UserError
 from upo.functional.segments import discounted_sums
 from upo.methods.oppo import AOPPO, OPPO, generalized_advantage, ppo_loss
 from upo.models.reference import FrozenReference
+
+OPTIONS = {"value_lr": 1e-5, "kl_coefficient": 0.0}
+"""A V that knows all by heart leaves noise, which is whitened."""
+CASE = Case(
+    options=OPTIONS,
+    heads={"value_head"},
+    metrics={"loss/preference", "loss/value", "loss/kl", "advantages/mean", "advantages/std", "clipped"},
+    stops_gradients=True,
+    defaults={},
+)
+CASES = {
+    OPPO: CASE,
+    AOPPO: evolve(
+        CASE,
+        options=OPTIONS | {"reward_weights": {"length": 0.02}},
+        metrics={*CASE.metrics, "objective/chosen", "objective/rejected"},
+    ),
+}
 
 CLIP = {"low": 0.5, "high": 2.0}
 ROW = torch.tensor([0, 0, 0, 1, 2, 2])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import assert_gradcheck, draws, gradients, made
 from tiny import arrange, policy, unit
 
@@ -10,6 +11,14 @@ from upo.data.units import Unit
 from upo.functional.segments import later_sums
 from upo.methods.oreo import OREO, StepOREO, TrajectoryOREO, oreo_policy_loss, oreo_value_loss
 from upo.models.reference import FrozenReference
+
+CASE = Case(
+    heads={"value_head"},
+    metrics={"loss/preference", "loss/value", "loss/kl"},
+    stops_gradients=True,
+    defaults={"beta": 0.03, "kappa": 0.01, "wrong_reward": 0.0},
+)
+CASES = {OREO: CASE, StepOREO: CASE, TrajectoryOREO: CASE}
 
 OWNER = torch.tensor([0, 0, 0, 1, 2, 2])
 REWARD = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)

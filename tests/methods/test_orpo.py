@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -18,6 +19,8 @@ from losses import (
 )
 
 from upo.methods.orpo import ORPO, orpo_loss
+
+CASES = {ORPO: Case(defaults={"lam": 0.1})}
 
 
 def means(n: int = 50) -> torch.Tensor:

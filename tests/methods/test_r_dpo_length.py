@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -16,6 +17,8 @@ from losses import (
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.r_dpo_length import LengthRegularizedDPO, r_dpo_length_loss
+
+CASES = {LengthRegularizedDPO: Case(normaliser_cancels=True, defaults={"beta": 0.1, "alpha": 0.01})}
 
 LONG, SHORT = torch.full((50,), 30), torch.full((50,), 10)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import assert_gradcheck, draws, gradients, logps_of, made
 from losses import minus_log_sigmoid as ls
 from tiny import batch_of, examples_of, tokenizer, unit
@@ -18,6 +19,20 @@ from upo.data.units import Group
 from upo.methods.dpo import DPO
 from upo.methods.orpo import ORPO
 from upo.methods.rationale import RDPO, RORPO, RationaleView, rationale_loss
+
+CASES = {
+    RDPO: Case(
+        source="tiny.explained",
+        metrics={"loss/preference", "loss/rationale"},
+        normaliser_cancels=True,
+        defaults={"beta": 0.1, "gamma": 1e-3, "log_sigmoid": False},
+    ),
+    RORPO: Case(
+        source="tiny.explained",
+        metrics={"loss/nll", "loss/preference", "loss/rationale"},
+        defaults={"lam": 0.1, "gamma": 1e-3, "log_sigmoid": False},
+    ),
+}
 
 
 def batch() -> Batch:

@@ -4,12 +4,17 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, golden_rows, gradients, made, total
 from losses import minus_log_sigmoid as ls
 
 from upo.methods.common.ranges import FlipRate
 from upo.methods.dpo import dpo_loss
 from upo.methods.rdpo_robust import RobustDPO, robust_dpo_loss
+
+CASES = {
+    RobustDPO: Case(normaliser_cancels=True, log_odds_at={"flip_rate": 0.0}, defaults={"beta": 0.1, "flip_rate": 0.1}),
+}
 
 
 @pytest.mark.parametrize("fixture", [FIRST, SECOND])

@@ -3,12 +3,21 @@
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import assert_gradcheck, draws, gradients, logps_of, made
 from tiny import arrange, units
 
 from upo.data.batch import Batch
 from upo.errors import UserError
 from upo.methods.reward_weighted_sft import RewardWeightedSFT, reward_weighted_loss
+
+CASES = {
+    RewardWeightedSFT: Case(
+        options={"reward_weights": {"length": 0.02}},
+        metrics={"nll/chosen", "nll/rejected", "objective/chosen", "objective/rejected"},
+        defaults={},
+    ),
+}
 
 LENGTHS = torch.tensor([3, 1, 10])
 

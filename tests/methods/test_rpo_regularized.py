@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, draws, golden_rows, gradients, logps_of, made, total
 
 from upo.methods.dpo import DPO
 from upo.methods.rpo_regularized import RegularizedPO
+
+CASES = {RegularizedPO: Case(normaliser_cancels=True, defaults={"beta": 0.01, "eta": 0.005, "nll_per_token": False})}
 
 
 @pytest.mark.parametrize(("fixture", "golden"), [(FIRST, 0.423186), (SECOND, 0.425686)])

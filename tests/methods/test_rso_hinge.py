@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, golden_rows, gradients, made, total
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.rso_hinge import RSOHinge, rso_hinge_loss
 from upo.methods.slic_hf import slic_loss
+
+CASES = {RSOHinge: Case(normaliser_cancels=True, defaults={"gamma": 0.05})}
 
 
 @pytest.mark.parametrize("fixture", [FIRST, SECOND])

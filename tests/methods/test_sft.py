@@ -1,11 +1,14 @@
 """SFT."""
 
 import torch
+from cases import Case
 from tiny import batch_of, plain_logps, policy, units
 
 from upo.data.batch import Step
 from upo.data.views import DemonstrationView
 from upo.methods.sft import SFT, sft_loss
+
+CASES = {SFT: Case(metrics={"lengths/chosen", "logps/chosen", "nll_per_token"})}
 
 
 def test_by_hand():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -18,6 +19,8 @@ from losses import minus_log_sigmoid as ls
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.simpo import SimPO, simpo_loss
+
+CASES = {SimPO: Case(defaults={"beta": 2.0, "gamma": 0.5})}
 
 
 @pytest.mark.parametrize(("fixture", "golden"), [(FIRST, 1.037488), (SECOND, 1.103186)])

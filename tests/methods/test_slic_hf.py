@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import (
     FIRST,
     SECOND,
@@ -16,6 +17,8 @@ from losses import (
 )
 
 from upo.methods.slic_hf import SLiCHF, slic_loss
+
+CASES = {SLiCHF: Case(defaults={"delta": 1.0, "lam": 0.1, "nll_per_token": False})}
 
 
 @pytest.mark.parametrize(("fixture", "golden"), [(FIRST, 4.0), (SECOND, 4.5)])

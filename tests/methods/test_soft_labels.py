@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import assert_finite_far_out, assert_gradcheck, draws, logps_of, made, minus_log_sigmoid
 from tiny import batch_of, examples_of, unit
 
@@ -15,6 +16,11 @@ from upo.data.source import Source
 from upo.data.units import Unit
 from upo.methods.dpo import dpo_loss
 from upo.methods.soft_labels import SoftCDPO, SoftCIPO, SoftPairedView, soft_cdpo_loss, soft_cipo_loss
+
+CASES = {
+    SoftCDPO: Case(source="tiny.soft_pairs", normaliser_cancels=True, defaults={"beta": 0.1}),
+    SoftCIPO: Case(source="tiny.soft_pairs", normaliser_cancels=True, defaults={"tau": 0.1}),
+}
 
 W, R = draws(2, 40)
 P = 0.5 + 0.5 * torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND
 from tiny import arrange, batch_of, policy, units
 
@@ -14,6 +15,16 @@ from upo.methods.sparse_po import LearnedMasks, MaPO, SparsePO, activation_masks
 from upo.methods.tdpo import tdpo1_loss
 from upo.models.reference import FrozenReference
 from upo.models.stored_reference import StoredReference
+
+CASES = {
+    MaPO: Case(metrics={"kl/chosen", "kl/rejected", "masks/density", "masks/mean"}, defaults={"beta": 0.1}),
+    SparsePO: Case(
+        heads={"mask_head"},
+        metrics={"kl/chosen", "kl/rejected", "masks/density", "masks/mean"},
+        defaults={"beta": 0.1, "common_mask": True},
+        not_in_loss={"mask_lr", "mask_weight_decay"},
+    ),
+}
 
 WORK = units([(4, [6, 1]), (2, [3, 9]), (1, [1, 1])])
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import assert_gradcheck
 from tiny import data_of, examples_of, tokenizer
 
@@ -19,6 +20,17 @@ from upo.methods.dpo import DPO
 from upo.methods.spo_degree import DegreeView, SPODegree, degree_loss
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
+
+CASES = {
+    SPODegree: Case(
+        heads={"degree_head"},
+        metrics={"degree/accuracies", "loss/degree", "loss/preference"},
+        normaliser_cancels=True,
+        log_odds_at=None,
+        defaults={"beta": 0.1, "gamma": 0.1},
+        not_in_loss={"head_lr"},
+    ),
+}
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 256, "initializer_range": 0.2}

@@ -5,11 +5,17 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import assert_finite_far_out, assert_gradcheck, draws, gradients, logps_of, made
 from tiny import batch_of, unit
 
 from upo.data.example import Example, Response
 from upo.methods.sppo import SPPOHard, SPPOSoft, WinRateView, beats, sppo_loss
+
+CASES = {
+    SPPOHard: Case(normaliser_cancels=False, defaults={"beta": 1e-3}),
+    SPPOSoft: Case(normaliser_cancels=False, defaults={"beta": 1e-3}),
+}
 
 W, R = draws(2, 30)
 RATES = torch.rand(2, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

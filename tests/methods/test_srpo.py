@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import draws, gradients, logps_of, made
 from tiny import plain_logps, tokenizer
 from training import fit, make
@@ -11,6 +12,12 @@ from upo.data.module import PreferenceData
 from upo.data.report import SourceReport
 from upo.methods.ipo import ipo_loss
 from upo.methods.srpo import IMPROVE, SRPO, SRPOView, generator_loss, improver_loss, improver_prompt
+
+CASES = {
+    SRPO: Case(
+        metrics={"loss/generator", "loss/improver"}, normaliser_cancels=False, defaults={"beta": 0.1, "alpha": 0.5}
+    ),
+}
 
 BETA = 0.1
 

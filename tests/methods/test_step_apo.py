@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, gradients, logps_of, made
 from losses import minus_log_sigmoid as ls
 from tiny import batch_of, examples_of
@@ -10,6 +11,12 @@ from upo.data.example import Example, Response
 from upo.data.units import Unit
 from upo.methods.dpo import dpo_loss
 from upo.methods.step_apo import StepAPO, ValuedStepView, step_apo_loss
+
+CASES = {
+    StepAPO: Case(
+        source="tiny.scored_pairs", normaliser_cancels=True, log_odds_at=None, defaults={"beta": 0.3, "alpha": 1.0}
+    ),
+}
 
 
 @pytest.mark.parametrize("fixture", [FIRST, SECOND])

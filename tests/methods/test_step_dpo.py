@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, golden_pair, made
 from tiny import data_of, examples_of, policy, tokenizer
 
@@ -11,6 +12,8 @@ from upo.data.tokenize import Encoder
 from upo.methods.dpo import DPO
 from upo.methods.step_dpo import StepDPO, StepPairedView
 from upo.models.reference import FrozenReference
+
+CASES = {StepDPO: Case(normaliser_cancels=True, defaults={"beta": 0.4})}
 
 
 def pair(chosen: str, rejected: str, wrong: tuple[int, ...] = (), prompt="Q:\n") -> Example:

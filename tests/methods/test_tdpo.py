@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND
 from tiny import arrange, batch_of, plain_logps, policy, units
 
@@ -11,6 +12,11 @@ from upo.data.views import PairedView
 from upo.methods.dpo import dpo_loss
 from upo.methods.tdpo import TDPO1, TDPO2, tdpo1_loss, tdpo2_loss
 from upo.models.reference import FrozenReference
+
+CASES = {
+    TDPO1: Case(metrics={"kl/chosen", "kl/rejected"}, defaults={"beta": 0.1}),
+    TDPO2: Case(metrics={"kl/chosen", "kl/rejected"}, defaults={"beta": 0.1, "alpha": 0.5}),
+}
 
 WORK = units([(4, [6, 1]), (2, [3, 9]), (1, [1, 1])])
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Case
 from losses import FIRST, SECOND, assert_finite_far_out, assert_gradcheck, draws, gradients, logps_of, made
 from losses import minus_log_sigmoid as ls
 from tiny import batch_of, examples_of, unit, units
@@ -11,6 +12,19 @@ from tiny import batch_of, examples_of, unit, units
 from upo.data.example import Example, Response
 from upo.methods.dpo import dpo_loss
 from upo.methods.tpo_triple import TPO, TPOL, TripleView, tpo_loss
+
+CASES = {
+    TPO: Case(
+        source="tiny.triples",
+        metrics={"logps/gold", "loss/gold", "loss/preference"},
+        defaults={"beta": 0.2, "alpha": 0.9},
+    ),
+    TPOL: Case(
+        source="tiny.triples",
+        metrics={"logps/gold", "loss/gold", "loss/preference"},
+        defaults={"beta": 0.01, "alpha": 1.0, "gamma": 0.5},
+    ),
+}
 
 
 @pytest.mark.parametrize(("fixture", "average"), [(FIRST, 1.037488), (SECOND, 1.103186)])

@@ -5,16 +5,36 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from tiny import arrange, policy, units
 
 from upo.data.batch import Batch, Step
 from upo.data.units import Unit
 from upo.functional.value_losses import Expectile, Linex
 from upo.methods.common.value_head import ValueHead
-from upo.methods.upo import UPO, UPODPO, advantage_weights, auxiliary_loss
+from upo.methods.upo import UPO, UPODPO, UPOIPO, advantage_weights, auxiliary_loss
 from upo.models.logps import ResponseLogps
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
+
+CASE = Case(
+    options={"reward_weights": {"length": 0.02}, "value_warmup_steps": 2},
+    heads={"value_head"},
+    metrics={
+        *(f"loss/{name}" for name in ("preference", "auxiliary", "value")),
+        *(f"objective/{name}" for name in ("chosen", "rejected")),
+        *(f"weights/{name}" for name in ("mean", "max", "p99", "ess")),
+        *(f"value/{name}" for name in ("mean", "explained_variance")),
+    },
+    normaliser_cancels=True,
+    defaults={},
+)
+"""Of every method with UPO's auxiliary term."""
+CASES = {
+    UPO: evolve(CASE, metrics={*CASE.metrics, "kl"}, normaliser_cancels=False),
+    UPODPO: CASE,
+    UPOIPO: CASE,
+}
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 48, "max_position_embeddings": 128, "initializer_range": 0.2}

@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 from attrs import evolve
+from cases import Case
 from losses import FIRST, SECOND, made
 from tiny import arrange, policy, units
 
 from upo.methods.dpo import dpo_loss
 from upo.methods.wpo import WPO, wpo_loss, wpo_weights
 from upo.models.logps import ResponseLogps
+
+CASES = {WPO: Case(metrics={"weights"}, stops_gradients=True, normaliser_cancels=True, defaults={"beta": 0.01})}
 
 
 def t(*values: float) -> torch.Tensor:
