@@ -1,7 +1,7 @@
 """Three new methods, a file and a file of tests each: every test that holds for all methods takes them as they are.
 
 In a copy of the repository nothing else changes but the list of imports in `upo/methods/__init__.py`, and the README
-that `python -m upo.methods --write` makes. (An experiment, which `test_repo.py` asks of each method, is a further file.)
+that `python -m upo.methods --write` makes. (An experiment, which `test_repo.py` asks of each method, is one more file.)
 """
 
 import os
