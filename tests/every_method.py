@@ -72,8 +72,9 @@ def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         turns = [r for r in rows if r["chosen"].count("Human:") == 1]
         rows = sorted(turns, key=lambda r: len(r["chosen"]) + len(r["rejected"]))[10:18]
     except pytest.skip.Exception:
-        head = "\n\nHuman: {}\n\nAssistant: {}"
-        rows = [{"chosen": head.format(p, c), "rejected": head.format(p, r)} for p, c, r in PAIRS]
+        head, more = "\n\nHuman: {}\n\nAssistant: {}", "I am quite sure, and here it is once more:"  # as long as HH's
+        texts = [(p, f"{chosen} {more} {chosen}", f"{rejected} Who knows?") for p, chosen, rejected in PAIRS]
+        rows = [{"chosen": head.format(p, chosen), "rejected": head.format(p, other)} for p, chosen, other in texts]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(file)
 
