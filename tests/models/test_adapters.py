@@ -320,7 +320,7 @@ def test_exports_are_the_trained_policy(kind, tied, tmp_path, capsys):
     torch.testing.assert_close(of_model(load_model(run)[0]), expected, rtol=0, atol=0)
     capsys.readouterr()
     export(run, tmp_path / "merged", merge=True)
-    assert "merging moves log-probs by" in capsys.readouterr().out
+    assert "merging changes log-probs by" in capsys.readouterr().out
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(of_model(whole), expected, rtol=1e-5, atol=1e-3)
     assert not hasattr(whole, "peft_config") and len(AutoTokenizer.from_pretrained(tmp_path / "merged"))

@@ -308,7 +308,7 @@ def test_a_model_that_does_not_ask_for_the_packed_attention_is_refused():
     """Under a mask that nobody reads its tokens would see other responses."""
     model = policy()
     model.model.set_attn_implementation("eager")
-    with pytest.raises(UserError, match=r"llama did not ask .* set data\.layout: padded"):
+    with pytest.raises(UserError, match=r"llama did not call .* set data\.layout: padded"):
         model(arrange(WORK))
     model(arrange(WORK, "padded"))
 

@@ -47,7 +47,7 @@ def test_log_probs_and_export(base, tmp_path, capsys):
     gap = (logps(policy) - of_model(policy.model)).abs().max()
     assert gap < 1e-3 and (logps(policy) - reference.logps(tiny.arrange(UNITS))).abs().max() > 0.1
     export(adapter_run(tmp_path / "run", policy), tmp_path / "merged", merge=True)
-    assert "merging moves log-probs by" in capsys.readouterr().out
+    assert "merging changes log-probs by" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(of_model(model), of_model(policy.model), rtol=1e-4, atol=1e-2)
     twin = AutoModelForCausalLM.from_pretrained(base, quantization_config=policy.model.config.quantization_config)

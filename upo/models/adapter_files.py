@@ -1,4 +1,4 @@
-"""Adapters on disk, in peft's format and in checkpoints; models that they are merged into."""
+"""Adapters on disk: in peft's format and in our checkpoints."""
 
 import re
 from collections.abc import Mapping
@@ -17,23 +17,26 @@ if TYPE_CHECKING:
 
 
 WEIGHTS = "adapter_model.safetensors"
-"""Where peft looks for an adapter's tensors."""
+"""Name of the file in which peft stores an adapter's tensors."""
 
 
 @frozen
 class StoredAdapter:
-    """An adapter's settings and tensors, by peft's names."""
+    """An adapter's settings and tensors."""
 
     config: Any
+    """peft's `LoraConfig`."""
     weights: "Mapping[str, Tensor]"
+    """By the names that peft gives them on disk."""
     where: str
+    """Path or hub name, for errors."""
 
     @classmethod
     def at(cls, path: str) -> "StoredAdapter":
-        """The adapter in a folder of peft's, under a hub name, or of a run of ours.
+        """Reads an adapter: from a folder in peft's format, a hub name, or a run or checkpoint of ours.
 
         Raises:
-            UserError: there is none, or one of a model that only its checkpoint has.
+            UserError: no adapter there, or one whose model exists in its checkpoint only.
         """
         from peft import LoraConfig, PeftConfig
         from peft.utils import load_peft_weights
@@ -51,23 +54,32 @@ class StoredAdapter:
         with hub_errors(path, "adapter"):
             config = PeftConfig.from_pretrained(path)
             if not isinstance(config, LoraConfig):
-                raise UserError(f"{path} is no LoRA adapter ({config.peft_type}), others are not supported")
+                raise UserError(f"{path} is not a LoRA adapter ({config.peft_type}); other kinds are not supported")
             return cls(config, load_peft_weights(path, device="cpu"), path)
 
     def into(self, model: "PreTrainedModel", name: str) -> None:
-        """Fills an adapter of a model, which has it under `name`."""
-        own = model.state_dict()
-        places = {in_peft(n, name): n for n in own if owner(n) == name}
-        if other := sorted(places.keys() ^ self.weights.keys()):
-            raise UserError(f"{self.where} does not fit the model: {other[0]} is in only one of them")
-        for key, place in places.items():
-            if self.weights[key].shape != own[place].shape:
-                raise UserError(f"{self.where} does not fit the model: {key} has another shape")
-        model.load_state_dict({places[key]: x for key, x in self.weights.items()}, strict=False)
+        """Copies the tensors into the adapter that `model` has under `name`.
+
+        Raises:
+            UserError: names or shapes do not match.
+        """
+        state = model.state_dict()
+        model_names = {in_peft(n, name): n for n in state if owner(n) == name}
+        if unmatched := sorted(model_names.keys() ^ self.weights.keys()):
+            raise UserError(f"{self.where} does not fit the model: {unmatched[0]} is in only one of them")
+        for peft_name, model_name in model_names.items():
+            if self.weights[peft_name].shape != state[model_name].shape:
+                raise UserError(f"{self.where} does not fit the model: {peft_name} has another shape")
+        model.load_state_dict({model_names[n]: x for n, x in self.weights.items()}, strict=False)
 
 
 def in_peft(name: str, adapter: str = TRAINED) -> str:
-    """What peft calls a tensor of an adapter on disk."""
+    """The name that peft gives a tensor on disk.
+
+    Args:
+        name: of the tensor in the model's state dict.
+        adapter: name of the adapter in the model.
+    """
     name = re.sub(rf"\.modules_to_save\.{adapter}(?=\.)", "", name)
     name = re.sub(rf"\.lora_magnitude_vector\.{adapter}\.weight$", ".lora_magnitude_vector", name)
     return "base_model.model." + re.sub(rf"(\.lora_\w+)\.{adapter}(?=\.|$)", r"\1", name)
@@ -77,7 +89,7 @@ def in_peft(name: str, adapter: str = TRAINED) -> str:
 
 
 def policy_weights(content: dict[str, Any]) -> "dict[str, Tensor]":
-    """The policy's tensors in a checkpoint, by the model's own names."""
+    """The policy's tensors in a checkpoint, by their names in the model."""
     from upo.models.checkpoint_files import POLICY
 
     return {k.removeprefix(POLICY): v for k, v in content["state_dict"].items() if k.startswith(POLICY)}
@@ -89,20 +101,22 @@ def is_whole(content: dict[str, Any]) -> bool:
 
 
 def trained(content: dict[str, Any]) -> "dict[str, Tensor]":
-    """The adapter's tensors in a checkpoint, by peft's names."""
+    """The adapter's tensors in a checkpoint, by the names that peft gives them on disk."""
     return {in_peft(name): x for name, x in policy_weights(content).items() if owner(name) == TRAINED}
 
 
 def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = False) -> "PreTrainedModel":
-    """The model of an adapter run's checkpoint with its adapter on; what is not in there is read where it came from.
+    """The model of an adapter run's checkpoint, with its adapter active.
+
+    Weights that the checkpoint does not hold are read from the path of the model that training started from.
 
     Args:
         folder: the checkpoint's configuration, as a Hugging Face folder.
-        rows: how many embeddings the tokenizer needs.
-        exact: 4-bit weights as the numbers that they stand for.
+        rows: number of tokens in the tokenizer; the model gets as many embeddings.
+        exact: whether to dequantize 4-bit weights.
 
     Raises:
-        UserError: the model that the adapter belongs to is not where it was.
+        UserError: no model at that path, or one with other weights.
     """
     from peft import PeftConfig
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -117,8 +131,8 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
         model.load_state_dict(policy_weights(content))
         return model
     base, options = adapter.base_model_name_or_path, {}
-    if (in_bits := getattr(config, "quantization_config", None)) is not None:
-        options["quantization_config"] = in_bits
+    if (quantization_config := getattr(config, "quantization_config", None)) is not None:
+        options["quantization_config"] = quantization_config
     with hub_errors(base, "model below the adapter"):
         model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, **options)
     quantization.keep_layout(model)
@@ -132,7 +146,7 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
 
 
 def write_adapter(content: dict[str, Any], folder: Path) -> None:
-    """Writes an adapter run's adapter and tokenizer as a folder that peft reads; the model below it is not needed.
+    """Writes an adapter run's adapter and tokenizer as a folder in peft's format, without the model below the adapter.
 
     Raises:
         UserError: the model below it exists in the checkpoint only.
@@ -145,5 +159,5 @@ def write_adapter(content: dict[str, Any], folder: Path) -> None:
         {name: x.contiguous() for name, x in trained(content).items()}, folder / WEIGHTS, metadata={"format": "pt"}
     )
     for name, data in content["policy_files"].items():
-        if name not in ("config.json", "generation_config.json"):  # these make it look like a model
+        if name not in ("config.json", "generation_config.json"):  # with these the folder would be taken for a model
             (folder / name).write_bytes(data)

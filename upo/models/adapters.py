@@ -1,7 +1,7 @@
-"""Adapters inside of a model (`LoRA` makes them): which one counts, and what a checkpoint holds of them.
+"""Adapters inside a model (`LoRA` makes them): which one is active, and what a checkpoint holds of them.
 
-An adapter that is trained is called "default" in the model. One that training starts from is there a second time, as
-"start", and stays as it was: it is what the policy is measured against. Checkpoints hold the first one alone.
+The adapter that is trained is named "default" in the model. If training starts from an adapter, an unchanged copy of it
+is named "start" and serves as the reference. Checkpoints hold "default" only.
 """
 
 import copy
@@ -21,13 +21,16 @@ CONFIG = "adapter_config.json"
 """peft's description of an adapter, in adapter folders and in our checkpoints."""
 
 PART = re.compile(r"\.(lora_\w+|modules_to_save)\.(\w+)(?=\.|$)")
-"""What an adapter's tensors have in their names: kind and name of the adapter."""
+"""The part of a tensor's name that says which adapter it belongs to: kind of tensor, name of the adapter."""
 
 
 def inject(model: nn.Module, config: Any, name: str) -> None:
-    """Adds an adapter under a name, with its first values, and freezes what it leaves alone.
+    """Adds a newly initialised adapter to a model under a name, and freezes all parameters that it does not train.
 
-    A and B are in float32 at least: small steps would vanish in bfloat16.
+    A and B are in float32 at least: in bfloat16 small updates would be rounded away.
+
+    Args:
+        config: peft's `LoraConfig`.
     """
     from peft import inject_adapter_in_model
 
@@ -40,16 +43,16 @@ def inject(model: nn.Module, config: Any, name: str) -> None:
 
 
 def owner(name: str) -> str | None:
-    """Which adapter a tensor of a model belongs to, by its name; None for the model's own."""
-    found = PART.search(name)
-    return found and found[2]
+    """The name of the adapter that a tensor belongs to, from the tensor's name; None for the model's own tensors."""
+    match = PART.search(name)
+    return match and match[2]
 
 
-# ---- which adapter counts ------------------------------------------------------------------------------------------
+# ---- which adapter is active ---------------------------------------------------------------------------------------
 
 
 def parts(model: nn.Module) -> list[Any]:
-    """The modules that an adapter has put in."""
+    """The modules that peft has inserted for adapters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -57,7 +60,7 @@ def parts(model: nn.Module) -> list[Any]:
 
 
 def activate(model: nn.Module, name: str | None) -> None:
-    """Lets one adapter count, or none; unlike peft's own functions this leaves alone which parameters learn."""
+    """Makes one adapter active, or none; unlike peft's own functions, does not change `requires_grad`."""
     for module in parts(model):
         module._disable_adapters = name is None
         if name is not None:
@@ -66,7 +69,7 @@ def activate(model: nn.Module, name: str | None) -> None:
 
 @contextmanager
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Inside, this adapter counts, or none; afterwards the trained one."""
+    """Context in which this adapter is active, or none; afterwards the trained one is."""
     activate(model, name)
     try:
         yield
@@ -75,7 +78,7 @@ def only(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def below(model: nn.Module, name: str | None) -> dict[str, Tensor]:
-    """The tensors of the model below its adapters, by the names that they have without any, and of one adapter."""
+    """The tensors of the model below its adapters, by their names in a model without adapters, and of one adapter."""
     state = {n: x for n, x in model.state_dict().items() if owner(n) in (None, name)}
     return {n.replace(".base_layer.", ".").replace(".original_module.", "."): x for n, x in state.items()}
 
@@ -84,18 +87,19 @@ def below(model: nn.Module, name: str | None) -> dict[str, Tensor]:
 
 
 class SavesAdapterOnly(nn.Module):
-    """Base of a policy: where it trains an adapter, checkpoints hold that alone, as long as the rest can be read again.
+    """Base of a policy: if it trains an adapter, checkpoints hold the adapter and nothing that can be read again.
 
-    An adapter to start from can, and so can the weights below while `base_sha256` knows them.
+    The adapter that training starts from can be read again, and so can the weights below the adapter as long as
+    `base_sha256` is set.
     """
 
     adapter: Any = None
-    """Settings of the adapter that is trained, if any."""
+    """Settings of the adapter that is trained; None trains all weights."""
     base_sha256: str | None = None
-    """Hash of the weights below the adapter, where they are those of a model on disk."""
+    """Hash of the weights below the adapter, if they are those of a model on disk; else None."""
 
     def forget_base(self) -> None:
-        """Called when the weights below the adapter have changed: checkpoints hold them from now on."""
+        """To be called when the weights below the adapter have changed: later checkpoints hold them."""
         self.base_sha256 = None
 
     def state_dict(self, *, prefix: str = "", **options: Any) -> dict[str, Tensor]:
@@ -105,26 +109,26 @@ class SavesAdapterOnly(nn.Module):
         return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *options: Any) -> None:
-        """torch calls it before it fills the layers: what a checkpoint left out stays as it is."""
+        """Called by torch before it loads the layers; tensors that the checkpoint left out keep their values."""
         if self.adapter is not None:
             if any(n.startswith(prefix) and owner(n) is None for n in state_dict):
                 self.forget_base()
-            left_out = (START,) if self.base_sha256 is None else (START, None)
+            unsaved_owners = (START,) if self.base_sha256 is None else (START, None)
             tensors = {id(x) for x in (*self.parameters(), *self.buffers())}  # others are 4-bit layers' constants
             for name, x in super().state_dict(prefix=prefix, keep_vars=True).items():
-                if owner(name) in left_out and id(x) in tensors:
+                if owner(name) in unsaved_owners and id(x) in tensors:
                     state_dict.setdefault(name, x)
         super()._load_from_state_dict(state_dict, prefix, *options)
 
 
 def save_adapter_only(state: dict[str, Tensor], prefix: str, base: bool) -> None:
-    """Takes out of a state dict what can be read again: the adapter to start from and, without `base`, what is below.
+    """Deletes from a state dict what can be read again: the adapter "start" and, without `base`, the weights below.
 
     Args:
-        state: of a module that holds the policy.
-        prefix: of the policy's names in there.
-        base: whether the weights below the adapter stay in.
+        state: state dict of a module that holds the policy; changed in place.
+        prefix: of the policy's names in it.
+        base: whether the weights below the adapter are kept.
     """
-    keep = (TRAINED, None) if base else (TRAINED,)
-    for name in [n for n in state if n.startswith(prefix) and owner(n) not in keep]:
+    owners = (TRAINED, None) if base else (TRAINED,)
+    for name in [n for n in state if n.startswith(prefix) and owner(n) not in owners]:
         del state[name]

@@ -12,14 +12,14 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
     """Writes the policy of a run as a Hugging Face folder.
 
     The folder holds safetensors, tokenizer, generation config and a model card (method, data, configuration and
-    metrics of the run); `AutoModelForCausalLM.from_pretrained` loads it. Of a run that trained an adapter it holds the
-    adapter as peft writes it, and with `merge` a full model; how far merging moves log-probs is printed.
+    metrics of the run); `AutoModelForCausalLM.from_pretrained` loads it. For a run that trained an adapter it holds the
+    adapter in peft's format or, with `merge`, a full model; the change of log-probs by merging is printed.
 
     Args:
-        source: run folder (its newest checkpoint), or a .ckpt file or folder.
-        folder: where the model goes; made if needed.
-        overwrite: replace what the folder holds.
-        merge: make an adapter part of the weights below it, 4-bit ones as the numbers that they stand for.
+        source: run folder (its newest checkpoint is taken), or a .ckpt file or folder.
+        folder: where the model is written; created if needed.
+        overwrite: whether the contents of `folder` may be replaced.
+        merge: whether to add an adapter to the weights below it; 4-bit weights are dequantized first.
 
     Raises:
         UserError: no usable checkpoint, a folder that is not empty, or `merge` without an adapter.
@@ -36,13 +36,13 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
     if file is None:
         raise UserError(f"{source} is neither a run folder nor a checkpoint")
     content = read_checkpoint(file, mmap=True)
-    alone = CONFIG in content["policy_files"] and not merge
+    adapter_only = CONFIG in content["policy_files"] and not merge
     if merge and CONFIG not in content["policy_files"]:
         raise UserError(f"{source} trained all weights; there is no adapter to --merge")
     quiet()
     with written_at_once(folder) as partial:
         partial.mkdir()
-        if alone:
+        if adapter_only:
             write_adapter(content, partial)
         else:
             model, tokenizer = merged_from(content, file) if merge else model_from(content, file)
@@ -52,13 +52,13 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
                 if not (partial / name).exists() and name != CONFIG:
                     (partial / name).write_bytes(data)
         run = RunPaths(source) if source.is_dir() else RunPaths.of_checkpoint(file)
-        card = model_card(run, file, content.get("global_step"), library="peft" if alone else "transformers")
+        card = model_card(run, file, content.get("global_step"), library="peft" if adapter_only else "transformers")
         (partial / "README.md").write_text(card)
     print(f"exported {file} to {folder}")
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Raises a `UserError` where `folder` is a file, or holds something that may not be replaced."""
+    """Raises a `UserError` if `folder` is a file, or not empty and `overwrite` is false."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
@@ -66,7 +66,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def model_card(run: RunPaths, file: Path, steps: int | None, library: str = "transformers") -> str:
-    """README.md of an exported model, from what stands in its run folder."""
+    """README.md of an exported model, from the configuration and metrics in its run folder."""
     import yaml
 
     text = run.config.read_text() if run.config.is_file() else ""

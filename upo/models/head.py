@@ -1,4 +1,4 @@
-"""Parts of a Hugging Face model: its output head and what happens to its logits, embeddings for new tokens, layers."""
+"""Parts of a Hugging Face model: output head with scaling and soft cap, embeddings for new tokens, decoder layers."""
 
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-"""Config fields by which models multiply or divide their logits (Cohere; Granite and others; Falcon-H1; Muse)."""
+"""Config fields of factors or divisors of the logits (Cohere; Granite and others; Falcon-H1; Muse)."""
 
 
 @torch.no_grad()
 def grow(model: "PreTrainedModel", rows: int) -> None:
-    """Gives a model embeddings for `rows` tokens, in and out, where it has fewer.
+    """Extends the input and output embeddings of a model to `rows` tokens if it has fewer.
 
-    New ones are the mean of the old: all ranks agree without a random number, and no new token starts out likely.
+    New embeddings are the mean of the old ones: equal on all ranks without random numbers, and no new token is more
+    likely than the average at the start.
     """
     old = model.get_input_embeddings().weight.shape[0]
     if rows <= old:
@@ -35,14 +36,14 @@ def grow(model: "PreTrainedModel", rows: int) -> None:
 
 
 def layers(model: "PreTrainedModel") -> list[nn.Module]:
-    """The decoder layers, found by the class that the model says may not be split; none where it says nothing."""
+    """The decoder layers, found by the classes in `_no_split_modules`; none if the model does not name any."""
     names = set(model._no_split_modules or ())
     return [m for m in model.modules() if type(m).__name__ in names and any(True for _ in m.parameters())]
 
 
 @frozen
 class Head:
-    """Scaling and soft cap of a model's logits, found by trying what its config names."""
+    """Scale and soft cap of a model's logits, determined by trying the values that its config names."""
 
     scale: float
     cap: float | None
@@ -50,13 +51,15 @@ class Head:
     @classmethod
     @torch.no_grad()
     def of(cls, model: "PreTrainedModel", name: str) -> "Head":
-        """Hidden states that are large enough to show every cap go through the model's own head and through ours.
+        """The scale and cap with which `LinearHead` reproduces the model's own logits.
+
+        They are compared on random hidden states, large enough for a cap to show.
 
         Args:
             name: of the model, for the error.
 
         Raises:
-            UserError: nothing that the config names gives the model's logits.
+            UserError: no combination of the values in the config reproduces the logits.
         """
         config, kind = model.config.get_text_config(), model.config.model_type
         factors = [float(x) for n in FACTORS if isinstance(x := getattr(config, n, None), int | float) and x > 0]
@@ -66,31 +69,31 @@ class Head:
         hidden = torch.randn(1, 4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
         hidden *= 100 / LinearHead(**parts).logits(hidden[0]).abs().max()
         hidden = torch.cat([hidden, hidden / 10], 1)
-        theirs = _logits_of(model, hidden)
+        model_logits = _logits_of(model, hidden)
         tolerance = max(1e-3, 4 * torch.finfo(weight.dtype).eps)
         for scale, cap in product([1.0, *factors, *(1 / x for x in factors)], dict.fromkeys(caps)):
-            ours = LinearHead(**parts, scale=scale, cap=cap).logits(hidden[0])
-            if (ours - theirs).norm() <= tolerance * theirs.norm():
+            logits = LinearHead(**parts, scale=scale, cap=cap).logits(hidden[0])
+            if (logits - model_logits).norm() <= tolerance * model_logits.norm():
                 return cls(scale, cap)
         raise UserError(
-            f"{name}: {kind} changes its logits behind the output embeddings in a way of its own, which is "
-            "not supported; take another model"
+            f"{name}: {kind} changes its logits behind the output embeddings in a way that is not supported; "
+            "take another model"
         )
 
     def read(self, model: "PreTrainedModel", dtype: torch.dtype) -> LinearHead:
-        """The head's tensors as they are now, in the dtype to compute in."""
-        # A sharded policy's forward pass sees whole tensors; a frozen reference is asked for its head outside of one.
+        """The head with its present tensors, in the dtype to compute in."""
+        # In a sharded policy's forward pass tensors are whole; a reference's head is also read outside a forward pass.
         parts: Any = {n: x if x is None else whole(x) for n, x in _parts(model, model.config.model_type).items()}
         return LinearHead(**parts, scale=self.scale, cap=self.cap).to(dtype)
 
 
 def _parts(model: "PreTrainedModel", name: str) -> dict[str, Tensor | None]:
-    """Weight and bias, and LoRA's two matrices where the head has an active adapter."""
+    """Weight and bias of the output head, and LoRA's two matrices if it has an active adapter."""
     head: Any = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     if weight is None or not weight.is_floating_point() or weight.ndim != 2:
         raise UserError(
-            f"{name}: its output head is quantized or no matrix, which is not supported; take another model"
+            f"{name}: its output head is quantized or not a matrix, which is not supported; take another model"
         )
     parts = {"weight": weight, "bias": getattr(head, "bias", None)}
     if not hasattr(head, "lora_A") or head.disable_adapters or head.merged:
@@ -107,7 +110,7 @@ def _parts(model: "PreTrainedModel", name: str) -> dict[str, Tensor | None]:
 
 
 def _logits_of(model: nn.Module, hidden: Tensor) -> Tensor:
-    """The model's own logits [tokens, V] for last-layer states that are put into its body's output."""
+    """The model's own logits [tokens, V] for given last-layer states, which replace the output of its body."""
 
     def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
         output.last_hidden_state = hidden

@@ -1,4 +1,4 @@
-"""A transformers model's states for a batch of responses in either layout."""
+"""Hidden states of a transformers model for a batch of responses, in the packed or the padded layout."""
 
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def hidden_states(model: "PreTrainedModel", responses: Responses, every: bool = False) -> list[Tensor]:
-    """What the model's head reads [R T, D]; before it each layer's output, where `every` asks for them.
+    """The last hidden states [R T, D], which the output head reads; with `every`, those after each layer before them.
 
     Raises:
-        UserError: the model's layers do not attend as the packed layout needs.
+        UserError: the model's layers do not call the attention that the packed layout needs.
     """
     options = {"input_ids": responses.input_ids, "use_cache": False, "output_hidden_states": every}
     plan = None
@@ -26,7 +26,7 @@ def hidden_states(model: "PreTrainedModel", responses: Responses, every: bool = 
     body = model.base_model(**options)
     if plan is not None and not plan.calls:
         raise UserError(
-            f"{model.config.model_type} did not ask for the packed attention: its tokens would see other responses; "
+            f"{model.config.model_type} did not call the packed attention: its tokens would see other responses; "
             "set data.layout: padded"
         )
     return [x.flatten(0, 1) for x in (*(body.hidden_states[1:] if every else ()), body.last_hidden_state)]

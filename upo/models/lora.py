@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al., 2021, https://arxiv.org/abs/2106.09685) through peft, on weights that stay as they are."""
+"""LoRA adapters (Hu et al., 2021, https://arxiv.org/abs/2106.09685) through peft, on frozen weights."""
 
 import copy
 import warnings
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LoRA:
-    """W + (alpha / r) B A with trainable A and B in place of linear maps W; no dropout, which log-ratios forbid."""
+    """W + (alpha / r) B A with trainable A and B in place of linear maps W; without dropout, as log-ratios need it."""
 
     def __init__(
         self,
@@ -30,44 +30,46 @@ class LoRA:
     ):
         """
         Args:
-            r: rank of B A.
-            alpha: B A counts alpha / r times.
-            target_modules: endings of the names of the maps that get one, or a regular expression; all-linear is every
-                linear map but the output head.
+            r: rank of B A (ours: 16).
+            alpha: B A is multiplied by alpha / r (ours: 32, a factor of 2).
+            target_modules: endings of the names of the linear maps to adapt, or a regular expression; all-linear is
+                every linear map except the output head.
             modules_to_save: endings of the names of modules that are trained as a whole, in `policy.dtype`, e.g.
                 [lm_head].
-            dora: direction and length of W's columns are learned apart (Liu et al., 2024,
+            dora: whether direction and length of W's columns are learned separately (DoRA, Liu et al., 2024,
                 https://arxiv.org/abs/2402.09353).
-            rslora: alpha / sqrt(r) instead of alpha / r (Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).
-            path: start from this adapter, a folder of peft's or a run; its settings replace those above.
+            rslora: whether the factor is alpha / sqrt(r) (Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).
+            path: start from this adapter, a folder in peft's format or a run; its settings replace those above.
         """
-        self.r, self.alpha, self.target_modules, self.modules_to_save = r, alpha, target_modules, modules_to_save
-        self.dora, self.rslora, self.path = dora, rslora, path
+        self.r, self.alpha = r, alpha
+        self.target_modules, self.modules_to_save = target_modules, modules_to_save
+        self.dora, self.rslora = dora, rslora
+        self.path = path
 
     def attach(self, model: "PreTrainedModel", base: str | None, grown: bool) -> None:
-        """Puts the adapter in and freezes everything else.
+        """Adds the adapter to a model and freezes all other parameters.
 
         Args:
-            base: where the model comes from, for whoever loads the adapter.
-            grown: whether the model has embeddings for tokens that `base` lacks.
+            base: path or hub name of the model, which is stored in the adapter's config.
+            grown: whether the model has embeddings for new tokens, which `base` does not have.
 
         Raises:
-            UserError: modules that the model does not have, new tokens that would never be learned, or an adapter at
+            UserError: modules that the model does not have, new embeddings that would not be trained, or an adapter at
                 `path` that does not fit.
         """
         from peft import LoraConfig
 
-        found = None if self.path is None else StoredAdapter.at(self.path)
-        if found is None:
+        start = None if self.path is None else StoredAdapter.at(self.path)
+        if start is None:
             config = LoraConfig(
                 r=self.r, lora_alpha=self.alpha, target_modules=self.target_modules, use_dora=self.dora,
                 modules_to_save=self.modules_to_save or None, use_rslora=self.rslora, task_type="CAUSAL_LM",
             )  # fmt: skip
         else:
-            config = copy.deepcopy(found.config)
+            config = copy.deepcopy(start.config)
             config.inference_mode = False
         base = str(Path(base).resolve()) if base and Path(base).is_dir() else base
-        if found is not None and (other := config.base_model_name_or_path) not in (None, base):
+        if start is not None and (other := config.base_model_name_or_path) not in (None, base):
             warnings.warn(f"the adapter at {self.path} was trained on {other}, here it is put on {base}")
         config.base_model_name_or_path = base
         inject(model, config, TRAINED)
@@ -76,11 +78,11 @@ class LoRA:
                 "control tokens have new embeddings, which an adapter does not train; "
                 "set policy.adapter.modules_to_save: [embed_tokens] (or what the model calls its embeddings)"
             )
-        if found is not None:
+        if start is not None:
             inject(model, config, START)
-            if model.device.type != "meta":  # else rank 0 has it
+            if model.device.type != "meta":  # on meta, the values come from rank 0
                 for name in (TRAINED, START):
-                    found.into(model, name)
+                    start.into(model, name)
             activate(model, TRAINED)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(owner(name) == TRAINED)

@@ -1,4 +1,4 @@
-"""Adapters that become part of the weights below them."""
+"""Merging: adapters are added to the weights below them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 def merged(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The same model, changed in place: its adapter is part of the weights, and nothing of peft's is left.
+    """Adds the trained adapter to the weights of `model`, in place, and removes all of peft's modules.
 
-    Embeddings and output head that share their weights get apart where an adapter has changed one of them.
+    Tied input and output embeddings are untied if an adapter has changed one of them.
     """
-    added = set(parts(model))
-    changed = {name: part for name, part in model.named_modules() if part in added}
-    if added & {model.get_input_embeddings(), model.get_output_embeddings()}:
+    peft_modules = set(parts(model))
+    by_name = {name: module for name, module in model.named_modules() if module in peft_modules}
+    if peft_modules & {model.get_input_embeddings(), model.get_output_embeddings()}:
         untie(model)
-    for name, part in changed.items():
-        if hasattr(part, "original_module"):
-            whole = part.modules_to_save[TRAINED]
+    for name, module in by_name.items():
+        if hasattr(module, "original_module"):
+            plain = module.modules_to_save[TRAINED]
         else:
-            part.merge(safe_merge=True, adapter_names=[TRAINED])
-            whole = part.get_base_layer()
+            module.merge(safe_merge=True, adapter_names=[TRAINED])
+            plain = module.get_base_layer()
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, whole)
+        setattr(model.get_submodule(parent), last, plain)
     del model.peft_config
     model._hf_peft_config_loaded = False
     return model
@@ -45,7 +45,7 @@ def untie(model: "PreTrainedModel") -> None:
 
 
 def probe(model: "PreTrainedModel", tokens: int = 64) -> "Tensor":
-    """Log-probs of random tokens [tokens - 1], to tell how far two models are apart."""
+    """Log-probs of random tokens [tokens - 1], in nats, to measure how far two models are apart."""
     import torch
 
     vocabulary = model.config.get_text_config().vocab_size
@@ -56,11 +56,11 @@ def probe(model: "PreTrainedModel", tokens: int = 64) -> "Tensor":
 
 
 def merged_from(content: dict[str, Any], file: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer of an adapter run's checkpoint, merged; prints how far log-probs are from the run's own."""
+    """Model and tokenizer of an adapter run's checkpoint, merged; prints by how much merging changes log-probs."""
     model, tokenizer = model_from(content, file)
     before = probe(model)
     if getattr(model.config, "quantization_config", None) is not None:
         model, tokenizer = model_from(content, file, exact=True)
     gap = (probe(merged(model)) - before).abs()
-    print(f"merging moves log-probs by {gap.mean():.2g} nats per token, at most {gap.max():.2g}")
+    print(f"merging changes log-probs by {gap.mean():.2g} nats per token on average, at most {gap.max():.2g}")
     return model, tokenizer

@@ -1,4 +1,4 @@
-"""A transformers config as policies need it: read or made, with dropout off."""
+"""transformers configs of policies: read or made from scratch, with dropout off."""
 
 import tempfile
 from pathlib import Path
@@ -17,7 +17,7 @@ def read_config(path: str) -> "PretrainedConfig":
         path: hub name or local folder.
 
     Raises:
-        UserError: no model there.
+        UserError: there is no model.
     """
     from transformers import AutoConfig
 
@@ -26,10 +26,10 @@ def read_config(path: str) -> "PretrainedConfig":
 
 
 def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
-    """The config of a model from scratch, whose vocabulary and special tokens are the tokenizer's.
+    """The config of a model from scratch, with the tokenizer's vocabulary size and special tokens.
 
     Args:
-        fields: of the config, `model_type` among them; they come before what the tokenizer says.
+        fields: of the config, with `model_type`; they take precedence over the tokenizer's values.
 
     Raises:
         UserError: an unknown `model_type`, or values that it does not take.
@@ -46,7 +46,7 @@ def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def without_dropout(config: "PretrainedConfig") -> "PretrainedConfig":
-    """The same config, changed in place: with dropout, log-ratios would be noise."""
+    """Sets all dropout probabilities of a config to 0, in place: dropout would make log-ratios noisy."""
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -54,7 +54,7 @@ def without_dropout(config: "PretrainedConfig") -> "PretrainedConfig":
 
 
 def folder_files(*parts: Any) -> dict[str, bytes]:
-    """What configurations and a tokenizer write into a folder, by file name; None writes nothing."""
+    """The files that configurations and a tokenizer write into a folder, by name; None parts are skipped."""
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
             if part is not None:
