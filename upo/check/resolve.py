@@ -48,7 +48,7 @@ def starting_policy(cli: Resolved, policy: Policy) -> tuple[Policy, str | None]:
             stage = Resolved(["--config", str(path)])
             found, _ = starting_policy(stage, stage.model.policy)
             twin = Policy(found.path, found.config, found.tokenizer_path, str(policy.dtype).removeprefix("torch."))  # type: ignore[arg-type]
-            twin.controls, twin.chat_template = policy.controls, policy.chat_template
+            twin.controls, twin.text = policy.controls, policy.text
             return twin, f"{policy.path} is not there yet: {path} trains it; checked with the model that it begins with"
     return policy, None
 
