@@ -1,4 +1,4 @@
-"""The one error that a user can cause: printed in one to three lines, exit code 2, no traceback."""
+"""Errors that a user can mend: printed in one to three lines, exit code 2 (1 where a run fails), no traceback."""
 
 import difflib
 import json
@@ -10,6 +10,15 @@ from pathlib import Path
 
 class UserError(Exception):
     """A mistake in a config, a command or a data file; the message says what to change."""
+
+    code = 2
+    """Exit code of a command that it ends."""
+
+
+class RunFailed(UserError):
+    """Training that cannot go on, e.g. a loss that is no number any more; the message says what to try."""
+
+    code = 1
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -27,7 +36,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def short_errors() -> Iterator[None]:
-    """Around a command: a `UserError`, wrapped or not, ends it with its sentence and exit code 2."""
+    """Around a command: a `UserError`, wrapped or not, ends it with its sentence and its exit code."""
     try:
         yield
     except Exception as error:
@@ -37,7 +46,7 @@ def short_errors() -> Iterator[None]:
         if inner is None:
             raise
         print(f"error: {inner}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(inner.code)
 
 
 class hub_errors:

@@ -14,6 +14,7 @@ from tiny import PAIRS
 from transformers import AutoConfig
 
 from upo.check.__main__ import main
+from upo.check.find import find
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -184,6 +185,11 @@ def test_an_earlier_stage_lends_its_model(folder: Path, capsys) -> None:
     Path("second.yaml").write_text(yaml.safe_dump(second))
     main(["second.yaml"])
     assert "first.yaml trains it" in " ".join(capsys.readouterr().out.split())
+    second["model"]["init_args"]["policy"] |= {"adapter": {"r": 2}, "activation_checkpointing": True}
+    Path("second.yaml").write_text(yaml.safe_dump(second))
+    found = find([Path("second.yaml")], [], None, None)
+    assert 0 < found.shape.trained < found.shape.parameters / 5 and found.setting.checkpointing, "as the stage itself"
+    assert found.cli.datamodule.pairs_per_step == 2 and not hasattr(found.cli.model.policy, "model")
 
 
 @pytest.mark.slow

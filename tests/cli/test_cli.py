@@ -59,6 +59,9 @@ def timeless(folder: Path) -> list[dict[str, float]]:
         (["--model.betta", "3"], "did you mean `beta`?"),
         (["--model.beta", "-3"], "model.beta"),
         (["--model.beta", "high"], "model.beta"),
+        (["--model.beta", "inf"], "model.beta is inf"),
+        (["--trainer.gradient_clip_val", ".nan"], "trainer.gradient_clip_val is nan"),
+        (["--data.sources", '[{"name": "hh", "options": {"x": [1, .inf]}}]'], "data.sources[0].options.x[1] is inf"),
         (["--model", "DPOO"], "did you mean `DPO`?"),
         (["--data.rewards", '{"easy": {"class_path": "Readabilty"}}'], "did you mean `Readability`?"),
         (["--model.policy.pathh", "x"], "did you mean `path`?"),
@@ -79,6 +82,18 @@ def timeless(folder: Path) -> list[dict[str, float]]:
 )
 def test_mistakes_get_a_sentence(override: list[str], expected: str, config: str, capsys) -> None:
     assert expected in refused(capsys, "--config", config, *override)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(config: str, capsys, tmp_path: Path) -> None:
+    """Exit code 1, one sentence, and the last checkpoint in it."""
+    rate = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e+38"]
+    with pytest.raises(SystemExit) as caught:
+        main(["--config", config, *rate, "--checkpoint.every_n_train_steps", "1"])
+    text = capsys.readouterr().err.strip()
+    assert caught.value.code == 1 and len(text.splitlines()) <= 3
+    assert "step 1: " in text and " is nan, and nothing was updated; " in text and "lower the learning rate" in text
+    assert "step=1.ckpt; go on from it with --ckpt_path last" in text
+    assert not (tmp_path / "runs/tiny_dpo/summary.json").exists()
 
 
 def test_missing_config(capsys, tmp_path: Path) -> None:

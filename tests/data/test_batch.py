@@ -11,6 +11,7 @@ from upo.data.batch import Batch, Step
 from upo.data.example import Example, Response
 from upo.data.layout import collate_responses
 from upo.data.views import DemonstrationView, ListwiseView, PairedView, UnpairedView, View
+from upo.errors import UserError
 
 SHAPES = [(3, [9, 2]), (5, [1]), (1, [4, 4, 7, 1, 2]), (70, [2, 3]), (1, [1])]
 """Among them a unit longer than a row, a prompt of one token, responses of one token."""
@@ -94,6 +95,12 @@ def test_no_row_of_the_mask_is_empty():
     assert not (responses.attention_mask & padding & real).any()
 
 
+def test_a_column_that_is_not_there_is_said():
+    """E.g. advantages, where a method is validated that has not begun to train."""
+    with pytest.raises(UserError, match=r"no column `advantage` \(they have preferred\)"):
+        batch_of([unit([3], [4, 5], [6])], PairedView())["advantage"]
+
+
 def test_rewards_stand_beside_their_responses():
     made = [unit([3], [4, 5], [6]), unit([7], [8])]
     values = iter([0.1, 0.2, 0.3])
@@ -128,7 +135,7 @@ def test_batches_keep_their_dtypes_move_and_pickle():
     meta = step.to("meta").micro_batches[1]
     assert (
         meta.responses.input_ids.device.type
-        == meta.mismatched.row.device.type
+        == meta.mismatched.response_index.device.type
         == meta["preferred"].device.type
         == "meta"
     )

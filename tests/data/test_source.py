@@ -131,6 +131,23 @@ def test_source_without_a_file():
     assert [e.source for e in load(name=f"{__name__}.invented")] == ["invented"]
 
 
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (Example("p", (Response("a", score=float("nan")), Response("b", score=1.0))), "response 0 has score=nan"),
+        (Example("p", (Response("a", rank=float("inf")),)), "response 0 has rank=inf"),
+        (Example("p", (Response("a"), Response("b", attributes={"tone": float("-inf")}))), "response 1 has tone=-inf"),
+        (Example("p", (Response("a", rank=0), Response("b", rank=1)), soft_label=1.5), "soft_label=1.5"),
+        (Example("p", (Response("a", rank=0), Response("b", rank=1)), soft_label=float("nan")), "soft_label=nan"),
+    ],
+)
+def test_numbers_of_own_sources_are_finite(example, words, monkeypatch):
+    made = [Example("q", (Response("c"),)), example]
+    monkeypatch.setattr(f"{__name__}.invented", lambda rows, report: made)
+    with pytest.raises(UserError, match=f"invented: example 2.*{words}"):
+        load(name=f"{__name__}.invented")
+
+
 def test_limit_takes_the_first(tmp_path):
     path = write(tmp_path / "x.jsonl", *({**PAIR, "prompt": str(i)} for i in range(9)))
     report = DataReport()

@@ -22,7 +22,7 @@ def test_by_hand():
     rows = logps_of([-6.0, -6.0, -8.0], reference=[-9.0, -7.0, -7.0], lengths=[3, 2, 2], prompts=[0, 0, 0])
     terms = method.terms(batch_of(units([(2, [3, 2, 2])]), TripleView()), rows, {})
     assert terms["preference"].values.item() == pytest.approx(0.3132617)
-    assert terms["gold"].scale * terms["gold"].values.item() == pytest.approx(0.2)
+    assert terms["gold"].weight * terms["gold"].values.item() == pytest.approx(0.2)
     assert method.reward(rows).tolist() == [1.5, 0.5, -0.5]
 
 

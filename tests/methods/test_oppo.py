@@ -150,7 +150,7 @@ def test_terms_against_the_definition():
         assert terms["preference"].values[t].item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
         assert terms["value"].values[t].item() == pytest.approx(0.5 * (value[t] - target[t]) ** 2, rel=1e-4)
         assert terms["kl"].values[t].item() == pytest.approx(rho[t], abs=1e-6)
-    assert (terms["value"].scale, terms["kl"].scale) == (0.01, 0.1)
+    assert (terms["value"].weight, terms["kl"].weight) == (0.01, 0.1)
 
 
 @pytest.mark.parametrize("kind", [OPPO, AOPPO])

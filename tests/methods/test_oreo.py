@@ -128,7 +128,7 @@ def test_terms_of_a_real_policy(kind):
         expected = sum(e * e for e in errors) / len(errors)
         assert terms["preference"].values[n].item() == pytest.approx(expected, rel=1e-4)
         assert terms["value"].values[n].item() == pytest.approx(expected, rel=1e-4)
-    assert terms["kl"].scale == 0.01 and (terms["kl"].values > 0).all()
+    assert terms["kl"].weight == 0.01 and (terms["kl"].values > 0).all()
     of_policy = torch.autograd.grad(terms["value"].values.sum(), list(method.policy.parameters()), allow_unused=True)
     assert all(g is None for g in of_policy), "the value reads the policy's states and does not move them"
     loss = method.loss_of(batch, Step((batch,), batch.counts), {}, "val")

@@ -70,7 +70,7 @@ def test_without_weight_it_is_its_parent(kind, parent):
     for form, constant in ((False, 0.0), (True, math.log(2))):
         terms = made(kind, gamma=0.0, log_sigmoid=form).terms(batch(), logps, {})
         for name, term in plain.items():
-            assert torch.equal(terms[name].values, term.values) and terms[name].scale == term.weight
+            assert torch.equal(terms[name].values, term.values) and terms[name].weight == term.weight
         assert terms["rationale"].values.tolist() == pytest.approx([constant] * 2)
 
 

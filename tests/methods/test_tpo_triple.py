@@ -34,7 +34,7 @@ def test_by_hand():
     terms = made(TPO, beta=0.5).terms(batch(), LOGPS, {})
     assert terms["preference"].values.tolist() == pytest.approx([0.3132617, 1.3132617])
     assert terms["gold"].values.tolist() == [2.0, 1.0]
-    assert terms["gold"].scale == 0.9 and terms["preference"].scale == 1
+    assert terms["gold"].weight == 0.9 and terms["preference"].weight == 1
     assert {t.mean_over for t in terms.values()} == {"prompts"}
 
 
@@ -43,7 +43,7 @@ def test_tpol_takes_averages_and_a_margin():
     terms = method.terms(batch(), LOGPS, {})
     expected = [ls(2 * (-3 / 2 + 5 / 5) - 0.5), ls(2 * (-6 / 3 + 4 / 2) - 0.5)]
     assert terms["preference"].values.tolist() == pytest.approx(expected)
-    assert terms["gold"].scale == 1 and method.reward(LOGPS)[1] == -3.0
+    assert terms["gold"].weight == 1 and method.reward(LOGPS)[1] == -3.0
 
 
 def test_against_a_slow_reference_and_dpo_without_a_reference():

@@ -147,8 +147,8 @@ def test_places_number_the_responses_of_the_global_step(budget, world_size):
                     by_place[place] = rewards
     whole = step(made).micro_batches[0]
     assert sorted(by_place) == list(range(10))
-    assert [by_place[i] for i in whole.places.tolist()] == whole.responses.rewards.tolist()
-    assert whole.places.tolist() != list(range(10)), "a micro-batch sorts its units, a step does not"
+    assert [by_place[i] for i in whole.global_index.tolist()] == whole.responses.rewards.tolist()
+    assert whole.global_index.tolist() != list(range(10)), "a micro-batch sorts its units, a step does not"
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_normalized_weights_survive_rewards_whose_exponential_is_infinite():
     (batch,) = whole.micro_batches
     batch = evolve(batch, responses=evolve(batch.responses, rewards=1e4 * batch.responses.rewards))
     used, plain = weights_of(made, Step((batch,), whole.counts))
-    assert plain.isinf().any() and used.isfinite().all()
+    assert plain.max() > 1e30 and plain.isfinite().all() and used.isfinite().all()
     assert used.max().item() == pytest.approx(10), "one response owns the term"
 
 

@@ -47,7 +47,7 @@ def by_token(values: torch.Tensor = VALUES) -> ResponseLogps:
     known = {"prompt_mean": torch.tensor([[1.0], [2.0]]), "reward": torch.arange(4.0), "layers": STATES}
     return ResponseLogps(
         torch.zeros(4), torch.tensor([3, 1, 2, 1]), torch.tensor([0, 0, 1, 1]), outputs={"kl": values},
-        reference_outputs=known, row=row,
+        reference_outputs=known, response_index=row,
     )  # fmt: skip
 
 

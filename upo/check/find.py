@@ -1,5 +1,6 @@
 """What a check finds about one config."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from upo.check import plan
 from upo.check.plan import Memory, Setting, Shape, Work
 from upo.check.probe import activation_bytes, shape_of, skeleton
 from upo.check.resolve import Resolved, check_monitors, devices_of, starting_policy, strategy_of
-from upo.check.trial import Trial, heaviest, prepare_sample, state_bytes, try_step, warm_up
+from upo.check.trial import Trial, heaviest, prepare_sample, state_bytes, trial_method, try_step, warm_up
+from upo.methods.common.base import Method
 from upo.models.policy import Policy
 from upo.models.reference import FrozenReference
 from upo.runtime.flops import Cost, Gpu
@@ -22,6 +24,7 @@ class Found:
     """Everything that is printed."""
 
     cli: Resolved
+    method: Method
     remark: str | None
     shape: Shape
     work: Work
@@ -50,8 +53,9 @@ def find(files: Sequence[Path], overrides: Sequence[str], devices: int | None, g
     """
     cli = Resolved([word for file in files for word in ("--config", str(file))] + list(overrides))
     check_monitors(cli)
-    method, data, trainer = cli.model, cli.datamodule, cli.config.trainer
-    method.policy, remark = starting_policy(cli, method.policy)
+    data, trainer = cli.datamodule, cli.config.trainer
+    policy, remark = starting_policy(cli)
+    method = cli.method(copy.deepcopy(policy))
     units = prepare_sample(data, method)
     number = devices_of(cli, devices)
     strategy, where, note = strategy_of(cli, number)
@@ -76,12 +80,25 @@ def find(files: Sequence[Path], overrides: Sequence[str], devices: int | None, g
     operations = sum(map(cost.of_responses, every)) / len(every) * (3 + live)
     steps = planned_steps(trainer, units[0] / data.pairs_per_step)
     warm = warm_up(optimizer, method.make_scheduler(optimizer), steps or 20_000)
-    twin = cli.again()
-    twin.policy.__dict__["tokenizer"] = method.policy.tokenizer
-    trial = try_step(twin, data, shape.parameters, trainer)
+    trying, stand_in = trial_method(cli, policy, shape.parameters)
+    trial = try_step(trying, data, trainer, stand_in)
     memory = plan.memory(shape, work, setting)
     return Found(
-        cli, remark, shape, work, setting, where, note, memory, trial, units, steps, warm, operations, kept is not None
+        cli,
+        method,
+        remark,
+        shape,
+        work,
+        setting,
+        where,
+        note,
+        memory,
+        trial,
+        units,
+        steps,
+        warm,
+        operations,
+        kept is not None,
     )
 
 

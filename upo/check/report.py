@@ -28,7 +28,9 @@ def check_config(files: Sequence[Path], overrides: Sequence[str], devices: int |
     out, cli = view.console(), found.cli
     out.print(cli.datamodule.report.table())
     first = cli.datamodule.train.batch([0]).responses
-    out.print("One example, scored tokens underlined:", view.example(first, cli.model.policy.tokenizer), "", sep="\n")
+    out.print(
+        "One example, scored tokens underlined:", view.example(first, found.method.policy.tokenizer), "", sep="\n"
+    )
     if found.remark:
         out.print(f"note: {found.remark}")
     out.print(view.rows("Model and first step", _model(found)))
@@ -52,7 +54,7 @@ def _does_not_fit(found: Found, gpu: str, card: Gpu, out: Any) -> str:
     """Prints what would help, and gives the sentence."""
     data = found.cli.datamodule
     longest = max(data.train.cost(i) for i in range(len(data.train)))
-    stored = found.cli.model.needs.of_reference <= StoredReference.provides
+    stored = found.method.needs.of_reference <= StoredReference.provides
     table, helps = Table("what helps, each on top of the ones above", "peak", title_justify="left"), None
     for text, peak in plan.suggestions(found.shape, found.work, found.setting, longest, stored):
         enough = peak / 2**30 <= card.gib - plan.FREE_GIB
@@ -69,7 +71,7 @@ def _does_not_fit(found: Found, gpu: str, card: Gpu, out: Any) -> str:
 
 
 def _model(found: Found) -> dict[str, str]:
-    method, trial, shape = found.cli.model, found.trial, found.shape
+    method, trial, shape = found.method, found.trial, found.shape
     loss = f"{trial.loss:.5f} ({trial.term})"
     if trial.expected is not None:
         loss += f", and {trial.expected:.5f} is right while policy and reference agree"
@@ -88,7 +90,7 @@ def _model(found: Found) -> dict[str, str]:
 
 def _schedule(found: Found, card: Gpu | None) -> dict[str, str]:
     cli, data, shape = found.cli, found.cli.datamodule, found.shape
-    trainer, unit = cli.config.trainer, cli.model.view.noun
+    trainer, unit = cli.config.trainer, found.method.view.noun
     steps, (warm, rate) = found.steps, found.warm_up
     values = {
         "examples": f"about {found.units[0]:,.0f} {unit} to train on, {found.units[1]:,.0f} held out",
@@ -149,7 +151,7 @@ def check_study(
                 continue
         trial = found.trial
         table.add_row(
-            name, type(found.cli.model).__name__, f"{found.shape.trained:,}", f"{trial.loss:.5f}",
+            name, type(found.method).__name__, f"{found.shape.trained:,}", f"{trial.loss:.5f}",
             f"{trial.gradient:.3g}", f"{found.steps:,}" if found.steps else "-", view.size(found.memory.peak),
         )  # fmt: skip
         if card is not None and not fits(found, card):

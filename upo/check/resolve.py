@@ -12,6 +12,7 @@ from upo.data.module import PreferenceData
 from upo.errors import UserError, did_you_mean
 from upo.methods.common.base import Method
 from upo.models.policy import Policy
+from upo.models.reference import Reference
 from upo.runtime.run_folder import RunPaths
 
 
@@ -29,28 +30,39 @@ class Resolved(CLI):
 
     def instantiate_trainer(self, **_: Any) -> None: ...
 
-    def again(self) -> Method:
-        """A second, untouched instance of the method."""
-        method = self.parser.instantiate_classes(self.config)["model"]
-        method.policy, _ = starting_policy(self, method.policy)
-        return method
+    def method(self, policy: Policy, reference: Reference | None = None) -> Method:
+        """Another instance of the method, with this policy and, where one is given, this reference."""
+        instead: list[Any] = [(lambda *_, **__: policy, Policy, True)]
+        if reference is not None:
+            instead.append((lambda *_, **__: reference, Reference, True))
+        return self.parser.instantiate(self.config, instantiators=instead).model
 
 
-def starting_policy(cli: Resolved, policy: Policy) -> tuple[Policy, str | None]:
+def starting_policy(cli: Resolved) -> tuple[Policy, str | None]:
     """The policy as the run finds it, and a remark where it is not there yet.
 
     The export of an earlier stage that has not been trained is replaced by what that stage begins with.
     """
+    policy = cli.model.policy
     if policy.path is None or Path(policy.path).exists():
         return policy, None
     for path in (beside(x, cli.files) for x in cli.config.after):
         if Path(policy.path) == RunPaths(run_folder(path)).export:
             stage = Resolved(["--config", str(path)])
-            found, _ = starting_policy(stage, stage.model.policy)
-            twin = Policy(found.path, found.config, found.tokenizer_path, str(policy.dtype).removeprefix("torch."))  # type: ignore[arg-type]
-            twin.controls, twin.text = policy.controls, policy.text
-            return twin, f"{policy.path} is not there yet: {path} trains it; checked with the model that it begins with"
+            start, _ = starting_policy(stage)
+            remark = f"{policy.path} is not there yet: {path} trains it; checked with the model that it begins with"
+            return _from(start, policy), remark
     return policy, None
+
+
+def _from(start: Policy, policy: Policy) -> Policy:
+    """The model that an earlier stage begins with, in the place of the one that it leaves, with its tokenizer."""
+    given = {name: x for name, x in policy.text.items() if x is not None}
+    return Policy(
+        start.path, start.config, start.tokenizer_path, str(policy.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        policy.adapter, policy.quantization if start.path else None, policy.activation_checkpointing,  # type: ignore[arg-type]
+        **{**start.text, **given},
+    )  # fmt: skip
 
 
 def check_monitors(cli: Resolved) -> None:

@@ -1,5 +1,6 @@
 """A sample of the data, and one optimizer step on it as `upo.fit` takes it."""
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -8,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from attrs import frozen
 
+from upo.check.resolve import Resolved
 from upo.data.module import PreferenceData
 from upo.data.samplers import StepPlan, StepSampler
 from upo.errors import UserError
@@ -38,11 +40,10 @@ def prepare_sample(data: PreferenceData, method: Method) -> tuple[float, float]:
         Estimates of the training and validation units of the whole data.
     """
     train, held_out = data.examples()
-    every = train[:: max(1, len(train) // EXAMPLES)][:EXAMPLES], held_out[: EXAMPLES // 16]
-    data.examples = lambda: every
+    sample = train[:: max(1, len(train) // EXAMPLES)][:EXAMPLES], held_out[: EXAMPLES // 16]
     policy = method.policy
-    data.prepare(policy.tokenizer, method.view, method.rewards, policy.context)
-    return len(data.train) * len(train) / len(every[0]), len(data.val) * len(held_out) / max(1, len(every[1]))
+    data.prepare(policy.tokenizer, method.view, method.rewards, policy.context, examples=sample)
+    return len(data.train) * len(train) / len(sample[0]), len(data.val) * len(held_out) / max(1, len(sample[1]))
 
 
 def heaviest(data: PreferenceData, devices: int, steps: int = 4) -> tuple[StepPlan, list[int]]:
@@ -89,27 +90,36 @@ class _Gradients(pl.Callback):
         self.norm = math.sqrt(sum(g.float().norm().item() ** 2 for g in grads))
 
 
-def try_step(method: Method, data: PreferenceData, parameters: int, trainer: Any) -> Trial:
+def trial_method(cli: Resolved, policy: Policy, parameters: int) -> tuple[Method, bool]:
+    """The method for one step on the CPU, and whether a small model with the policy's tokenizer stands in.
+
+    Args:
+        policy: one that has no weights yet.
+        parameters: of the policy; beyond `LARGEST` the small model is taken. A stored reference is replaced by a live
+            one: a store would be filled with all the data.
+    """
+    stand_in, given = parameters > LARGEST, cli.model.reference
+    if stand_in:
+        small = SMALL | {"max_position_embeddings": 1 << 20}
+        policy = Policy(None, small, policy.tokenizer_path, chat_template=policy.chat_template)
+    reference = None
+    if (stand_in and given is not None) or isinstance(given, StoredReference):
+        reference = FrozenReference(None if stand_in else getattr(given, "path", None))
+    return cli.method(policy, reference), stand_in
+
+
+def try_step(method: Method, data: PreferenceData, trainer: Any, stand_in: bool) -> Trial:
     """One step on a few units of the sample, on the CPU, in fp32 unless the policy says otherwise.
 
     Args:
         method: one whose policy has no weights yet.
-        parameters: of the policy; from `LARGEST` on a small model with its tokenizer stands in.
         trainer: the config's Trainer settings.
 
     Raises:
         UserError: loss or gradient are not finite or 0, or the reference differs from the policy.
     """
-    stand_in = parameters > LARGEST
-    given = method.policy
-    if stand_in:
-        method.policy = Policy(None, SMALL | {"max_position_embeddings": 1 << 20}, given.tokenizer_path)
-        method.policy.__dict__["tokenizer"] = given.tokenizer
-    if (stand_in and method.reference is not None) or isinstance(method.reference, StoredReference):
-        path = None if stand_in else getattr(method.reference, "path", None)
-        method.set_reference(FrozenReference(path))  # a store would be filled with all the data
-    gradients, pairs = _Gradients(), data.pairs_per_step
-    data.pairs_per_step = min(PAIRS, pairs)
+    gradients, few = _Gradients(), copy.copy(data)
+    few.pairs_per_step = min(PAIRS, data.pairs_per_step)
     precision = trainer.precision if str(trainer.precision).endswith("-true") else "32-true"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,8 +129,7 @@ def try_step(method: Method, data: PreferenceData, parameters: int, trainer: Any
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False,
         )  # fmt: skip
-        small.fit(method, datamodule=data)
-    data.pairs_per_step = pairs
+        small.fit(method, datamodule=few)
     term = "train/loss/preference" if "train/loss/preference" in small.callback_metrics else "train/loss"
     found = float(small.callback_metrics[term])
     reference: Reference | None = method.reference  # type: ignore[assignment]

@@ -1,13 +1,14 @@
 """Argument parser whose errors fit into three lines and name the nearest known key."""
 
 import inspect
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,7 +30,11 @@ class ShortErrors(LightningArgumentParser):
             if arg == "--overwrite" and following.startswith("--"):
                 given[i] = "--overwrite=true"
         try:
-            return super().parse_args(given, *rest, **options)
+            config = super().parse_args(given, *rest, **options)
+            for key, number in numbers_of(config):
+                if not math.isfinite(number):
+                    self.error(f"{key} is {number}; give a finite number")
+            return config
         except OmegaConfBaseException as error:  # ${...} of nothing
             self.error(str(error), error)
 
@@ -38,6 +43,18 @@ class ShortErrors(LightningArgumentParser):
             super().error(message, ex)
         print("\n".join(shorten(str(message), self)), file=sys.stderr)
         sys.exit(2)
+
+
+def numbers_of(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """All floats of a config with their dotted keys, as a command line would name them."""
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, Namespace | Mapping):
+        for name, inner in (vars(value) if isinstance(value, Namespace) else value).items():
+            yield from numbers_of(inner, key if name == "init_args" else f"{key}.{name}".strip("."))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from numbers_of(inner, f"{key}[{i}]")
 
 
 def shorten(message: str, parser: Any) -> list[str]:

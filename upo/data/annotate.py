@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,13 +134,15 @@ def _measured(name: str, reward: Reward, prompts: Sequence[Prompt], responses: S
 
 
 def _read(cache: Path) -> dict[str, Value]:
-    """Whole lines of the cache; one that a killed writer left behind is measured again."""
+    """Whole lines of the cache; what a killed writer left behind, or is no finite number, is measured again."""
     known: dict[str, Value] = {}
     if cache.exists():
         for line in cache.read_bytes().split(b"\n"):
             try:
                 key, value = json.loads(line)
-                known[key] = {k: float(v) for k, v in value.items()} if isinstance(value, dict) else float(value)
+                made = {k: float(v) for k, v in value.items()} if isinstance(value, dict) else float(value)
+                if all(map(math.isfinite, made.values() if isinstance(made, dict) else [made])):
+                    known[key] = made
             except (ValueError, TypeError):
                 continue
     return known

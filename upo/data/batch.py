@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from upo.data.layout import Movable, Responses
+from upo.errors import UserError
 
 
 @frozen(eq=False)
@@ -34,7 +35,17 @@ class Batch(Movable):
     """Where each own response stands among those of the GLOBAL step, however it is cut."""
 
     def __getitem__(self, column: str) -> Tensor:
-        """A column by its name [own]."""
+        """A column by its name [own].
+
+        Raises:
+            UserError: the view gives no such column, and the method has not prepared the data yet.
+        """
+        if column not in self.columns:
+            known = ", ".join(sorted(self.columns)) or "none"
+            raise UserError(
+                f"batches have no column `{column}` (they have {known}); columns that a method computes before its "
+                "first step are there once `trainer.fit` has begun"
+            )
         return self.columns[column]
 
     @property

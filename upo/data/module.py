@@ -110,13 +110,21 @@ class PreferenceData(pl.LightningDataModule):
             train.append(([e for e in examples if prompt_key(e.prompt) not in held_out], source.weight))
         return mix(train, self.split_seed), [e for e in known if prompt_key(e.prompt) in held_out]
 
-    def prepare(self, tokenizer: Any, view: View, rewards: Sequence[str] = (), context: int | None = None) -> None:
+    def prepare(
+        self,
+        tokenizer: Any,
+        view: View,
+        rewards: Sequence[str] = (),
+        context: int | None = None,
+        examples: tuple[list[Example], list[Example]] | None = None,
+    ) -> None:
         """Reads, measures and tokenises everything; afterwards the loaders are ready.
 
         Args:
             view: what the method sees of an example.
             rewards: names of the auxiliary rewards that the method reads.
             context: positions that the model has, in tokens.
+            examples: training and validation examples in place of those that the sources give.
         """
         if context is not None and self.max_length > context:
             raise UserError(f"data.max_length={self.max_length} is beyond the model's context of {context} tokens")
@@ -129,7 +137,7 @@ class PreferenceData(pl.LightningDataModule):
             raise UserError(f"`data.relabel` weighs {missing}, which `data.rewards` lacks: {list(self.rewards)}")
         codec = TextCodec(tokenizer, self.tokens_cache)
         self.report, self.made_for = DataReport(), (codec.fingerprint, view, tuple(rewards))
-        train, validation = self.examples()
+        train, validation = examples or self.examples()
         self.held_out = validation
         if rewards or self.relabel:
             wanted = {name: self.rewards[name] for name in (*rewards, *self.relabel)}

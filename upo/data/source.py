@@ -1,6 +1,7 @@
 """A data source: which function reads which records, and how often its examples are used."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -66,7 +67,8 @@ class Source:
         # disable=None: no bar where the output is not a terminal
         bar = tqdm(rows, desc=f"reading {label}", unit=" records", delay=1, leave=False, disable=None)
         made = function(iter(bar), counts, **self.options)
-        usable = (clean for example in made if (clean := usable_part(example, counts)) is not None)
+        checked = (check_numbers(example, label, number) for number, example in enumerate(made, 1))
+        usable = (clean for example in checked if (clean := usable_part(example, counts)) is not None)
         examples = [
             evolve(example, source=f"{label}/{example.source}" if example.source else label)
             for example in islice(usable, self.limit)
@@ -112,6 +114,25 @@ class Source:
                 "Set `path` to a hub name (owner/name) or `local` to an existing file or folder."
             )
         return iter(()), ""
+
+
+def check_numbers(example: Example, label: str, number: int) -> Example:
+    """The example, whose numbers are finite and whose soft label is a probability.
+
+    Raises:
+        UserError: names the source, the example and the field; the source function made it.
+    """
+    soft = example.soft_label
+    if soft is not None and not 0 <= soft <= 1:
+        raise UserError(f"{label}: example {number} has soft_label={soft}; give a probability in [0, 1], or None")
+    for i, r in enumerate(example.responses):
+        named = {"rank": r.rank, "score": r.score, **r.attributes, **r.rewards}
+        for name, value in named.items():
+            if value is not None and not math.isfinite(value):
+                raise UserError(
+                    f"{label}: example {number}, response {i} has {name}={value}; give a finite number or None"
+                )
+    return example
 
 
 def usable_part(example: Example, report: SourceReport) -> Example | None:

@@ -41,6 +41,8 @@ STATES = {"last": "prompt_hidden", "mean": "prompt_mean"}
 REWARD_WEIGHTS = {"readability": 0.05, "safety": 0.95}
 """The paper's w_i."""
 
+LARGEST = 80.0  # of an exponent lambda (R - V): exp(88.8) is infinite in float32
+
 
 def auxiliary_loss(
     logps: Float[Tensor, "N"],
@@ -65,7 +67,7 @@ def advantage_weights(
     objective: Float[Tensor, "N"], value: Float[Tensor, "N"], *, lam: float, clip: float | None = None
 ) -> Float[Tensor, "N"]:
     """min(exp(lambda (R - V)), clip), not normalised; null does not clip."""
-    return torch.exp(log_weights(objective, value, lam=lam, clip=clip))
+    return log_weights(objective, value, lam=lam, clip=clip).clamp(max=LARGEST).exp()
 
 
 class AuxiliaryRewards(Method):
@@ -204,7 +206,7 @@ class AuxiliaryRewards(Method):
             elif "log_weights" in statistics:
                 weights = statistics["log_weights"][batch.global_index].exp().to(target.dtype)
             else:
-                weights = self.log_weights(logps).exp()
+                weights = self.log_weights(logps).clamp(max=LARGEST).exp()
         auxiliary = auxiliary_loss(logps.logps, logps.lengths, weights, length_normalize=self.length_normalize)
         # a reward that counts against R has its better side below V_i
         places = batch.global_prompt_index if self.training and self.value_dropout else []
@@ -225,8 +227,8 @@ class AuxiliaryRewards(Method):
         if weights.max() > 20 and not self.warming_up and not self._warned:
             self._warned = True
             warnings.warn(
-                f"an advantage weight reached {weights.max():.0f}: few responses own the auxiliary term; "
-                "let V learn longer (value_warmup_steps, value_lr) or lower lam"
+                f"an advantage weight exp(lam (R - V)) reached {weights.max():.3g}: few responses make up this term; "
+                "normalise R (reward Mixture), let V learn longer (value_warmup_steps), lower lam, or set weight_clip"
             )
 
     def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:

@@ -110,7 +110,6 @@ class Precompute:
             max_tokens=data.tokens_per_microbatch,
             device=self.device,
             ranks=ranks,
-            costs=[group.cost if data.layout == "packed" else group.padded_cost for group in groups],
             bucket_by_length=True,
             workers=data.workers,
         ):
@@ -119,10 +118,6 @@ class Precompute:
                 raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
             if part.counts:
                 yield [key for i in part.groups for key in shares[i]], logps.double().tolist()
-            if not logps.isfinite().all():
-                raise UserError("the reference gives a response a log-prob that is not finite; try another dtype")
-            if part.counts:
-                yield [key for unit in part.units for key in groups[unit]], logps.double().tolist()
 
     def _group(self, keys: Sequence[bytes]) -> Group:
         """The responses of one group that these keys stand for, behind their prompt."""

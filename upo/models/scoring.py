@@ -85,19 +85,17 @@ def score_in_parts(
     ranks: Ranks = ALONE,
     against: tuple[Policy, Sequence[Group]] | None = None,
     title: str = "",
-    costs: Sequence[int] | None = None,
     bucket_by_length: bool | None = None,
     workers: int = 0,
 ) -> Iterator[Part]:
     """The same pass by pass, of this rank's share alone, for those who keep little or write it away.
 
     Args:
-        costs: input tokens of each group; by default in the packed layout.
         bucket_by_length: whether groups of like length go together; by default in the padded layout.
         workers: processes that lay groups out.
     """
     plan = one_pass(
-        [group.cost for group in groups] if costs is None else costs,
+        [group.cost if layout == "packed" else group.padded_cost for group in groups],
         max_tokens,
         bucket_by_length=layout == "padded" if bucket_by_length is None else bucket_by_length,
         rank=ranks.rank,

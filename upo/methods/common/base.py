@@ -17,6 +17,7 @@ from upo.data.rounds import Round
 from upo.data.steps import REFERENCE_LOGPS
 from upo.data.views import View
 from upo.errors import UserError
+from upo.methods.common.finite import check_means, check_start
 from upo.methods.common.needs import SUMS, Needs, check_needs
 from upo.methods.common.term import LossTerm, common, total
 from upo.methods.common.trained import Trained
@@ -155,6 +156,7 @@ class Method(Trained):
         loss = total(terms.values(), step.counts)
         if batch.dummy:
             return 0.0 * loss
+        self.step_values.add(loss, terms, logps)
         means, per = self.means(stage), common(terms.values())
         mine = batch.counts[per]  # weights that make the mean over several steps that of all their pairs or tokens
         means.update(loss=(loss[None] * step.counts[per] / mine, mine))
@@ -180,14 +182,17 @@ class Method(Trained):
                pass. Gradients add up.
             4. The same for the last one, whose loss is returned: Lightning runs its backward pass, in which sharded
                and replicated policies exchange their gradients.
-            5. `configure_gradient_clipping`: the norm is logged, then gradients are clipped, each group to its limit.
+            5. `configure_gradient_clipping`: the norm is logged, gradients are clipped, each group to its limit; a loss
+               or a norm that is not finite ends the run here.
             6. The optimizer's update, then the scheduler's.
             7. Callbacks (`on_train_batch_end`): moving references, metrics.csv, checkpoints.
         """
+        self.step_values.clear()
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
         if self.global_step == 0 and self.reference is not None and self.reference.starts_as_policy:
-            self._check_start(step)
+            with torch.no_grad():
+                check_start(self.response_logps(step.micro_batches[0].responses).logratio)
         statistics = self.step_statistics(step, "train")
         world_size = self.trainer.world_size  # strategies average gradients over ranks; losses are shares of a sum
         scaled = self.trainer.precision_plugin.pre_backward  # as Lightning does with the last one: fp16 needs it
@@ -197,17 +202,8 @@ class Method(Trained):
         self._log("train")
         return loss
 
-    def _check_start(self, step: Step) -> None:
-        """A copied reference must agree with the policy."""
-        with torch.no_grad():
-            logratio = self.response_logps(step.micro_batches[0].responses).logratio
-        if (gap := logratio.abs().max().item()) > 1e-2:
-            raise UserError(
-                f"policy and reference differ by {gap:.3g} nats before the first step, though both come from one "
-                "checkpoint: is dropout on, or was the policy changed after `build`?"
-            )
-
     def validation_step(self, step: Step, batch_idx: int) -> None:
+        self.step_values.clear()
         statistics = self.step_statistics(step, "val")
         for batch in step.micro_batches:
             self.loss_of(batch, step, statistics, "val")
@@ -216,7 +212,10 @@ class Method(Trained):
         self._log("val")
 
     def _log(self, stage: Stage) -> None:
-        for name, x in self.compute_metrics(stage).items():
+        values = self.compute_metrics(stage)
+        if stage == "val":
+            check_means(values, self.global_step)
+        for name, x in values.items():
             shown = stage == "train" and name in ("loss", "rewards/accuracies")
             self.log(f"{stage}/{name}", x, prog_bar=shown, batch_size=1)
 

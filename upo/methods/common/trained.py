@@ -1,12 +1,14 @@
 """What the Trainer asks of a method besides its step: heads, optimizer, clipping, checkpoints."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from upo.errors import UserError
+from upo.methods.common.finite import StepValues
 from upo.methods.common.heads import SideHead
 from upo.models.loading import BASE, check_base
 from upo.models.policy import Policy
@@ -20,6 +22,10 @@ class Trained(pl.LightningModule):
     policy: Policy
     make_optimizer: OptimizerCallable
     make_scheduler: LRSchedulerCallable
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step_values = StepValues()
 
     def heads(self) -> dict[str, SideHead]:
         """Modules that learn beside the policy, by the attribute in which they live."""
@@ -50,11 +56,13 @@ class Trained(pl.LightningModule):
     ) -> None:
         if gradient_clip_algorithm == "value":
             raise UserError("gradients are clipped by norm; remove trainer.gradient_clip_algorithm")
-        for i, group in enumerate(optimizer.param_groups):
+        norms = []
+        for group in optimizer.param_groups:
             limit = group.get("grad_clip", gradient_clip_val)
-            norm = clip(group["params"], limit or math.inf, self.trainer.strategy)
-            if i == 0:
-                self.log_dict({"train/grad_norm": whole(norm), "train/lr": group["lr"]})
+            norms.append(whole(clip(group["params"], limit or math.inf, self.trainer.strategy)))
+        self.log_dict({"train/grad_norm": norms[0], "train/lr": optimizer.param_groups[0]["lr"]})
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16: it skips such a step
+        self.step_values.check([] if scaled else norms, self.global_step, Path(self.trainer.default_root_dir))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing: `training_step` has done it before its first micro-batch."""
