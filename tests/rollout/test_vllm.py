@@ -71,8 +71,9 @@ class LLM:
             uniform = torch.rand(1, generator=numbers)
             ids.append(int(draw(logits, uniform, temperature=s.temperature, top_p=s.top_p)))
             if ids[-1] in s.stop_token_ids:
-                return SimpleNamespace(token_ids=ids[start : len(ids) - (not self.returns_eos)], finish_reason="stop")
-        return SimpleNamespace(token_ids=ids[start:], finish_reason="length")
+                kept = ids[start : len(ids) - (not self.returns_eos)]
+                return SimpleNamespace(token_ids=kept, finish_reason="stop", stop_reason=ids[-1])
+        return SimpleNamespace(token_ids=ids[start:], finish_reason="length", stop_reason=None)
 
 
 @pytest.fixture

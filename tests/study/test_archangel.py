@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from upo.comparison.view import print_comparison
+from upo.data.chat_format import render
 from upo.data.example import Example, Response
 from upo.data.report import DataReport
-from upo.data.tokenize import Encoder, render
+from upo.data.tokenize import Encoder
 from upo.errors import UserError
 from upo.models.policy import Policy
 from upo.study.ablation import ablate

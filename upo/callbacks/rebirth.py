@@ -39,7 +39,7 @@ class RebirthTargets(RunCallback):
         """
         Args:
             prompts: how many, the first ones of the training data; null: all.
-            max_new_tokens: limit of an answer, EOS included. Take the same `data.max_response` and
+            max_new_tokens: limit of an answer, with the token that ends it. Take the same `data.max_response` and
                 `overlong: truncate_response` in the run that learns them, so that a cut answer is not closed by EOS.
             temperature: 0 takes the likeliest token.
             top_p: nucleus, in (0, 1].
@@ -55,6 +55,7 @@ class RebirthTargets(RunCallback):
 
     def on_run_end(self, run: TrainedRun) -> None:
         """Samples and writes."""
+        from upo.rollout.ends import warn_unended
         from upo.rollout.sampling import sample
 
         policy, units = run.method.policy, run.data.train.units
@@ -62,6 +63,7 @@ class RebirthTargets(RunCallback):
         asked = asked[: self.prompts]
         with policy.active():
             written = sample(policy.model, policy.tokenizer, asked, **self.settings, progress="rebirth targets")
+        warn_unended("the policy", [s for group in written for s in group], self.settings["max_new_tokens"])
         rows = [target(prompt, answer.text) for prompt, (answer,) in zip(asked, written, strict=True) if answer.text]
         file = run.folder / FILE
         write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from datetime import date
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,8 +40,9 @@ class RunFolder(SaveConfigCallback):
         run = RunPaths(trainer.default_root_dir)
         run.folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, run.config, skip_none=False, overwrite=True, multifile=False)
-        write_json(run.environment, environment())
-        report = trainer.datamodule.report  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        write_json(run.environment, environment() | {"started": data.first_day})
+        report = data.report
         write_json(run.data_report, report.to_dict())
         wide_console().print(report.table())
         for logger in trainer.loggers:
@@ -88,6 +90,16 @@ class RunFolder(SaveConfigCallback):
 def summarize(folder: Path, values: dict[str, float]) -> None:
     """Writes summary.json, flat names to numbers: its presence says that the run is complete."""
     write_json(RunPaths(folder).summary, {k: float(v) for k, v in sorted(values.items())})
+
+
+def first_day(*runs: RunPaths) -> str:
+    """When a run first started, YYYY-MM-DD, by the first of its folders that knows; today where none does."""
+    for run in runs:
+        try:
+            return json.loads(run.environment.read_text())["started"]
+        except (OSError, ValueError, KeyError):
+            continue
+    return date.today().isoformat()
 
 
 def environment() -> dict[str, str]:

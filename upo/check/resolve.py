@@ -56,11 +56,12 @@ def starting_policy(cli: Resolved) -> tuple[Policy, str | None]:
 
 
 def _from(start: Policy, policy: Policy) -> Policy:
-    """The model that an earlier stage begins with, in the place of the one that it leaves."""
+    """The model that an earlier stage begins with, in the place of the one that it leaves, with its tokenizer."""
+    given = {name: x for name, x in policy.text.items() if x is not None}
     return Policy(
         start.path, start.config, start.tokenizer_path, str(policy.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         policy.adapter, policy.quantization if start.path else None, policy.activation_checkpointing,  # type: ignore[arg-type]
-        policy.chat_template,
+        **{**start.text, **given},
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.run_end import RunCallback, TrainedRun
-from upo.callbacks.run_folder import RunFolder, summarize
+from upo.callbacks.run_folder import RunFolder, first_day, summarize
 from upo.callbacks.throughput import Throughput
 from upo.cli.parser import ShortErrors
 from upo.cli.stages import beside, content_of, run_earlier_stages
@@ -167,6 +167,8 @@ class CLI(LightningCLI):
         if self.config_init.evaluation is not None:
             self.config_init.evaluation.check()
         stop_at_once(self.trainer)
+        resumed = [RunPaths.of_checkpoint(Path(self.checkpoint))] if self.checkpoint else []
+        self.datamodule.first_day = first_day(*resumed, RunPaths(self.folder))
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
         if self.trainer.interrupted:
             sys.exit(130)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
@@ -37,10 +37,10 @@ class TextCodec:
         return pad if pad is not None else self.tokenizer.eos_token_id  # type: ignore[return-value]
 
     @property
-    def fingerprint(self) -> tuple[str | None, str | None]:
+    def fingerprint(self) -> tuple[Any, ...]:
         """Equal for tokenizers that make the same ids of all texts and conversations."""
         known = TokenCache(Path(), self.tokenizer).fingerprint
-        return known or str(id(self.tokenizer)), str(self.tokenizer.chat_template)
+        return known or str(id(self.tokenizer)), *self.encoder.format.fingerprint
 
     def encode(self, drafts: Sequence[Draft], limits: Limits, report: DataReport) -> list[Unit | None]:
         """Units in the order of the drafts; None for one that was dropped, which the report counts with its reason."""

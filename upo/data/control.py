@@ -4,7 +4,7 @@ A tokenizer remembers the one behind which its model generates, in its own confi
 checkpoint, the exported folder or a merged one stands behind that token, without being told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,8 +35,12 @@ def control_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return [] if control is None else [tokenizer.convert_tokens_to_ids(control)]  # type: ignore[list-item]
 
 
-def never_written(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Token ids that no response holds: control tokens, and those that begin or pad a text where they do not end it."""
+def never_written(tokenizer: "PreTrainedTokenizerBase", stops: Collection[int] = ()) -> list[int]:
+    """Token ids that no response holds: control tokens, and those that begin or pad a text where they do not end it.
+
+    Args:
+        stops: further tokens that end a response, beside EOS.
+    """
     controls = tokenizer.convert_tokens_to_ids(list(tokenizer.init_kwargs.get(ALL, [])))
     marks = {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id, None}
-    return sorted({*controls, *marks})  # type: ignore[misc]
+    return sorted({*controls, *marks} - set(stops))  # type: ignore[misc]

@@ -4,12 +4,14 @@ Every source yields `Example`s; pairs, labels and lists are views of them (`upo.
 Absent annotations are None or missing keys, never a made-up value.
 """
 
-from typing import TypeAlias
+import json
+from typing import Any, TypeAlias
 
 from attrs import evolve, field, frozen
 
-Message: TypeAlias = dict[str, str]
-"""One turn of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
+Message: TypeAlias = dict[str, Any]
+"""One turn of a conversation: {"role": "system" | "user" | "assistant", "content": text}, and what else a chat template
+reads of it, such as `reasoning_content` or `tool_calls`. The first one may hold `tools`: a list of functions."""
 
 Prompt: TypeAlias = str | tuple[Message, ...]
 """Either text that the response continues as it is, or a conversation that a chat template renders.
@@ -34,6 +36,8 @@ class Response:
     """Named auxiliary rewards, measured once by `upo.rewards` before training, e.g. {"safety": 0.98}."""
     complete: bool = True
     """False where the text goes on behind it (one step of a solution): then no EOS is scored."""
+    message: dict[str, Any] = field(factory=dict)
+    """What the turn holds besides its text, for the chat template, e.g. {"reasoning_content": "17 * 24 is ..."}."""
 
 
 @frozen
@@ -52,6 +56,8 @@ class Example:
     """Who gave the preference, where the data says so."""
     source: str = ""
     """Name of the data source, for counts and per-source metrics; `source/part` where a source has parts."""
+    where: str = field(default="", eq=False)
+    """File and line that it was read from, where that is known, for the data report."""
 
     def with_responses(self, responses: tuple[Response, ...]) -> "Example":
         return evolve(self, responses=responses)
@@ -61,7 +67,13 @@ def prompt_key(prompt: Prompt) -> str:
     """A string that is equal for equal prompts: what "the same prompt" means for splits and partners."""
     if isinstance(prompt, str):
         return prompt
-    return "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in prompt)
+    return "\x1e".join("\x1f".join((m["role"], m["content"] or "", *_further(m))) for m in prompt)
+
+
+def _further(message: Message) -> list[str]:
+    """What a message holds besides role and content, as one text; nothing where it holds no more."""
+    further = {key: x for key, x in message.items() if key not in ("role", "content")}
+    return [json.dumps(further, sort_keys=True, default=str)] if further else []
 
 
 def as_text(prompt: Prompt) -> str:

@@ -1,7 +1,7 @@
 """PreferenceData: from sources to optimizer steps."""
 
-import json
 from collections.abc import Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from upo.data.codec import TextCodec
 from upo.data.example import Example, prompt_key
 from upo.data.feeding import Feeding
 from upo.data.layout import Layout
-from upo.data.preparation import split_of
+from upo.data.preparation import nothing_left, split_of
 from upo.data.relabel import relabel
 from upo.data.report import DataReport
 from upo.data.rewards import Reward, fit_all
@@ -25,6 +25,7 @@ from upo.data.samplers import StepSampler
 from upo.data.source import Source
 from upo.data.split import mix, split_by_prompt
 from upo.data.steps import StepData
+from upo.data.templates import keep_date, writes_date
 from upo.data.tokenize import Limits, Overlong
 from upo.data.views import View
 from upo.errors import UserError
@@ -92,7 +93,8 @@ class PreferenceData(pl.LightningDataModule):
         self.layout: Layout = layout
         self.sampler, self.feeding = sampler, feed and Feeding(feed)
         self.split_seed, self.seed, self.workers = split_seed, seed, workers
-        self.report = DataReport()
+        self.report, self.first_day = DataReport(), date.today().isoformat()
+        """`first_day`, YYYY-MM-DD: when the run first started."""
 
     # ---- examples --------------------------------------------------------------------------------------------
 
@@ -149,11 +151,7 @@ class PreferenceData(pl.LightningDataModule):
             split_of(validation, view, codec, limits, self.report, side="validation", **options),
         )
         if not len(self.read.train):
-            dropped = {name: part["dropped"] for name, part in self.report.to_dict().items()}
-            raise UserError(
-                f"nothing to train on: the method wants a {view.wants} that fits into "
-                f"max_length={self.max_length}; what was dropped: {json.dumps(dropped)}"
-            )
+            raise nothing_left(view, self.max_length, self.report)
         self.use(self.read)
 
     def use(self, round: Round) -> None:
@@ -171,6 +169,9 @@ class PreferenceData(pl.LightningDataModule):
         """Reads the data for the Trainer's method; what was made for one that sees the same serves it too."""
         method = self.trainer.lightning_module
         policy = method.policy
+        if writes_date(policy.tokenizer):  # rank 0's, though midnight be between them
+            self.first_day = self.trainer.strategy.broadcast(self.first_day)
+            keep_date(policy.tokenizer, self.first_day)
         wanted = (TextCodec(policy.tokenizer).fingerprint, method.view, tuple(method.rewards))
         if getattr(self, "made_for", None) != wanted:
             self.prepare(policy.tokenizer, method.view, method.rewards, policy.context)

@@ -1,5 +1,6 @@
 """From examples to a split: drafts, token ids, limits, partners and columns; everything left out is counted."""
 
+import json
 from collections.abc import Sequence
 
 from attrs import evolve
@@ -11,6 +12,18 @@ from upo.data.report import DataReport
 from upo.data.rounds import Split
 from upo.data.tokenize import Limits
 from upo.data.views import View
+from upo.errors import UserError
+
+
+def nothing_left(view: View, max_length: int, report: DataReport) -> UserError:
+    """The error of data of which no unit is left: what was dropped, and what may be set otherwise."""
+    dropped = {name: part["dropped"] for name, part in report.to_dict().items()}
+    refused = any("chat template" in reason for part in dropped.values() for reason in part)
+    hint = "; policy.chat_template takes a template that fits these conversations" if refused else ""
+    return UserError(
+        f"nothing to train on: the method wants a {view.wants} that fits into max_length={max_length}; what was "
+        f"dropped: {json.dumps(dropped)}{hint}"
+    )
 
 
 def split_of(

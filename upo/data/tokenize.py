@@ -1,4 +1,4 @@
-"""From an example to token ids: the one place that decides BOS, EOS and where the response begins.
+"""From an example to token ids: the one place that decides BOS and where the response begins.
 
 Prompt and response are tokenised as two pieces, so that all responses of a prompt share its ids and training sees
 the prompt exactly as generation does. The pieces are then compared with the whole text tokenised at once, and
@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from attrs import evolve, frozen
 
+from upo.data.chat_format import ChatFormat
 from upo.data.control import control_of
 from upo.data.example import Example, Prompt
+from upo.data.rendering import Rendered, rendered
 from upo.data.report import DataReport
+from upo.data.spelled_out import MARK
+from upo.data.templates import Unrenderable
 from upo.data.token_cache import TokenCache
 from upo.data.units import Unit
 from upo.errors import UserError, hub_errors
@@ -23,9 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Overlong = Literal["drop", "truncate_prompt_left", "truncate_response", "error"]
-
-PLAIN_TURNS = {"system": "{}\n\n", "user": "\n\nHuman: {}", "assistant": "\n\nAssistant: {}"}
-"""How a conversation is written where the tokenizer has no chat template: the format of Anthropic's HH."""
 
 ANCHORS = ("\n", ".", "x")
 """Text that keeps a tokenizer's own space off the response behind it: the first that does not merge with it."""
@@ -45,27 +46,6 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(name)
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
-    """The text that the policy sees before a response begins.
-
-    A string is taken as it is; a conversation goes through the tokenizer's chat template, or, without one,
-    through `PLAIN_TURNS` with "Assistant:" at its end. A last turn of the assistant is left open, to be continued.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    begun = _begun(prompt)
-    if tokenizer.chat_template:
-        ask: dict[str, bool] = {"continue_final_message": True} if begun else {"add_generation_prompt": True}
-        return tokenizer.apply_chat_template(list(prompt), tokenize=False, **ask)  # type: ignore[return-value]
-    turns = "".join(PLAIN_TURNS[m["role"]].format(m["content"]) for m in prompt)
-    return turns if begun else turns + "\n\nAssistant:"
-
-
-def _begun(prompt: Prompt) -> str:
-    """What the assistant has said already in the turn that the response continues."""
-    return "" if isinstance(prompt, str) or prompt[-1]["role"] != "assistant" else prompt[-1]["content"]
-
-
 class Encoder:
     """Turns examples into token ids for one tokenizer."""
 
@@ -78,7 +58,7 @@ class Encoder:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no EOS token: a policy could never learn to stop; set `eos_token` in it")
         self.bos = tokenizer.bos_token_id if tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id] else None
-        self.eos = tokenizer.eos_token_id
+        self.eos, self.format = tokenizer.eos_token_id, ChatFormat(tokenizer)
         self.control = control_of(tokenizer)
         apart = [i for text in ("a", "b") for i in self._ids([text])[0]]
         # SentencePiece-like tokenizers put a space before every text; an anchor keeps it off the response.
@@ -88,13 +68,27 @@ class Encoder:
         def encode(texts: Sequence[str]) -> list[list[int]]:
             return self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids  # type: ignore[return-value]
 
-        if not texts:
-            return []
-        return self.cache.ids(texts, encode) if self.cache else encode(texts)
+        plain = [text for text in texts if MARK not in text]
+        found = iter(self.cache.ids(plain, encode) if self.cache else encode(plain)) if plain else iter(())
+        return [self._spelled(text) if MARK in text else next(found) for text in texts]
+
+    def _spelled(self, text: str) -> list[int]:
+        if (ids := self.format.spelled.ids(text)) is None:
+            raise UserError(f"a special token is spelled out where it cannot be read as text: {text[:100]!r}")
+        return ids
+
+    @property
+    def stops(self) -> set[int]:
+        """Token ids that end a response: EOS, and what closes a turn."""
+        return self.format.stops
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Prompt ids with exactly one BOS where the model wants one, and the control token of generation."""
-        return self._prompt_ids([render(self.tokenizer, p) for p in prompts], [self.control] * len(prompts))
+        """Prompt ids with exactly one BOS where the model wants one, and the control token of generation.
+
+        Raises:
+            Unrenderable: the chat template refuses a prompt.
+        """
+        return self._prompt_ids([self.format.prompt(p) for p in prompts], [self.control] * len(prompts))
 
     def _prompt_ids(self, texts: Sequence[str], controls: Sequence[str | None]) -> list[list[int]]:
         ids = self._ids(texts)
@@ -105,35 +99,15 @@ class Encoder:
             for x, c in zip(ids, controls, strict=True)
         ]
 
-    def response_text(self, prompt: Prompt, start: str, response: str, complete: bool = True) -> str | None:
-        """The response as it stands behind the rendered prompt, up to and without EOS or, if not complete, turn's end.
-
-        None where the chat template does not render the conversation as a continuation of the prompt.
-
-        Args:
-            start: the rendered prompt.
-        """
-        if isinstance(prompt, str):
-            return response
-        begun = _begun(prompt)
-        if not self.tokenizer.chat_template:
-            return response if begun else " " + response
-        turns = (*(prompt[:-1] if begun else prompt), {"role": "assistant", "content": begun + response})
-        if complete:
-            whole: str = self.tokenizer.apply_chat_template(list(turns), tokenize=False)  # type: ignore[assignment]
-        else:
-            whole = render(self.tokenizer, turns)
-        if not whole.startswith(start):
-            return None
-        text = whole[len(start) :]
-        end = text.rfind(self.tokenizer.eos_token)  # what templates write behind the end of a turn is not scored
-        return text if end < 0 else text[:end]
-
     def responses(self, texts: Sequence[str]) -> list[list[int]]:
-        """Response ids, each closed by EOS."""
-        if not self.anchor:
-            return [[*ids, self.eos] for ids in self._ids(texts)]
+        """Response ids of texts as data have them, each closed by EOS."""
+        return [[*ids, self.eos] for ids in self._behind([self.format.text(text) for text in texts])]
+
+    def _behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of marked texts that stand behind another one."""
         found = self._ids(texts)
+        if not self.anchor:
+            return found
         left = list(range(len(texts)))
         for anchor in ANCHORS:
             start = self._ids([anchor])[0]
@@ -144,50 +118,40 @@ class Encoder:
                 else:
                     unfit.append(i)
             left = unfit
-        return [[*ids, self.eos] for ids in found]
+        return found
 
     def encode(self, examples: Sequence[Example], report: DataReport) -> list[Unit | None]:
-        """Token ids of examples, in order; None for what cannot be rendered or would end too early: it is counted.
+        """Token ids of examples, in order; None for what cannot be rendered, which is counted.
 
-        Responses that are not `complete` lose the EOS that closes the others.
+        Responses that are not `complete` lack the token that closes the others.
         """
-        kept: list[Example] = []
-        places: list[int] = []
-        starts: list[str] = []
-        texts: list[str] = []
+        kept: list[tuple[int, Example, Rendered]] = []
         for place, example in enumerate(examples):
-            if any(self.tokenizer.eos_token in r.text for r in example.responses):
-                report.drop(example.source, "EOS spelled out in a response")
+            try:
+                written = rendered(self.format, example)
+            except Unrenderable as refusal:
+                report.drop(example.source, refusal.reason, example.where)
                 continue
-            start = render(self.tokenizer, example.prompt)
-            rendered = [self.response_text(example.prompt, start, r.text, r.complete) for r in example.responses]
-            if any(text is None for text in rendered):
-                report.drop(example.source, "chat template does not continue its own prompt")
-                continue
-            kept.append(example)
-            places.append(place)
-            starts.append(start)
-            texts += rendered  # type: ignore[arg-type]
-        controls = [e.control or self.control for e in kept]
-        prompts, responses = self._prompt_ids(starts, controls), self.responses(texts)
+            for note in written.notes:
+                report.count(example.source, note, example.where)
+            kept.append((place, example, written))
+        controls = [example.control or self.control for _, example, _ in kept]
+        starts = [written.prompt for _, _, written in kept]
+        prompts = self._prompt_ids(starts, controls)
         starts = [start + (control or "") for start, control in zip(starts, controls, strict=True)]
-        owners = [i for i, e in enumerate(kept) for _ in e.responses]
-        whole = self._ids([starts[i] + t for i, t in zip(owners, texts, strict=True)])
+        bodies = iter(self._behind([text for _, _, written in kept for text, _ in written.responses]))
+        whole = iter(self._ids([s + t for s, (_, _, w) in zip(starts, kept, strict=True) for t, _ in w.responses]))
         units: list[Unit | None] = [None] * len(examples)
-        i = 0
-        for place, example, prompt in zip(places, kept, prompts, strict=True):
-            mine = slice(i, i + len(example.responses))
-            i = mine.stop
+        for prompt, (place, example, written) in zip(prompts, kept, strict=True):
+            mine = [(next(bodies), next(whole), end) for _, end in written.responses]
             if not prompt:
-                report.drop(example.source, "prompt without any token")
+                report.drop(example.source, "prompt without any token", example.where)
                 continue
-            start = prompt[1:] if prompt[:1] == [self.bos] and whole[mine][0][:1] != [self.bos] else prompt
-            if any(start + r[:-1] != w for r, w in zip(responses[mine], whole[mine], strict=True)):
+            start = prompt[1:] if prompt[:1] == [self.bos] and mine[0][1][:1] != [self.bos] else prompt
+            if any([*start, *body] != both for body, both, _ in mine):
                 report.count(example.source, "tokens differ from the whole text's at the response's start")
-            scored = (
-                ids if r.complete else ids[:-1] for ids, r in zip(responses[mine], example.responses, strict=True)
-            )
-            units[place] = Unit.of(prompt, tuple(scored), example)
+            responses = tuple(body if end is None else [*body, end] for body, _, end in mine)
+            units[place] = Unit.of(prompt, responses, example)
         return units
 
 

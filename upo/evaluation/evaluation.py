@@ -58,7 +58,7 @@ class Evaluation:
     tasks: list[str] | None = None
     """Benchmarks of lm-evaluation-harness by name, e.g. [hellaswag]; it has to be installed."""
     max_new_tokens: PositiveInt = 128
-    """Largest number of tokens of a generated response, EOS included."""
+    """Largest number of tokens of a generated response, with the token that ends it."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature; 0 always takes the most probable token."""
     top_p: NonNegativeFloat = 0.95
@@ -114,7 +114,7 @@ class Evaluation:
         own = method.reference and method.reference.load_model()  # what the method's rewards are measured against
         reference = own if self.reference is None else comparison_model(policy, self.reference)
         codec = TextCodec(policy.tokenizer)
-        asked = measure.distinct_prompts(examples, self.prompts, self.seed)
+        asked = measure.distinct_prompts(examples, self.prompts, self.seed, codec.encoder.format.writes)
         opponent = None if self.against is None else opponent_texts(self.against, asked, self._sampling())
         pairs = measure.held_out_pairs(examples, data, codec)
         of_pairs: dict[str, list[float]] = {}

@@ -1,7 +1,7 @@
 """What an evaluation measures: log-probs of responses, texts by rewards and by their health; and on which prompts."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,14 @@ from attrs import evolve
 from upo.data.annotate import annotate
 from upo.data.codec import TextCodec
 from upo.data.control import control_ids
-from upo.data.example import Example, Response, prompt_key
+from upo.data.example import Example, Prompt, Response, prompt_key
 from upo.data.layout import Responses
 from upo.data.report import DataReport
 from upo.data.rewards import Reward, fit_all
 from upo.data.tokenize import Limits
 from upo.data.units import Group, Unit
 from upo.data.views import PairedView, pairs_of
+from upo.errors import UserError
 from upo.evaluation.systems import Texts
 from upo.metrics.intervals import bootstrap, wilson
 from upo.metrics.text import distinct_n, repetition
@@ -166,10 +167,18 @@ def fit_rewards(rewards: Mapping[str, Reward], data: "PreferenceData") -> None:
         fit_all(rewards, *both_sides(data), data.rewards_cache)
 
 
-def distinct_prompts(examples: Sequence[Example], number: int, seed: int) -> list[Example]:
+def distinct_prompts(
+    examples: Sequence[Example], number: int, seed: int, writes: Callable[[Prompt], bool] = lambda prompt: True
+) -> list[Example]:
     """At most `number` examples of different prompts, in an order that depends on the seed and on the prompts alone.
 
     Where a prompt has several examples, the first with a preference stands for it.
+
+    Args:
+        writes: whether a prompt can be put to the model; those that cannot are left out, and a line says how many.
+
+    Raises:
+        UserError: none can.
     """
     by_prompt: dict[str, Example] = {}
     for example in examples:
@@ -180,7 +189,19 @@ def distinct_prompts(examples: Sequence[Example], number: int, seed: int) -> lis
     def place(key: str) -> bytes:
         return hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
 
-    return [by_prompt[key] for key in sorted(by_prompt, key=place)[:number]]
+    asked, left_out = [], 0
+    for key in sorted(by_prompt, key=place):
+        if len(asked) == number:
+            break
+        if writes(by_prompt[key].prompt):
+            asked.append(by_prompt[key])
+        else:
+            left_out += 1
+    if left_out:
+        print(f"{left_out} held-out prompts are left out: the chat template cannot write them")
+    if by_prompt and not asked:
+        raise UserError("the chat template can write no held-out prompt; set policy.chat_template to one that fits")
+    return asked
 
 
 def objective(values: Mapping[str, list[dict[str, float]]], weights: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upo.data.templates import inherit_options, options_in, options_of
 from upo.errors import UserError
 from upo.models.checkpoint import load_model, quiet
 from upo.models.checkpoint_files import find_checkpoint, read_checkpoint
@@ -41,6 +42,7 @@ def load_run(
         for name, learned in content.get(type(data).__qualname__, {}).get("rewards", {}).items():
             if name in data.rewards:
                 data.rewards[name].restore(learned)
+        inherit_options(method.policy.tokenizer, options_in(content["policy_files"]))
         check_base(content, method.policy.base_sha256, method.policy.path)
         try:
             method.load_state_dict(content["state_dict"])
@@ -50,6 +52,7 @@ def load_run(
         model, tokenizer = load_model(run)
         if tokenizer.get_vocab() != method.policy.tokenizer.get_vocab():
             raise UserError(f"the tokenizer at {run} is not the one of {config}; set model.policy.tokenizer there")
+        inherit_options(method.policy.tokenizer, options_of(tokenizer))
         method.policy = method.policy.with_model(model)  # an AdapterReference goes on with the model that it knows
     return method, data, settings
 

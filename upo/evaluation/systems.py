@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from upo.data.example import Example, prompt_key
-from upo.data.templates import with_template
+from upo.data.templates import inherit_options, options_of, with_template
 from upo.data.tokenize import Encoder
 from upo.data.views import pairs_of
 from upo.errors import UserError
@@ -29,9 +29,9 @@ class Texts:
 
     texts: list[str]
     tokens: list[int]
-    """Length of each, EOS included."""
+    """Length of each, with the token that ends it."""
     ended: list[bool]
-    """Whether EOS closed it."""
+    """Whether such a token closed it."""
 
 
 def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path, **settings: Any) -> "list[Completion]":
@@ -43,16 +43,22 @@ def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path,
     """
     from upo.evaluation.kept import Kept
     from upo.models.reference_source import weights_hash
+    from upo.rollout.ends import stop_tokens, warn_unended
     from upo.rollout.sampling import sample
 
     prompts = [example.prompt for example in asked]
-    seen = Encoder(policy.tokenizer).prompts(prompts)
-    what = json.dumps([weights_hash(policy), settings, seen], sort_keys=True)
+    encoder = Encoder(policy.tokenizer)
+    decided: list[Any] = [weights_hash(policy), settings, encoder.prompts(prompts)]
+    if further := sorted(stop_tokens(policy.model, encoder) - {encoder.eos}):
+        decided.append(further)
+    what = json.dumps(decided, sort_keys=True)
     kept = Kept(folder / PARTIAL, hashlib.sha256(what.encode()).hexdigest())
     title = f"{name}'s responses"
     with policy.active():
         written = sample(policy.model, policy.tokenizer, prompts, **settings, progress=title, kept=kept)
-    return [group[0] for group in written]
+    found = [group[0] for group in written]
+    warn_unended(f"the {name}", found, settings["max_new_tokens"])
+    return found
 
 
 def comparison_model(policy: "Policy", path: str) -> "Policy":
@@ -67,7 +73,8 @@ def comparison_model(policy: "Policy", path: str) -> "Policy":
     known, others = (t.get_vocab().items() for t in (policy.tokenizer, tokenizer))
     if not (known <= others or others <= known):
         raise UserError(f"{path} has another vocabulary than the policy; name a reference that shares it")
-    other = policy.with_model(model, with_template(tokenizer, policy.chat_template))
+    inherit_options(with_template(tokenizer, policy.text["chat_template"]), options_of(policy.tokenizer))
+    other = policy.with_model(model, tokenizer)
     return other.requires_grad_(False).eval()
 
 

@@ -1,13 +1,15 @@
 """transformers configs of policies: read or made from scratch, with dropout off."""
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upo.data.chat_format import ChatFormat
 from upo.errors import UserError, hub_errors
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 
 def read_config(path: str) -> "PretrainedConfig":
@@ -51,6 +53,17 @@ def without_dropout(config: "PretrainedConfig") -> "PretrainedConfig":
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
+
+
+def stopping(habits: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":
+    """A generation config that also stops at what closes a turn in the chat template, as policies learn to."""
+    known = habits.eos_token_id
+    stops = known if isinstance(known, list) else [] if known is None else [known]
+    if not (missing := sorted(ChatFormat(tokenizer).stops - {*stops, None})):
+        return habits
+    changed = copy.deepcopy(habits)
+    changed.eos_token_id = [*stops, *missing]
+    return changed
 
 
 def folder_files(*parts: Any) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from upo.data.control import add_controls
 from upo.data.layout import Responses
 from upo.data.repad import padded
-from upo.data.templates import with_template
-from upo.data.tokenize import load_tokenizer
 from upo.errors import UserError
 from upo.models import quantization
 from upo.models.adapters import TRAINED, SavesAdapterOnly
@@ -23,7 +20,8 @@ from upo.models.hidden_states import hidden_states
 from upo.models.loading import base_hash, new_model, read_model
 from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
-from upo.models.model_config import folder_files, new_config, read_config, without_dropout
+from upo.models.model_config import folder_files, new_config, read_config, stopping, without_dropout
+from upo.models.writes_text import WritesText
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
 from upo.ops.linear_kl import linear_kl
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Policy(SavesAdapterOnly):
+class Policy(SavesAdapterOnly, WritesText):
     """A causal LM with its tokenizer. Weights are loaded by `build`, so that a config can be checked without them."""
 
     model: "PreTrainedModel"
@@ -53,6 +51,8 @@ class Policy(SavesAdapterOnly):
         quantization: Literal["nf4"] | None = None,
         activation_checkpointing: bool = False,
         chat_template: str | None = None,
+        template_options: dict[str, Any] | None = None,
+        preformatted: bool = False,
     ):
         """
         Args:
@@ -65,6 +65,11 @@ class Policy(SavesAdapterOnly):
             activation_checkpointing: compute layers again in the backward pass: much less memory, a third more time.
             chat_template: how conversations are written: `halos` (as ContextualAI/archangel_* expect it) or a .jinja
                 file; null: the tokenizer's own or, where it has none, Anthropic HH's format.
+            template_options: variables that the chat template reads, e.g. {enable_thinking: false}, in data, sampling
+                and evaluation. `strftime_now: 2026-11-30` is the date that a template writes as today's, by default the
+                day on which the run first started. Null: those that the tokenizer was saved with.
+            preformatted: text prompts (no conversations) and their responses are written in the model's format already:
+                special tokens that they spell out are tokens. By default they are read as text.
         """
         super().__init__()
         if (path is None) == (config is None):
@@ -73,28 +78,11 @@ class Policy(SavesAdapterOnly):
             raise UserError("a model from scratch needs policy.tokenizer: a hub name, a folder or an import path")
         if quantization and (adapter is None or path is None):
             raise UserError("policy.quantization needs policy.path and policy.adapter: 4-bit weights cannot be trained")
-        self.path, self.config, self.tokenizer_path = path, config, tokenizer or path
+        self.path, self.config, self.tokenizer_path = path, config, str(tokenizer or path)
         self.dtype, self.adapter, self.quantization = getattr(torch, dtype), adapter, quantization
-        self.activation_checkpointing, self.chat_template = activation_checkpointing, chat_template
-        self.controls: tuple[str, ...] = ()
-        """Tokens that a method puts between prompt and response; generation stands behind the first one."""
-
-    def take_controls(self, tokens: Sequence[str]) -> None:
-        """Adds control tokens, for tokenizer and model to know; a `UserError` where the tokenizer was read before."""
-        if new := [token for token in tokens if token not in self.controls]:
-            if "tokenizer" in vars(self) or hasattr(self, "model"):
-                raise UserError(
-                    f"{' and '.join(new)} come too late for a policy whose tokenizer is in use; make a new policy"
-                )
-            self.controls = (*tokens, *(token for token in self.controls if token not in tokens))
-
-    @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer, with the method's control tokens."""
-        tokenizer = with_template(load_tokenizer(str(self.tokenizer_path)), self.chat_template)
-        if self.controls:
-            add_controls(tokenizer, self.controls)
-        return tokenizer
+        self.activation_checkpointing = activation_checkpointing
+        options = {"template_options": template_options, "preformatted": preformatted}
+        self.text = {"chat_template": chat_template} | options
 
     @cached_property
     def model_config(self) -> "PretrainedConfig":
@@ -158,8 +146,8 @@ class Policy(SavesAdapterOnly):
 
     def like(self, path: str, dtype: str | None = None) -> "Policy":
         """Another model, not built yet, that reads and writes text as this one does; by default in its dtype."""
-        own = {"tokenizer": self.tokenizer_path, "chat_template": self.chat_template}
-        return Policy(path, dtype=dtype or str(self.dtype).removeprefix("torch."), **own)  # type: ignore[arg-type]
+        dtype = dtype or str(self.dtype).removeprefix("torch.")
+        return Policy(path, tokenizer=self.tokenizer_path, dtype=dtype, **self.text)  # type: ignore[arg-type]
 
     def with_model(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None" = None) -> "Policy":
         """A policy with all settings of this one around other weights, which are in memory already.
@@ -247,4 +235,5 @@ class Policy(SavesAdapterOnly):
     def files(self) -> dict[str, bytes]:
         """Everything of a Hugging Face folder but the weights, by file name: makes a checkpoint self-contained."""
         adapter = None if self.adapter is None else self.model.peft_config[TRAINED]
-        return folder_files(self.model.config, self.model.generation_config, adapter, self.tokenizer)
+        generation = stopping(self.model.generation_config, self.tokenizer)
+        return folder_files(self.model.config, generation, adapter, self.tokenizer)

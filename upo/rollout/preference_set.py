@@ -54,7 +54,7 @@ def generate(
         self_prompts: in place of `prompts`: the number of distinct openings that the model writes itself, to continue.
         prompt_tokens: length of such an opening in tokens, before it is cut back to its last whole word.
         responses: number of responses to each prompt.
-        max_new_tokens: largest number of tokens of a response, EOS included.
+        max_new_tokens: largest number of tokens of a response, with the token that ends it.
         temperature: sampling temperature; 0 always takes the most probable token.
         top_p: nucleus sampling: responses are drawn from the most probable tokens that together have this probability,
             in (0, 1]; openings are drawn from all tokens.
@@ -71,6 +71,7 @@ def generate(
         raise UserError(f"{out} exists; name another file or add --overwrite")
     check_vllm(backend)
     from upo.models.checkpoint import load_model
+    from upo.rollout.ends import warn_unended
     from upo.rollout.sampling import sample
 
     lm, tokenizer = load_model(model)
@@ -78,7 +79,7 @@ def generate(
         options = {"batch_size": batch_size, "backend": backend}
         asked: list[Prompt] = list(openings(lm, tokenizer, self_prompts or 0, prompt_tokens, seed, **options))
     else:
-        asked = read_prompts(prompts)
+        asked = read_prompts(prompts, tokenizer)
     written = sample(
         lm,
         tokenizer,
@@ -92,6 +93,7 @@ def generate(
         seed=seed,
         progress="responses",
     )
+    warn_unended(model, [s for group in written for s in group], max_new_tokens)
     texts = [distinct([s.text for s in group]) for group in written]
     scores = judged(judge, asked, texts)
     records = [record(*parts, margin) for parts in zip(asked, texts, scores, strict=True)]
@@ -146,11 +148,23 @@ def distinct(texts: list[str]) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
-def read_prompts(source: Source) -> list[Prompt]:
-    """Distinct prompts of a data source, in its order."""
+def read_prompts(source: Source, tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
+    """Distinct prompts of a data source, in its order, without those that the chat template cannot write.
+
+    Raises:
+        UserError: it can write none of them.
+    """
+    from upo.data.chat_format import ChatFormat
     from upo.data.report import DataReport
 
-    return list({prompt_key(e.prompt): e.prompt for e in source.examples(DataReport())}.values())
+    every = list({prompt_key(e.prompt): e.prompt for e in source.examples(DataReport())}.values())
+    writes = ChatFormat(tokenizer).writes
+    found = [prompt for prompt in every if writes(prompt)]
+    if left_out := len(every) - len(found):
+        print(f"{left_out} of {len(every)} prompts are left out: the chat template cannot write them")
+    if not found:
+        raise UserError("the chat template can write none of these prompts; take a model whose template fits them")
+    return found
 
 
 def judged(judge: Reward, prompts: list[Prompt], texts: list[list[str]]) -> list[list[float]]:

@@ -19,6 +19,7 @@ from upo.data.control import never_written
 from upo.data.example import Prompt
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
+from upo.rollout.ends import stop_tokens, up_to
 from upo.rollout.vllm import Backend, Write, engine
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class Completion:
     prompt_ids: list[int]
     """What the model saw."""
     ids: list[int]
-    """The sampled tokens, EOS included where it came."""
+    """The sampled tokens, with the one that ended the response where one came."""
     text: str
     """The response without special tokens."""
     finish_reason: Literal["stop", "length"]
-    """`stop`: EOS came before the limit; `length`: it was cut there."""
+    """`stop`: a token that ends responses came before the limit; `length`: it was cut there."""
 
 
 def sample(
@@ -56,11 +57,12 @@ def sample(
 ) -> list[list[Completion]]:
     """`responses` continuations of each prompt, in the order of the prompts.
 
-    A prompt that leaves no room for `max_new_tokens` in the model's context is cut on the left. Tokens that no text
-    holds (`never_written`) are not drawn.
+    A response ends with the tokenizer's EOS, a token that the model's generation config stops at, or the one that
+    closes a turn in the chat template (`stop_tokens`). A prompt that leaves no room for `max_new_tokens` in the model's
+    context is cut on the left. Tokens that no text holds (`never_written`) are not drawn.
 
     Args:
-        max_new_tokens: limit of a response, EOS included.
+        max_new_tokens: limit of a response, with the token that ends it.
         temperature: 0 takes the likeliest token.
         top_p: nucleus in (0, 1]; 1 samples from the whole distribution.
         batch_size: responses at a time; changes speed and memory only.
@@ -78,14 +80,16 @@ def sample(
     prompt_ids = [_shorten(ids, context, max_new_tokens, encoder.bos) for ids in encoder.prompts(prompts)]
     rows = [(i, k) for i in range(len(prompts)) for k in range(responses)]
     rows.sort(key=lambda row: -len(prompt_ids[row[0]]))
-    settings = {"temperature": temperature, "top_p": top_p, "never": never_written(tokenizer)}
+    stops = stop_tokens(model, encoder)
+    never = never_written(tokenizer, stops)
+    settings = {"temperature": temperature, "top_p": top_p, "never": never, "stops": stops}
     if backend == "vllm":
-        whole = settings | {"eos": encoder.eos, "max_new_tokens": max_new_tokens, "seed": seed}
+        whole = settings | {"max_new_tokens": max_new_tokens, "seed": seed}
         opened = engine(model, tokenizer, longest=max(map(len, prompt_ids), default=0), **whole)
     else:
         uniform = torch.rand(len(prompts), responses, max_new_tokens, generator=torch.Generator().manual_seed(seed))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.eos
-        opened = _transformers(model, uniform, pad, encoder.eos, **settings)
+        opened = _transformers(model, uniform, pad, **settings)
     sampled: dict[tuple[int, int], Completion] = {}
     hidden = None if progress else True  # tqdm's None: a bar on terminals only
     bar = tqdm(total=len(rows), desc=progress, unit="response", leave=False, disable=hidden)
@@ -96,13 +100,12 @@ def sample(
                 sampled |= {(i, k): Completion(**kept[f"{i}.{k}"]) for i, k in batch}
                 bar.update(len(batch))
                 continue
-            written = write(batch, [prompt_ids[i] for i, _ in batch])
-            ids = [x[: x.index(encoder.eos) + 1] if encoder.eos in x else x for x in written]
-            texts = _texts(encoder, ids)
-            for row, own, text in zip(batch, ids, texts, strict=True):
+            ids = [up_to(stops, x) for x in write(batch, [prompt_ids[i] for i, _ in batch])]
+            ended = [x[-1] in stops for x in ids]
+            texts = _texts(encoder, [x[:-1] if end else x for x, end in zip(ids, ended, strict=True)])
+            for row, own, end, text in zip(batch, ids, ended, texts, strict=True):
                 text = text if isinstance(prompts[row[0]], str) else text.strip()  # templates add their own space
-                finish = "stop" if own[-1] == encoder.eos else "length"
-                sampled[row] = Completion(prompt_ids[row[0]], own, text, finish)
+                sampled[row] = Completion(prompt_ids[row[0]], own, text, "stop" if end else "length")
             if kept is not None:
                 kept.update({f"{i}.{k}": asdict(sampled[i, k]) for i, k in batch})
             bar.update(len(batch))
@@ -145,7 +148,14 @@ class _Draw:
 
 @contextmanager
 def _transformers(
-    model: "PreTrainedModel", uniform: Tensor, pad: int, eos: int, *, temperature: float, top_p: float, never: list[int]
+    model: "PreTrainedModel",
+    uniform: Tensor,
+    pad: int,
+    *,
+    stops: set[int],
+    temperature: float,
+    top_p: float,
+    never: list[int],
 ) -> Iterator[Write]:
     """Sampling by the model's own `generate`.
 
@@ -158,13 +168,13 @@ def _transformers(
         choose = _Draw(numbers, max(map(len, prompts)), temperature, top_p, never)
         return _continue(model, prompts, choose, pad)
 
-    with _plain_generation(model, pad, eos):
+    with _plain_generation(model, pad, stops):
         yield write
 
 
 @torch.no_grad()
 def _continue(model: "PreTrainedModel", prompts: list[list[int]], choose: _Draw, pad: int) -> list[list[int]]:
-    """New token ids behind each prompt, padded behind EOS; the prompts are padded on the left."""
+    """New token ids behind each prompt, padded behind its end; the prompts are padded on the left."""
     width = choose.prompt_width
     ids = torch.tensor([[pad] * (width - len(x)) + x for x in prompts])
     mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in prompts])
@@ -180,12 +190,12 @@ def _continue(model: "PreTrainedModel", prompts: list[list[int]], choose: _Draw,
 
 
 @contextmanager
-def _plain_generation(model: "PreTrainedModel", pad: int, eos: int):
-    """Model in eval mode, without the habits of its generation config (penalties, other stop tokens)."""
+def _plain_generation(model: "PreTrainedModel", pad: int, stops: set[int]):
+    """Model in eval mode, without the habits of its generation config (penalties, temperatures)."""
     from transformers import GenerationConfig
 
     habits, training = model.generation_config, model.training
-    model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=eos)
+    model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stops))
     model.eval()
     try:
         yield

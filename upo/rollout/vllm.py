@@ -9,10 +9,10 @@ kernels round differently in another batch may a draw move.
 import gc
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from upo.errors import UserError
 
@@ -38,7 +38,7 @@ def engine(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     *,
-    eos: int,
+    stops: Collection[int],
     never: Sequence[int],
     longest: int,
     max_new_tokens: int,
@@ -49,7 +49,7 @@ def engine(
     """vLLM with the model's weights as they are now; leave the accelerator to it while it works.
 
     Args:
-        eos: the token that ends a response, and nothing else does.
+        stops: tokens of which each ends a response; nothing else does.
         never: tokens that are not drawn.
         longest: tokens of the longest prompt: a model's whole context may ask for more cache than a device has.
 
@@ -70,7 +70,7 @@ def engine(
         dtype = str(model.dtype).removeprefix("torch.")
         gc.collect()
         torch.cuda.empty_cache()  # vLLM asks for nine tenths of the device, and does not find what torch has kept
-        # "vllm": without the habits of the model's generation config (penalties, other stop tokens)
+        # "vllm": without the habits of the model's generation config (penalties, temperatures)
         context = longest + max_new_tokens
         llm = LLM(model=folder, dtype=dtype, seed=seed, generation_config="vllm", max_model_len=context)
 
@@ -82,8 +82,8 @@ def engine(
                     top_p=top_p,
                     max_tokens=max_new_tokens,
                     seed=row_seed(seed, *row),
-                    stop_token_ids=[eos],
-                    ignore_eos=True,  # the tokenizer's own, which need not be ours
+                    stop_token_ids=sorted(stops),
+                    ignore_eos=True,  # what the folder calls EOS, if it is none of ours
                     logit_bias=dict.fromkeys(never, FORBIDDEN) or None,
                     detokenize=False,
                 )
@@ -91,7 +91,7 @@ def engine(
             ]
             asked = [{"prompt_token_ids": ids} for ids in prompts]
             found = [out.outputs[0] for out in llm.generate(asked, settings, use_tqdm=False)]
-            return [_closed(list(x.token_ids), x.finish_reason == "stop", eos) for x in found]
+            return [_closed(x, tokenizer.eos_token_id, stops) for x in found]  # type: ignore[arg-type]
 
         try:
             yield write
@@ -107,6 +107,9 @@ def row_seed(seed: int, prompt: int, response: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:4]) >> 1
 
 
-def _closed(ids: list[int], stopped: bool, eos: int) -> list[int]:
-    """With the EOS at which vLLM stopped, whether it returns that or not."""
-    return [*ids, eos] if stopped and ids[-1:] != [eos] else ids
+def _closed(output: Any, eos: int, stops: Collection[int]) -> list[int]:
+    """Token ids with the one at which vLLM stopped, whether it returns that or not."""
+    ids = list(output.token_ids)
+    if output.finish_reason != "stop" or (ids and ids[-1] in stops):
+        return ids
+    return [*ids, output.stop_reason if isinstance(output.stop_reason, int) else eos]

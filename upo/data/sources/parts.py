@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 
+from attrs import evolve
+
 from upo.data.example import Example, Prompt, Response, prompt_key
 from upo.data.lines import Row, Unusable
 from upo.data.report import SourceReport
@@ -25,7 +27,7 @@ def each(rows: Iterable[Row], report: SourceReport, convert: Callable[[Row], Exa
     """One example a record; a record for which `convert` raises `Unusable` is dropped and counted."""
     for row in rows:
         try:
-            yield convert(row)
+            yield evolve(convert(row), where=row.where)
         except Unusable as reason:
             report.drop(str(reason), row.where)
 
