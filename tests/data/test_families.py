@@ -45,7 +45,9 @@ def text_of(tokenizer, unit, k: int = 0) -> str:
 
 def ids_of(tokenizer, text: str) -> list[int]:
     """A text that a template has written; behind BOS where the tokenizer wants one and the template wrote none."""
-    return tokenizer(text, add_special_tokens=tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)).input_ids
+    return tokenizer(
+        text, add_special_tokens=tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
+    ).input_ids
 
 
 # ---- ends ----------------------------------------------------------------------------------------------------------
