@@ -1,7 +1,8 @@
 """Chat formats of widely used model families: a template of the same structure each, and a small tokenizer for it.
 
-The templates lie in data/templates. They are written for the tests from how the families' conversations look: what opens
-and closes a turn, what the generation prompt is, what is refused. Token ids, vocabularies and most words are made up.
+The templates lie in data/templates. They are written for the tests from how the families' conversations look: what
+opens and closes a turn, what the generation prompt is, what is refused. Token ids, vocabularies and most words are made
+up.
 """
 
 from pathlib import Path
@@ -41,6 +42,7 @@ class Family:
 
 IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 THINK = ("<think>", "</think>")
+R1_BEGIN, R1_END = "<\uff5cbegin▁of▁sentence\uff5c>", "<\uff5cend▁of▁sentence\uff5c>"
 FAMILIES = {
     "llama2": Family("</s>", f" {ANSWER} </s>", "</s>", "<s>", words=True, stops=("</s>",)),
     "llama3": Family(
@@ -71,8 +73,8 @@ FAMILIES = {
         stops=("<|im_end|>", "<|endoftext|>"),
     ),
     "deepseek_r1": Family(
-        "<｜end▁of▁sentence｜>", f"{ANSWER}<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>",
-        ("<｜User｜>", "<｜Assistant｜>"), THINK, ("<｜end▁of▁sentence｜>",),
+        R1_END, f"{ANSWER}{R1_END}", R1_END, R1_BEGIN,
+        ("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"), THINK, (R1_END,)
     ),
     "nemotron3": Family(
         "<|im_end|>", f"</think>{ANSWER}<|im_end|>", "<|im_end|>", special=(*IM, *THINK), stops=("<|im_end|>",)
@@ -94,7 +96,9 @@ FAMILIES = {
         stops=("<|return|>", "<|endoftext|>", "<|call|>"),
     ),
     "zephyr": Family("</s>", f"{ANSWER}</s>", "</s>", "<s>", words=True, stops=("</s>",)),
-    "smollm3": Family("<|im_end|>", f"{ANSWER}<|im_end|>", "<|im_end|>", special=IM, plain=THINK, stops=("<|im_end|>",)),
+    "smollm3": Family(
+        "<|im_end|>", f"{ANSWER}<|im_end|>", "<|im_end|>", special=IM, plain=THINK, stops=("<|im_end|>",)
+    ),
     "granite": Family(
         "<|end_of_text|>", f"{ANSWER}<|end_of_text|>", "<|end_of_text|>",
         special=("<|start_of_role|>", "<|end_of_role|>"), stops=("<|end_of_text|>",),

@@ -220,10 +220,10 @@ def test_reasoning_in_the_text_continues_the_block_that_the_prompt_opens(name: s
 def test_a_pair_of_which_one_reasons_shares_its_prompt() -> None:
     made = tokenizer("deepseek_r1")
     unit, report = encode(made, "<think>\nLook up.\n</think>\n\nBlue.", "Blue.")
-    assert made.decode(unit.prompt).endswith("<｜Assistant｜>")
+    assert made.decode(unit.prompt).endswith("<\uff5cAssistant\uff5c>")
     assert [text_of(made, unit, k) for k in range(2)] == [
-        "<think>\nLook up.\n</think>\n\nBlue.<｜end▁of▁sentence｜>",
-        "Blue.<｜end▁of▁sentence｜>",
+        "<think>\nLook up.\n</think>\n\nBlue.<\uff5cend▁of▁sentence\uff5c>",
+        "Blue.<\uff5cend▁of▁sentence\uff5c>",
     ]
     ((note, number),) = report.altered.items()
     assert number == 1 and "'<think>\\n'" in note and "policy.template_options" in note

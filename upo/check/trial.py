@@ -101,7 +101,7 @@ def trial_method(cli: Resolved, policy: Policy, parameters: int) -> tuple[Method
     stand_in, given = parameters > LARGEST, cli.model.reference
     if stand_in:
         small = SMALL | {"max_position_embeddings": 1 << 20}
-        policy = Policy(None, small, policy.tokenizer_path, chat_template=policy.chat_template)
+        policy = Policy(None, small, policy.tokenizer_path, **policy.text)
     reference = None
     if (stand_in and given is not None) or isinstance(given, StoredReference):
         reference = FrozenReference(None if stand_in else getattr(given, "path", None))

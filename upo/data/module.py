@@ -16,7 +16,7 @@ from upo.data.codec import TextCodec
 from upo.data.example import Example, prompt_key
 from upo.data.feeding import Feeding
 from upo.data.layout import Layout
-from upo.data.preparation import nothing_left, split_of
+from upo.data.preparation import check_rewards, nothing_left, split_of
 from upo.data.relabel import relabel
 from upo.data.report import DataReport
 from upo.data.rewards import Reward, fit_all
@@ -25,7 +25,7 @@ from upo.data.samplers import StepSampler
 from upo.data.source import Source
 from upo.data.split import mix, split_by_prompt
 from upo.data.steps import StepData
-from upo.data.templates import keep_date, writes_date
+from upo.data.templates import keep_date
 from upo.data.tokenize import Limits, Overlong
 from upo.data.views import View
 from upo.errors import UserError
@@ -93,8 +93,7 @@ class PreferenceData(pl.LightningDataModule):
         self.layout: Layout = layout
         self.sampler, self.feeding = sampler, feed and Feeding(feed)
         self.split_seed, self.seed, self.workers = split_seed, seed, workers
-        self.report, self.first_day = DataReport(), date.today().isoformat()
-        """`first_day`, YYYY-MM-DD: when the run first started."""
+        self.report, self.first_day = DataReport(), date.today().isoformat()  # of the run, which may go on another day
 
     # ---- examples --------------------------------------------------------------------------------------------
 
@@ -126,13 +125,7 @@ class PreferenceData(pl.LightningDataModule):
         """
         if context is not None and self.max_length > context:
             raise UserError(f"data.max_length={self.max_length} is beyond the model's context of {context} tokens")
-        if missing := [name for name in rewards if name not in self.rewards]:
-            raise UserError(
-                f"the method reads the rewards {list(rewards)}, but `data.rewards` lacks {missing}; "
-                "name a reward class there or change `model.reward_weights`"
-            )
-        if missing := [name for name in self.relabel if name not in self.rewards]:
-            raise UserError(f"`data.relabel` weighs {missing}, which `data.rewards` lacks: {list(self.rewards)}")
+        check_rewards(self.rewards, rewards, self.relabel)
         codec = TextCodec(tokenizer, self.tokens_cache)
         self.report, self.made_for = DataReport(), (codec.fingerprint, view, tuple(rewards))
         train, validation = examples or self.examples()
@@ -169,9 +162,8 @@ class PreferenceData(pl.LightningDataModule):
         """Reads the data for the Trainer's method; what was made for one that sees the same serves it too."""
         method = self.trainer.lightning_module
         policy = method.policy
-        if writes_date(policy.tokenizer):  # rank 0's, though midnight be between them
-            self.first_day = self.trainer.strategy.broadcast(self.first_day)
-            keep_date(policy.tokenizer, self.first_day)
+        self.first_day = self.trainer.strategy.broadcast(self.first_day)  # rank 0's: midnight may lie between them
+        keep_date(policy.tokenizer, self.first_day)
         wanted = (TextCodec(policy.tokenizer).fingerprint, method.view, tuple(method.rewards))
         if getattr(self, "made_for", None) != wanted:
             self.prepare(policy.tokenizer, method.view, method.rewards, policy.context)

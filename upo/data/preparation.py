@@ -1,7 +1,7 @@
 """From examples to a split: drafts, token ids, limits, partners and columns; everything left out is counted."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from attrs import evolve
 
@@ -13,6 +13,17 @@ from upo.data.rounds import Split
 from upo.data.tokenize import Limits
 from upo.data.views import View
 from upo.errors import UserError
+
+
+def check_rewards(known: Collection[str], rewards: Sequence[str], relabel: Collection[str]) -> None:
+    """Raises a `UserError` where a method's rewards, or those that relabel the data, are not among the data's."""
+    if missing := [name for name in rewards if name not in known]:
+        raise UserError(
+            f"the method reads the rewards {list(rewards)}, but `data.rewards` lacks {missing}; "
+            "name a reward class there or change `model.reward_weights`"
+        )
+    if missing := [name for name in relabel if name not in known]:
+        raise UserError(f"`data.relabel` weighs {missing}, which `data.rewards` lacks: {list(known)}")
 
 
 def nothing_left(view: View, max_length: int, report: DataReport) -> UserError:

@@ -89,19 +89,10 @@ def inherit_options(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, 
         tokenizer.init_kwargs[OPTIONS] = whole
 
 
-def keep_date(tokenizer: "PreTrainedTokenizerBase", day: str | None) -> None:
-    """From now on a template that writes today's date writes this one, unless a date is set already.
-
-    Args:
-        day: YYYY-MM-DD; None changes nothing.
-    """
-    if day and writes_date(tokenizer):
+def keep_date(tokenizer: "PreTrainedTokenizerBase", day: str) -> None:
+    """From now on a template that writes today's date writes this one, YYYY-MM-DD, unless a date is set already."""
+    if DATE in template_text(tokenizer):
         inherit_options(tokenizer, {DATE: day})
-
-
-def writes_date(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the chat template asks for today's date."""
-    return DATE in template_text(tokenizer)
 
 
 def apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]], **how: Any) -> str:
