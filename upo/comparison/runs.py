@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from upo.comparison.settings import differing, natural, settings_of, short_names, shown
+from upo.comparison.settings import differing, identity, natural, settings_of, short_names, shown
 from upo.errors import UserError
 from upo.metrics.intervals import Interval, crossed
 from upo.runtime.run_folder import MANIFEST, RunPaths
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        return json.dumps(self.settings, sort_keys=True, default=str)
+        return identity(self.settings)
 
     @property
     def name(self) -> str:

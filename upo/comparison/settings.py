@@ -22,6 +22,11 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if value is not None}  # earlier versions had fewer arguments
 
 
+def identity(settings: Mapping[str, Any]) -> str:
+    """Equal for equal settings: false is what a version did that had no such argument yet."""
+    return json.dumps({k: v for k, v in settings.items() if v is not False}, sort_keys=True, default=str)
+
+
 def _flat(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         return {key: _plain(value)}
@@ -47,7 +52,7 @@ def _plain(value: Any) -> Any:
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys in which they are not all alike, in the order of the first that has them."""
     keys = dict.fromkeys(key for own in settings for key in own)
-    return [k for k in keys if len({json.dumps(own.get(k), sort_keys=True, default=str) for own in settings}) > 1]
+    return [k for k in keys if len({identity({k: own.get(k, False)}) for own in settings}) > 1]
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ the same seed are compared on common random numbers, and batch size and order ch
 batch gives the same logits to about 1e-6, which now and then moves a draw that falls between two tokens.
 """
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,13 @@ class Completion:
     """The response without special tokens."""
     finish_reason: Literal["stop", "length"]
     """`stop`: a token that ends responses came before the limit; `length`: it was cut there."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Completion":
+        """One that an interrupted call left; `ended` stood for the reason in earlier versions."""
+        values = dict(values)
+        reason = "stop" if values.pop("ended", False) else "length"
+        return cls(**{"finish_reason": reason, **values})
 
 
 def sample(
@@ -97,7 +104,7 @@ def sample(
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             if kept is not None and all(f"{i}.{k}" in kept for i, k in batch):
-                sampled |= {(i, k): Completion(**kept[f"{i}.{k}"]) for i, k in batch}
+                sampled |= {(i, k): Completion.of(kept[f"{i}.{k}"]) for i, k in batch}
                 bar.update(len(batch))
                 continue
             ids = [up_to(stops, x) for x in write(batch, [prompt_ids[i] for i, _ in batch])]
