@@ -372,3 +372,29 @@ def test_mistakes_give_one_error(line: str, tmp_path: Path, monkeypatch, capsys)
         main(line.split())
     error = capsys.readouterr().err
     assert error.startswith("error: ") and MISTAKES[line] in error and len(error.splitlines()) <= 3
+
+
+def test_prompts_that_the_template_refuses_are_left_out(
+    stories260k: str, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Evaluated are as many others, and a line says how many were refused; none left is an error that says what to do."""
+    rows = []
+    for i, a in enumerate(WORDS):
+        system = [{"role": "system", "content": "Be kind."}] * (i % 3 == 0)
+        chosen, rejected = ([{"role": "assistant", "content": f"{x} {a}."}] for x in ("A very", "Not"))
+        prompt = [*system, {"role": "user", "content": f"Say {a}."}]
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = str(shared / "data" / "awkward" / "raise.jinja")
+    sft = SFT(Policy(path=stories260k, chat_template=template))
+    sft.configure_model()
+    source = Source(name="trl", path=str(tmp_path / "chat.jsonl"))
+    settings = {"max_new_tokens": 4, "samples": 0}
+    with pytest.warns(UserWarning, match=r"0 of 8 responses of the policy ended within 4 tokens"):
+        Evaluation(**settings, prompts=10).run(sft, PreferenceData((source,), validation=11), tmp_path)
+    asked = [json.loads(line)["prompt"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert 7 <= len(asked) <= 8 and not any("Be kind." in prompt for prompt in asked)
+    assert "held-out prompts are left out: the chat template cannot write them" in capsys.readouterr().out
+    held_out = [e for e in held_out_examples(PreferenceData((source,), validation=11)) if len(e.prompt) == 2]
+    with pytest.raises(UserError, match=r"no held-out prompt; set policy\.chat_template"):
+        distinct_prompts(held_out, 10, 0, lambda prompt: False)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from upo.cli.command import command
+from upo.data.example import Example, Response
 from upo.data.report import DataReport
 from upo.data.source import Source
 from upo.errors import UserError
@@ -56,6 +57,25 @@ def test_prompts_of_a_source_through_the_command_line(
         command(generate, "generate", [*args, "--out", str(out)], positional=False)
     assert end.value.code == 2
     assert capsys.readouterr().err == f"error: {out} exists; name another file or add --overwrite\n"
+
+
+def test_prompts_that_no_template_writes_are_left_out(
+    stories260k: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Before anything is sampled, and said."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "-3"}]
+    rows = [{"prompt": [{"role": "user", "content": f"Say {i}"}]} for i in range(3)] + [{"prompt": turns}]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source(name="test_generate.asked", path=str(tmp_path / "asked.jsonl"))
+    generate(stories260k, Sentiment(), tmp_path / "a.jsonl", prompts=source, responses=2, max_new_tokens=4)
+    assert len(lines(tmp_path / "a.jsonl")) == 3
+    assert "1 of 4 prompts are left out: the chat template cannot write them" in capsys.readouterr().out
+
+
+def asked(rows, report):
+    """A source of prompts as they are."""
+    for row in rows:
+        yield Example(tuple(row.data["prompt"]), (Response("x"),))
 
 
 def test_a_margin_keeps_close_calls_out() -> None:

@@ -1,5 +1,7 @@
 """Sampling: the right distribution, whatever the batches, and nothing else touched."""
 
+import warnings
+
 import pytest
 import tiny
 import torch
@@ -7,7 +9,8 @@ import torch
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
 from upo.models.checkpoint import load_model
-from upo.rollout.sampling import draw, sample
+from upo.rollout.ends import warn_unended
+from upo.rollout.sampling import Completion, draw, sample
 
 PROMPTS = [
     "How do I bake bread?",
@@ -95,6 +98,18 @@ def test_eos_ends_a_response(policy) -> None:
     assert all(s.ids[-1] == eos and eos not in s.ids[:-1] for s in ended)
     assert all(len(s.ids) == 60 and eos not in s.ids for s in found if s.finish_reason == "length")
     assert not any("<|" in s.text for s in found)
+
+
+@pytest.mark.parametrize(("ended", "warned"), [(0, True), (1, True), (2, False)])
+def test_responses_that_never_end_are_warned_about(ended: int, warned: bool) -> None:
+    """Below one of fifty."""
+    drawn = [Completion([1], [5, 2], "x", "stop" if i < ended else "length") for i in range(100)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_unended("the policy", drawn, 16)
+    assert [f"{ended} of 100 responses of the policy ended within 16 tokens" in str(w.message) for w in caught] == (
+        [True] * warned
+    )
 
 
 def test_a_long_prompt_is_cut_on_the_left(policy) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import families
 import pytest
 import tiny
 import torch
@@ -111,6 +112,29 @@ def test_greedy_responses_are_those_of_the_other_backend(policy, vllm, returns_e
     ours = written(policy, temperature=0.0, backend="transformers", max_new_tokens=40)
     assert written(policy, temperature=0.0, max_new_tokens=40) == ours
     assert {s.finish_reason == "stop" for (s,) in ours} == {True, False}, "the test needs both"
+
+
+@pytest.mark.parametrize("returns_end", [True, False])
+def test_turns_end_where_the_template_and_the_generation_config_end_them(vllm, returns_end: bool, monkeypatch) -> None:
+    """ChatML on a base model that also stops at its padding: three ends, on both backends."""
+    monkeypatch.setattr(vllm, "returns_eos", returns_end)
+    made = tiny.policy(vocab_size=400)
+    made.__dict__["tokenizer"] = chat = families.tokenizer("chatml")
+    ends = chat.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>", "<pad>"])
+    made.model.generation_config.eos_token_id = [ends[0], ends[2]]
+    with torch.no_grad():
+        made.model.get_output_embeddings().weight[ends] *= 1.5
+    asked = [({"role": "user", "content": text},) for text in PROMPTS * 4]
+    written = {}
+    for backend in ("transformers", "vllm"):
+        sampling = {"max_new_tokens": 40, "temperature": 0.0, "backend": backend}
+        written[backend] = [s for (s,) in sample(made.model, chat, asked, **sampling)]
+    assert written["vllm"] == written["transformers"]
+    for s in written["vllm"]:
+        assert (s.finish_reason == "stop") == (s.ids[-1] in ends) and not {*s.ids[:-1]} & {*ends}
+    assert len({s.ids[-1] for s in written["vllm"]} & {*ends}) > 1, "the test needs several"
+    assert {tuple(x.stop_token_ids) for x in vllm.made[0].asked} == {tuple(sorted(ends))}
+    assert not {*ends} & {*(vllm.made[0].asked[0].logit_bias or {})}
 
 
 def test_every_argument_reaches_vllm(policy, vllm) -> None:
