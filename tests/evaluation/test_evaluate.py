@@ -377,7 +377,7 @@ def test_mistakes_give_one_error(line: str, tmp_path: Path, monkeypatch, capsys)
 def test_prompts_that_the_template_refuses_are_left_out(
     stories260k: str, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Evaluated are as many others, and a line says how many were refused; none left is an error that says what to do."""
+    """Evaluated are as many others, and a line says how many were refused; with none left an error says what to do."""
     rows = []
     for i, a in enumerate(WORDS):
         system = [{"role": "system", "content": "Be kind."}] * (i % 3 == 0)
