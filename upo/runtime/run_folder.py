@@ -67,6 +67,16 @@ class RunPaths:
         return self.folder / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """A link to the best of them, where the run monitors a metric."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def scores(self) -> Path:
+        """Which of them the run has kept, and the metric that it monitors at each."""
+        return self.checkpoints / "scores.json"
+
+    @property
     def log(self) -> Path:
         """What the run printed, where a study has started it."""
         return self.folder / "log.txt"
