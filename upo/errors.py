@@ -1,6 +1,7 @@
 """The one error that a user can cause: printed in one to three lines, exit code 2, no traceback."""
 
 import difflib
+import errno
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,17 +28,28 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def short_errors() -> Iterator[None]:
-    """Around a command: a `UserError`, wrapped or not, ends it with its sentence and exit code 2."""
+    """Around a command: a `UserError`, wrapped or not, or a full disk ends it with a sentence and exit code 2."""
     try:
         yield
     except Exception as error:
-        inner: BaseException | None = error
-        while inner is not None and not isinstance(inner, UserError):
-            inner = inner.__cause__ or inner.__context__
-        if inner is None:
-            raise
-        print(f"error: {inner}", file=sys.stderr)
+        if (told := next((x for x in _chain(error) if isinstance(x, UserError)), None)) is None:
+            if (full := full_disk(error)) is None:
+                raise
+            told = UserError(f"no room is left to write {full.filename or 'a file'} ({full.strerror}); make room first")
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """That error, or what led to it, which says that nothing more can be written."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the largest file that is allowed
+    return next((x for x in _chain(error) if isinstance(x, OSError) and x.errno in full), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class hub_errors:

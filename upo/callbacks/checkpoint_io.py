@@ -27,12 +27,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         sums = sums_file(path)
         check_room(path, bytes_of(checkpoint))
-        with told_when_full(path), written_at_once(sums) as new_sums:
-            with written_at_once(path, synced=True) as partial:
-                with partial.open("wb") as file:
-                    torch.save(checkpoint, hashed := Hashed(file))  # type: ignore[arg-type]
-                new_sums.write_text(as_text({path.name: hashed.sha256()}))
-                sums.unlink(missing_ok=True)  # a kill must not leave the old sum beside the new file
+        with told_when_full(path), written_at_once(sums) as new_sums, written_at_once(path, synced=True) as partial:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, hashed := Hashed(file))  # type: ignore[arg-type]
+            new_sums.write_text(as_text({path.name: hashed.sha256()}))
+            sums.unlink(missing_ok=True)  # a kill must not leave the old sum beside the new file
 
     def remove_checkpoint(self, path: Any) -> None:
         """A folder loses its name first: half deleted, and newer for that, it would be taken for the latest."""

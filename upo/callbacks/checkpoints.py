@@ -18,7 +18,6 @@ from upo.runtime.atomic_files import write_json
 from upo.runtime.collectives import max_over_ranks
 from upo.runtime.run_folder import RunPaths
 
-
 SCORES, BEST = RunPaths(".").scores.name, RunPaths(".").best.name
 
 
@@ -194,7 +193,9 @@ def is_finite(trainer: pl.Trainer) -> bool:
     states = [x for optimizer in trainer.optimizers for state in optimizer.state.values() for x in state.values()]
     tensors = [p for p in module.parameters() if p.requires_grad] + [x for x in states if isinstance(x, Tensor)]
     local = [x.to_local() if isinstance(x, DTensor) else x.detach() for x in tensors if x.is_floating_point()]
-    bad = sum((~x.isfinite().all()).to(module.device, torch.long) for x in local) + torch.tensor(0, device=module.device)
+    bad = sum((~x.isfinite().all()).to(module.device, torch.long) for x in local) + torch.tensor(
+        0, device=module.device
+    )
     if not int(max_over_ranks(bad)):
         return True
     rank_zero_warn(

@@ -91,7 +91,7 @@ def _model(found: Found) -> dict[str, str]:
 
 
 def _schedule(found: Found, card: Gpu | None) -> dict[str, str]:
-    cli, data, shape = found.cli, found.cli.datamodule, found.shape
+    cli, data = found.cli, found.cli.datamodule
     trainer, unit = cli.config.trainer, cli.model.view.noun
     steps, (warm, rate) = found.steps, found.warm_up
     values = {

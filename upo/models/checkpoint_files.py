@@ -30,7 +30,7 @@ WEIGHTS = "model"
 
 RESUMED = {
     "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict,
-    "global_step": int, "epoch": int, "metrics_row": dict,
+    "global_step": int, "epoch": int,
 }  # fmt: skip
 """What training goes on from."""
 
@@ -134,8 +134,8 @@ def _of_a_policy(content: Any, file: Path) -> dict[str, Any]:
         raise UserError(f"{file} holds something else than files of a model: it was not written by upo.fit")
     if unsafe := [name for name in files if not is_plain(name)]:
         raise UserError(
-            f"{file} would write a file outside of its folder ({str(unsafe[0])[:100]!r}); it was not written by upo.fit, "
-            "do not use it"
+            f"{file} would write a file outside of its folder ({str(unsafe[0])[:100]!r}), so it was not written by "
+            "upo.fit; do not use it"
         )
     return content
 

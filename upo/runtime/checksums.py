@@ -1,7 +1,7 @@
 """sha256 beside what must not change: made while a file is written, compared before it is read.
 
-A file has `<its name>.sha256` beside it, a folder has one such list for each rank that wrote into it; `sha256sum -c` reads
-them too. Measured: 1.15 GB/s on one core with SHA instructions; a folder's files are read in parallel.
+A file has `<its name>.sha256` beside it, a folder has one such list for each rank that wrote into it; `sha256sum -c`
+reads them too. Measured: 1.15 GB/s on one core with SHA instructions; a folder's files are read in parallel.
 """
 
 import hashlib

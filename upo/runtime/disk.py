@@ -1,15 +1,11 @@
 """Room on disks: asked for before something large is written, and said in a sentence where it ends on the way."""
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from upo.errors import UserError
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""No space, over quota, over the largest file that is allowed."""
+from upo.errors import UserError, full_disk
 
 
 def size(bytes_: float) -> str:
@@ -21,16 +17,6 @@ def free_bytes(path: Path) -> int:
     """What may still be written at a path, which need not be there yet."""
     path = path.absolute()
     return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether an error, or what led to it, says that nothing more can be written."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.errno in FULL:
-            return True
-        inner = inner.__cause__ or inner.__context__
-    return False
 
 
 def check_room(path: Path, needed: float, free: float | None = None) -> None:
@@ -52,9 +38,9 @@ def told_when_full(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_full(error):
+        if full_disk(error) is None:
             raise
         raise UserError(
-            f"the disk was full while {path} was written ({size(free_bytes(path))} are free now); nothing of it is left, "
-            "and what was saved before is whole: make room, then continue with --ckpt_path last"
+            f"the disk was full while {path} was written ({size(free_bytes(path))} are free now); it is removed, and "
+            "what was saved before is whole: make room, then continue with --ckpt_path last"
         ) from error
