@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -52,6 +51,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def refuse_code(error: BaseException, name: str) -> None:
+    """Raises a `UserError` where transformers wants to run code that lies beside a model: it never is."""
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        raise UserError(
+            f"`{name}` brings code of its own, which is not run here; take a model of an architecture that "
+            "transformers has, or convert it"
+        ) from None
+
+
+BROKEN = "SafetensorError"
+"""What safetensors raises at a broken file, an Exception alone; tokenizers raise a plain `Exception`."""
+
+
 class hub_errors:
     """Turns transformers' long reports about a missing or broken folder into one sentence."""
 
@@ -64,7 +76,8 @@ class hub_errors:
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if isinstance(error, ImportError):
             raise UserError(f"the {self.what} `{self.name}` cannot be read here: {str(error).strip()[:200]}") from None
-        if isinstance(error, OSError | ValueError | json.JSONDecodeError):
+        if isinstance(error, OSError | ValueError) or kind is Exception or getattr(kind, "__name__", "") == BROKEN:
+            refuse_code(error, self.name)
             if (Path(self.name) / "adapter_config.json").is_file():
                 raise UserError(
                     f"`{self.name}` is an adapter; set policy.path to the model below it, policy.adapter.path to it"

@@ -9,11 +9,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from upo.callbacks.checkpoints import Checkpoints
 from upo.models.checkpoint_files import load, read_folder
 from upo.runtime.atomic_files import partial_of, written_at_once
 from upo.runtime.checksums import Hashed, as_text, check_sums, sums_file
 from upo.runtime.collectives import first_on_node
 from upo.runtime.disk import check_room, told_when_full
+
+__all__ = ["AtomicCheckpointIO", "Checkpoints"]  # YAMLs name the second one by this module too
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

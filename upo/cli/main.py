@@ -180,7 +180,7 @@ class CLI(LightningCLI):
             if self.config.evaluation is not None:
                 method, data = run.method, run.data
                 if is_sharded(self.trainer.strategy):  # rank 0 alone goes on, with whole models
-                    method, data, _ = load_run(self.folder)
+                    method, data, _ = load_run(self.folder, trust=True)
                 figures = self.config_init.evaluation.run(method, data, self.folder)
                 loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
                 values |= figures

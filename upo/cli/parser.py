@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from upo.errors import nearest
+from upo.runtime.class_paths import no_class, safe_parsing
 
 
 class ShortErrors(LightningArgumentParser):
@@ -20,6 +21,7 @@ class ShortErrors(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         # a run has no such fields; looking for them in the source of every class takes a second at each start
         set_parsing_settings(docstring_parse_attribute_docstrings=False)
+        safe_parsing()
         super().__init__(*args, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
@@ -29,9 +31,12 @@ class ShortErrors(LightningArgumentParser):
             if arg == "--overwrite" and following.startswith("--"):
                 given[i] = "--overwrite=true"
         try:
-            return super().parse_args(given, *rest, **options)
+            config = super().parse_args(given, *rest, **options)
         except OmegaConfBaseException as error:  # ${...} of nothing
             self.error(str(error), error)
+        if wrong := no_class(config):
+            self.error(wrong)
+        return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # nested parsers: the outermost one prints

@@ -8,16 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from upo.errors import UserError
 from upo.runtime.checksums import check_sums
-from upo.runtime.run_folder import RunPaths
-
-Which = Literal["last", "best"]
-"""Of a run's checkpoints: the newest, or the best by the metric that `checkpoint.monitor` names."""
+from upo.runtime.run_folder import RunPaths, Which
 
 POLICY = "policy.model."
 """How the policy's weights are called in a checkpoint, before their own names."""
@@ -106,7 +103,12 @@ def check_resumable(file: Path) -> None:
         parts = {"state_dict": {}, "optimizer_states": []}
         content = parts | read_folder(file, tensors=False) if file.is_dir() else load(file, mmap=True)
     _of_a_policy(content, file)
-    if wrong := [name for name, kind in RESUMED.items() if not isinstance(content.get(name), kind)]:
+    wrong = [name for name, kind in RESUMED.items() if not isinstance(content.get(name), kind)]
+    if not wrong and "epoch_loop.batch_progress" not in content["loops"].get("fit_loop", {}):
+        wrong = ["loops"]
+    if not content.get("optimizer_states") and not isinstance(content.get("optimizer_0"), dict):
+        wrong += ["optimizer_states"]
+    if wrong:
         raise UserError(f"{file} holds weights, but not all that training goes on from ({wrong[0]}); take another one")
 
 

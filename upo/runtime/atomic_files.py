@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from upo.errors import UserError
+
 
 @contextmanager
 def written_at_once(path: Path, *, synced: bool = False, shared: bool = False) -> Iterator[Path]:
@@ -43,6 +45,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """A JSON file, at once, with each key and each item of a list on a line of its own."""
     write_text(path, _lines(values) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it is broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is broken ({str(error).splitlines()[0][:100]}); make it again, or remove it") from None
 
 
 def partial_of(path: Path) -> Path:
