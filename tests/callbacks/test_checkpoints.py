@@ -269,9 +269,10 @@ def test_what_a_kill_between_saving_and_removing_left_is_removed(fit, monkeypatc
         patch.setattr(AtomicCheckpointIO, "remove_checkpoint", die)
         fit()
     (FOLDER / "mine").write_text("my own")
+    (FOLDER / ".step=5-stopped.ckpt.partial").write_text("half a save")
     assert files() == {"step=2.ckpt", "step=4.ckpt"}
     fit(ckpt=True)
-    assert files() == {"step=6.ckpt"} and (FOLDER / "mine").exists()
+    assert files() == {"step=6.ckpt"} and (FOLDER / "mine").exists() and not list(FOLDER.glob(".*"))
 
 
 def test_all_are_kept_where_that_is_asked(fit) -> None:

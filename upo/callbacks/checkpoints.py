@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from upo.errors import UserError, did_you_mean
-from upo.runtime.atomic_files import write_json
+from upo.runtime.atomic_files import remove_partials, write_json
 from upo.runtime.collectives import max_over_ranks
 from upo.runtime.run_folder import RunPaths
 
@@ -42,7 +42,10 @@ class Checkpoints(ModelCheckpoint):
         of_validation = self.monitor is not None and self.monitor.startswith("val/")
         if of_validation and not sum(trainer.num_val_batches):
             raise UserError(f"checkpoint.monitor is `{self.monitor}`, but there is no validation; set data.validation")
-        self.kept, resumed = trainer.strategy.broadcast(self._known(trainer) if trainer.is_global_zero else None)
+        if trainer.is_global_zero:
+            remove_partials(Path(str(self.dirpath)))
+        known = self._known(trainer) if trainer.is_global_zero else ({}, None)
+        self.kept, resumed = trainer.strategy.broadcast(known)
         if resumed is not None:
             self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, resumed
 
@@ -94,7 +97,7 @@ class Checkpoints(ModelCheckpoint):
         return True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._validated = trainer.global_step
         if self.monitor is None or not self._is_fresh(trainer) or not self._is_among_best(self._value(trainer)):
@@ -198,8 +201,9 @@ def is_finite(trainer: pl.Trainer) -> bool:
     )
     if not int(max_over_ranks(bad)):
         return True
-    rank_zero_warn(
-        f"weights or optimizer states are not finite at step {trainer.global_step}: they are not saved, and what was "
-        "saved before stays"
-    )
+    if trainer.is_global_zero:
+        warnings.warn(
+            f"weights or optimizer states are not finite at step {trainer.global_step}: they are not saved, and what "
+            "was saved before stays"
+        )
     return False

@@ -25,7 +25,7 @@ from upo.models.policy import Policy
 from upo.models.reference import Reference
 from upo.models.reference_source import weights_hash
 from upo.models.stored_reference import StoredReference
-from upo.parallel.sharding import check, named, receive
+from upo.parallel.sharding import check, named, receive, single_errors
 from upo.runtime.atomic_files import partial_of, put_in_place, sync
 from upo.runtime.checksums import ENDING, as_text, sha256_of, sums_file
 from upo.runtime.collectives import first_on_node, sum_over_ranks
@@ -183,7 +183,8 @@ class Sharded(ModelParallelStrategy):
             check_resumable(path)  # PyTorch's own reader of folders would run what is in them
         self.barrier()
         if path.is_dir():
-            return super().load_checkpoint(path, weights_only=True)
+            with single_errors():
+                return super().load_checkpoint(path, weights_only=True)
         assert self.model is not None
         content = load(path, mmap=True)
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -203,7 +204,7 @@ class Sharded(ModelParallelStrategy):
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
         try:
-            with told_when_full(path):
+            with told_when_full(path), single_errors():
                 super().save_checkpoint(checkpoint, partial, storage_options)
                 self.barrier()
                 self._write_sums(partial)

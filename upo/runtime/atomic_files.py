@@ -64,6 +64,12 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def remove_partials(folder: Path) -> None:
+    """Removes what killed commands have left in a folder that only one of them writes to."""
+    for partial in folder.glob(partial_of(folder / "*").name):
+        _remove(partial)
+
+
 def put_in_place(partial: Path, path: Path) -> None:
     """Gives a complete file or folder its name; a file is never missing in between."""
     if path.is_dir() and not path.is_symlink():

@@ -74,7 +74,7 @@ def _check(path: Path, files: tuple[tuple[Path, int, int, int], ...]) -> None:
     lists = [file for file, *_ in files if file.suffix == ENDING]
     if not lists:  # of an earlier version
         return
-    sums = {name: digest for file in lists for name, digest in _read(file).items()}
+    sums = {name: digest for file in lists for name, digest in read_sums(file).items()}
     there = {file.name: file for file, *_ in files if file.suffix != ENDING}
     if missing := sorted(sums.keys() - there.keys()):
         raise UserError(f"{path} is incomplete ({missing[0]} is missing); take another checkpoint")
@@ -87,7 +87,8 @@ def _check(path: Path, files: tuple[tuple[Path, int, int, int], ...]) -> None:
                 )
 
 
-def _read(file: Path) -> dict[str, str]:
+def read_sums(file: Path) -> dict[str, str]:
+    """Sums by file name, from a list of them."""
     lines = (line.split("  ", 1) for line in file.read_text(errors="replace").splitlines())
     try:
         return {name: digest for digest, name in lines}
