@@ -7,14 +7,14 @@ without what it costs: preference, objective and KL stand side by side. Of a met
 fronts (upo.comparison.fronts) and figures at equal KL (upo.comparison.equal_kl).
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from upo.comparison.compare import compare
-from upo.errors import UserError
+from upo.errors import short_errors
+from upo.runtime.run_folder import Which
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -43,16 +43,19 @@ def main(args: Sequence[str] | None = None) -> None:
         default=[],
         help="compare methods at these KL (nats), interpolated between each method's strengths",
     )
+    parser.add_argument(
+        "--checkpoint",
+        type=Which,
+        default="last",
+        help="which evaluation is read: that of each run's last checkpoint, or of its best, in RUN/best",
+    )
     parser.add_argument("--paper", type=bool, default=False, help="print the UPO paper's published cells beside ours")
     parser.add_argument(
         "--out", type=Path | None, help="folder for the files; default: the folder that the first run lies in"
     )
     given = parser.parse_args(args).as_dict()
-    try:
+    with short_errors():
         compare(**given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

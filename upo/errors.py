@@ -1,7 +1,7 @@
 """Errors that a user can mend: printed in one to three lines, exit code 2 (1 where a run fails), no traceback."""
 
 import difflib
-import json
+import errno
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,17 +36,41 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def short_errors() -> Iterator[None]:
-    """Around a command: a `UserError`, wrapped or not, ends it with its sentence and its exit code."""
+    """Around a command: a `UserError`, wrapped or not, or a full disk ends it with a sentence and its exit code."""
     try:
         yield
     except Exception as error:
-        inner: BaseException | None = error
-        while inner is not None and not isinstance(inner, UserError):
-            inner = inner.__cause__ or inner.__context__
-        if inner is None:
-            raise
-        print(f"error: {inner}", file=sys.stderr)
-        sys.exit(inner.code)
+        if (told := next((x for x in _chain(error) if isinstance(x, UserError)), None)) is None:
+            if (full := full_disk(error)) is None:
+                raise
+            told = UserError(f"no room is left to write {full.filename or 'a file'} ({full.strerror}); make room first")
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(told.code)
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """That error, or what led to it, which says that nothing more can be written."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the largest file that is allowed
+    return next((x for x in _chain(error) if isinstance(x, OSError) and x.errno in full), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def refuse_code(error: BaseException, name: str) -> None:
+    """Raises a `UserError` where transformers wants to run code that lies beside a model: it never is."""
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        raise UserError(
+            f"`{name}` brings code of its own, which is not run here; take a model of an architecture that "
+            "transformers has, or convert it"
+        ) from None
+
+
+BROKEN = "SafetensorError"
+"""What safetensors raises at a broken file, an Exception alone; tokenizers raise a plain `Exception`."""
 
 
 class hub_errors:
@@ -61,7 +85,8 @@ class hub_errors:
     def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
         if isinstance(error, ImportError):
             raise UserError(f"the {self.what} `{self.name}` cannot be read here: {str(error).strip()[:200]}") from None
-        if isinstance(error, OSError | ValueError | json.JSONDecodeError):
+        if isinstance(error, OSError | ValueError) or kind is Exception or getattr(kind, "__name__", "") == BROKEN:
+            refuse_code(error, self.name)
             if (Path(self.name) / "adapter_config.json").is_file():
                 raise UserError(
                     f"`{self.name}` is an adapter; set policy.path to the model below it, policy.adapter.path to it"

@@ -9,15 +9,14 @@ for win rates and accuracies, the bootstrap for all others. What was generated o
 kept.
 """
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from upo.errors import UserError
+from upo.errors import UserError, short_errors
 from upo.evaluation.evaluation import Evaluation
-from upo.runtime.run_folder import RunPaths
+from upo.runtime.atomic_files import read_json
+from upo.runtime.run_folder import RunPaths, Which
 
 __all__ = ["Evaluation", "evaluate", "main"]
 
@@ -35,20 +34,32 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config", type=Path | None, help="YAML with model and data; by default the run's config.yaml")
     parser.add_argument("--out", type=Path | None, help="where the files go; by default the run folder")
+    parser.add_argument(
+        "--checkpoint",
+        type=Which,
+        default="last",
+        help="which one of a run folder: the newest, or the best by its checkpoint.monitor, whose files go to RUN/best",
+    )
+    parser.add_argument(
+        "--trust",
+        type=bool,
+        default=False,
+        help="let the configuration name code outside of this package, PyTorch's optimizers and Lightning: of a run "
+        "that somebody else has made, anything can be in it",
+    )
     parser.add_class_arguments(Evaluation, None)
     given = parser.parse_args(args, defaults=False).as_dict()
-    own = {name: given.pop(name, None) for name in ("run", "config", "out")}
-    try:
+    own = {name: given.pop(name) for name in ("run", "config", "out", "checkpoint", "trust") if name in given}
+    with short_errors():
         evaluate(**own, **given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def evaluate(
     run: str,
     config: Path | None = None,
     out: Path | None = None,
+    checkpoint: Which = "last",
+    trust: bool = False,
     **settings: Any,
 ) -> dict[str, float]:
     """What `python -m upo.evaluate` does; `settings` override fields of the run's `evaluation:`."""
@@ -56,16 +67,18 @@ def evaluate(
     from upo.callbacks.run_folder import summarize
     from upo.evaluation.runs import load_run
 
-    method, data, evaluation = load_run(run, config, settings)
+    method, data, evaluation = load_run(run, config, settings, checkpoint, trust)
     paths = RunPaths.of_checkpoint(Path(run)) if run.endswith(".ckpt") else RunPaths(run)
+    if checkpoint == "best" and out is None:
+        out = paths.of_best.folder
     if out is None and not paths.config.is_file():
         raise UserError(f"{run} is no run folder; say with --out where the results go")
     figures = evaluation.run(method, data, out or paths.folder)
     if out is None:
-        with same_run(paths.folder) as loggers:
+        with same_run(paths.folder, trust) as loggers:
             log_evaluation(loggers, figures, paths.folder)
     if out is None and paths.finished:
-        summarize(paths.folder, json.loads(paths.summary.read_text()) | figures)
+        summarize(paths.folder, read_json(paths.summary) | figures)
     return figures
 
 

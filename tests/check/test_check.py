@@ -4,6 +4,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mistakes
@@ -15,6 +16,7 @@ from transformers import AutoConfig
 
 from upo.check.__main__ import main
 from upo.check.find import find
+from upo.runtime import disk
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -176,6 +178,21 @@ def test_a_batch_that_cannot_fit(folder: Path, capsys) -> None:
     assert "fits h100" in capsys.readouterr().out
 
 
+def test_checkpoints_that_the_disk_cannot_hold(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error where the run would begin, a note where it is planned for another machine; best and newest count."""
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
+    text = refused(capsys, "run.yaml")
+    assert "checkpoints need" in text and "are free at runs/run; make room" in text
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    main(["run.yaml", "--gpu", "l4"])
+    assert "are free at runs/run on this machine" in " ".join(capsys.readouterr().out.split())
+    shown = []
+    for args in ([], ["--checkpoint.monitor", "val/loss"], ["--checkpoint.save_top_k", "-1"]):
+        main(["run.yaml", "--gpu", "l4", "--checkpoint.every_n_train_steps", "1", *args])
+        shown.append(re.search(r"kept at a time (\d+)", capsys.readouterr().out)[1])
+    assert shown == ["2", "3", "9"]
+
+
 def test_an_earlier_stage_lends_its_model(folder: Path, capsys) -> None:
     """Its export is not there before it is trained."""
     first: dict[str, Any] = yaml.safe_load(CONFIG)
@@ -193,7 +210,7 @@ def test_an_earlier_stage_lends_its_model(folder: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_every_run_of_a_study(folder: Path, capsys) -> None:
+def test_every_run_of_a_study(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [
         {"name": "dpo", "config": "run.yaml", "grid": {"model.beta": [0.1, 0.3]}},
         {"name": "kto", "config": "run.yaml", "overrides": {"model.class_path": "KTO"}},
@@ -203,6 +220,9 @@ def test_every_run_of_a_study(folder: Path, capsys) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for words in ("dpo_beta0.1", "dpo_beta0.3", "0.69315", "kto", "0.50000"):
         assert words in text
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
+        assert "checkpoints need" in refused(capsys, "study.yaml")
     runs.append({"name": "typo", "config": "run.yaml", "overrides": {"model.betta": 1}})
     Path("study.yaml").write_text(yaml.safe_dump({"folder": "runs/s", "runs": runs}))
     assert "1 of 4 runs of study.yaml cannot be started: typo" in refused(capsys, "study.yaml")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import tokenizer
 
 from upo.data import token_cache
@@ -63,3 +64,20 @@ def test_an_encoder_with_a_cache_gives_what_it_gives_without(tmp_path: Path) -> 
         assert cached.responses(texts) == plain.responses(texts)
         assert cached.prompts(texts) == plain.prompts(texts)
     assert list(tmp_path.iterdir())
+
+
+def test_a_changed_file_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One bit of an id, which would train on other words; and files of earlier versions, which have no sum."""
+    TokenCache(tmp_path, tokenizer()).ids(TEXTS, lambda texts: [[1, 7]] * len(texts))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for place in (len(whole) - 1, len(whole) - 30):
+        content = bytearray(whole)
+        content[place] ^= 1
+        file.write_bytes(content)
+        caplog.clear()
+        assert TokenCache(tmp_path, tokenizer()).ids(TEXTS, lambda texts: [[1, 7]] * len(texts)) == [[1, 7]] * 5
+        assert "was changed" in caplog.text and file.read_bytes() == whole
+    save_file(load_file(file), file)
+    assert TokenCache(tmp_path, tokenizer()).ids(TEXTS, lambda texts: [[2]] * len(texts)) == [[2]] * 5
+    assert TokenCache(tmp_path, tokenizer()).ids(TEXTS, never) == [[2]] * 5

@@ -9,6 +9,7 @@ import pytest
 
 from upo.data.example import Example, Response
 from upo.evaluation.report import write_report
+from upo.runtime.markdown import cell, fenced
 
 ASKED = [
     Example("What is 1 | 2?\nSay it.", (Response("x"),), source="made"),
@@ -82,6 +83,40 @@ def test_markdown_tables_keep_their_columns(folder: Path) -> None:
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
     assert "a \\| b<br>c" in text and "<script>" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[here](http://evil.example)", r"\[here\](http:\/\/evil.example)"),
+        ("![x](https://evil.example/x.png)", r"!\[x\](https:\/\/evil.example/x.png)"),
+        ("www.evil.example", r"www\.evil.example"),
+        ("see WWW.evil.example", r"see WWW\.evil.example"),
+        ("[x]: ftp://evil.example", r"\[x\]: ftp:\/\/evil.example"),
+        (r"\[x](y)", r"\\\[x\](y)"),
+        ("a\\|b", r"a\\\|b"),
+        ("<http://evil.example>", r"&lt;http:\/\/evil.example&gt;"),
+        ("1 // 2, and/or; awww. yes", "1 // 2, and/or; awww. yes"),
+    ],
+)
+def test_texts_make_no_links(text: str, shown: str) -> None:
+    """Neither in a link's notation nor where GitHub makes one of a plain address."""
+    assert cell(text) == shown
+
+
+def test_a_report_has_one_picture_and_no_link(tmp_path: Path) -> None:
+    bad = "[free](http://evil.example) ![x](http://evil.example/x.png) <a href='http://evil.example'>y</a>"
+    texts = {"policy": [bad, bad], "chosen": [bad, bad]}
+    asked = [Example(bad, (Response(bad),), source="made")] * 2
+    write_report(tmp_path, FIGURES, asked, texts, VALUES, {"rewards/margins": [1.0, -0.5]}, {bad: bad})
+    text = (tmp_path / "report.md").read_text()
+    assert re.findall(r"(?<!\\)\]", text) == ["]"] and text.count("](evaluation.png)") == 1
+    assert "://" not in text and "<a" not in text and text.count("free") == 8
+
+
+def test_a_fence_is_longer_than_what_it_holds() -> None:
+    assert fenced("a") == "```\na\n```"
+    assert fenced("```\n[x](y)\n````\n", "yaml").splitlines()[0] == "`````yaml"
 
 
 def test_alpaca_evals_format(folder: Path) -> None:

@@ -84,12 +84,13 @@ def test_all_ways_to_name_a_model_lead_to_it(tmp_path: Path) -> None:
 
 
 def test_the_newest_checkpoint_is_taken(tmp_path: Path) -> None:
+    """The one with the most steps, whatever was copied last."""
     import os
 
     run = run_folder(tmp_path / "run", tiny.policy())
     newer = run_folder(tmp_path / "newer", tiny.policy(seed=1)) / "checkpoints" / "step=7.ckpt"
-    os.rename(newer, run / "checkpoints" / "step=3.ckpt")
-    os.utime(run / "checkpoints" / "step=7.ckpt", (1, 1))
+    os.rename(newer, run / "checkpoints" / "step=10.ckpt")
+    os.utime(run / "checkpoints" / "step=10.ckpt", (1, 1))
     expected = tiny.policy(seed=1).model.get_input_embeddings().weight
     assert torch.equal(load_model(run)[0].get_input_embeddings().weight, expected)
 

@@ -23,10 +23,11 @@ from upo.errors import UserError
 from upo.evaluation.runs import load_run
 from upo.models.adapters import owner
 from upo.models.checkpoint import load_model
-from upo.models.checkpoint_files import latest, read_checkpoint, read_folder
+from upo.models.checkpoint_files import check_resumable, latest, read_checkpoint, read_folder
 from upo.models.export import export
 from upo.models.head import layers
 from upo.models.merged_adapter import probe
+from upo.runtime.checksums import read_sums
 
 MODEL = {
     "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -217,16 +218,34 @@ def test_a_sharded_run_goes_on_anywhere(known, train, tmp_path: Path) -> None:
     state = AtomicCheckpointIO().load_checkpoint(folder)["optimizer_states"][0]
     assert sorted(state["state"]) == [i for group in state["param_groups"] for i in group["params"]]
     exported(tmp_path / "cut", tmp_path / "exported")
-    (tmp_path / "cut").rename(tmp_path / "two")
-    assert train("UPO", "two", *sharded(), "--ckpt_path", "last", ranks=2) == whole
-    resumed = train("UPO", "one", "--ckpt_path", str(tmp_path / "two" / "checkpoints" / folder.name))
+    resumed = train("UPO", "one", "--ckpt_path", str(folder))
     assert resumed == pytest.approx(whole[4:], abs=1e-5)  # the checkpoint knows the step before
+    (tmp_path / "cut").rename(tmp_path / "two")
+    checked(folder := tmp_path / "two" / "checkpoints" / folder.name)
+    assert train("UPO", "two", *sharded(), "--ckpt_path", "last", ranks=2) == whole
+    assert {path.name for path in folder.parent.iterdir()} == {"step=10.ckpt", "last.ckpt", "scores.json"}
+
+
+def checked(folder: Path) -> None:
+    """Each rank has made the sums of what it wrote, nothing is without; a changed bit is refused."""
+    sums = {rank: read_sums(folder / f"{rank}.sha256") for rank in (0, 1)}
+    there = {path.name for path in folder.iterdir() if path.suffix != ".sha256"}
+    assert {name for own in sums.values() for name in own} == there
+    assert any(name.startswith("__1_") for name in sums[1]) and not any(name.startswith("__0_") for name in sums[1])
+    check_resumable(folder)
+    part = next(folder / name for name in sums[1])
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    for read in (check_resumable, read_checkpoint, AtomicCheckpointIO().load_checkpoint):
+        with pytest.raises(UserError, match=f"another sha256 of {part.name}"):
+            read(folder)
+    part.write_bytes(whole)
 
 
 def exported(run: Path, out: Path) -> None:
     """The run's policy and value head by `load_run`, its policy by `load_model` and `export`: the same."""
     export(run, out)
-    method, *_ = load_run(run)
+    method, *_ = load_run(run, trust=True)
     ids = torch.arange(3, 20)[None]
     models = [method.policy.model, load_model(run)[0], load_model(out)[0]]
     live, *others = (model(input_ids=ids, use_cache=False).logits for model in models)
@@ -259,7 +278,7 @@ def test_an_adapters_run_goes_on_anywhere(method: str, known, train, tmp_path: P
 
     export(tmp_path / "two", tmp_path / "adapter")
     export(tmp_path / "two", tmp_path / "merged", merge=True)
-    live = probe(load_run(tmp_path / "two")[0].policy.model)
+    live = probe(load_run(tmp_path / "two", trust=True)[0].policy.model)
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {f.name for f in (tmp_path / "adapter").iterdir()}
     whole_weights = ["adapter"] if method == "LoRA" else []  # what peft puts an adapter's folder on
     for name in (*whole_weights, "merged"):

@@ -1,5 +1,6 @@
 """Rewards of a data set: every distinct text once, and a cache that survives what can happen to it."""
 
+import json
 import os
 import sys
 
@@ -130,3 +131,38 @@ def test_wrong_values_name_the_reward_and_are_not_cached(tmp_path, bad):
 def test_nothing_to_do(tmp_path):
     assert annotate([], {"spy": Spy()}, tmp_path) == []
     assert annotate(EXAMPLES, {}, tmp_path) == EXAMPLES
+
+
+def test_a_changed_value_is_measured_again(tmp_path, caplog):
+    """Of a line with a sum; lines of earlier versions have none and count."""
+    whole = annotate(EXAMPLES, {"spy": Spy()}, tmp_path)
+    (cache,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in cache.read_text().splitlines() if line]
+    assert {len(line) for line in lines} == {3}
+    place = cache.read_bytes().index(b"0.3333")
+    content = bytearray(cache.read_bytes())
+    content[place + 2] ^= 1  # 0.2333
+    cache.write_bytes(content)
+    spy = Spy()
+    assert annotate(EXAMPLES, {"spy": spy}, tmp_path) == whole and len(spy.seen) == 1
+    assert "1 values were changed" in caplog.text
+    again = Spy()
+    assert annotate(EXAMPLES, {"spy": again}, tmp_path) == whole and again.seen == []
+    old = "".join(f"{json.dumps([key, 5.0])}\n" for key, *_ in lines)
+    cache.write_text(old)
+    earlier = Spy()
+    assert values(annotate(EXAMPLES, {"spy": earlier}, tmp_path))[0] == [5.0, 5.0] and earlier.seen == []
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_no_flipped_bit_changes_a_value(tmp_path, bit):
+    """Anywhere in the file: the value is the same, or measured again."""
+    example_ = [example("Hi", "abcd")]
+    whole = annotate(example_, {"spy": Spy()}, tmp_path)
+    (cache,) = tmp_path.iterdir()
+    content = cache.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << bit
+        cache.write_bytes(flipped)
+        assert annotate(example_, {"spy": Spy()}, tmp_path) == whole

@@ -45,8 +45,10 @@ class LLM:
     made: list["LLM"] = []
     returns_eos = True
 
-    def __init__(self, *, model: str, dtype: str, seed: int, generation_config: str, max_model_len: int):
-        assert generation_config == "vllm" and 0 <= seed < 2**31
+    def __init__(
+        self, *, model: str, dtype: str, seed: int, generation_config: str, max_model_len: int, trust_remote_code: bool
+    ):
+        assert generation_config == "vllm" and 0 <= seed < 2**31 and not trust_remote_code
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         self.eos = AutoTokenizer.from_pretrained(model).eos_token_id
         self.asked: list[SamplingParams] = []

@@ -63,7 +63,9 @@ def model_of(work: Work) -> Any:
 
     torch.manual_seed(0)
     shape = AutoConfig.for_model(**config(work.model, work.vocabulary))
-    model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, work.dtype), attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(
+        shape, dtype=getattr(torch, work.dtype), attn_implementation="sdpa", trust_remote_code=False
+    )
     return model.to(work.device)
 
 
@@ -207,7 +209,9 @@ def trl(work: Work, clock: Clock) -> None:
     )
     data = Dataset.from_list(table)
     model_of(work).save_pretrained(folder)  # its reference is read from where the policy came from
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, work.dtype), attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, work.dtype), attn_implementation="sdpa", trust_remote_code=False
+    )
     trainer = getattr(peer, f"{work.method}Trainer")(
         model, args=settings, train_dataset=data, processing_class=tokenizer(), callbacks=[Block()]
     )

@@ -1,26 +1,40 @@
 """Checkpoints that are complete or not there: one file, or the folder of a run whose ranks each held a part."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from upo.models.checkpoint_files import read_folder
+from upo.callbacks.checkpoints import Checkpoints
+from upo.models.checkpoint_files import load, read_folder
 from upo.runtime.atomic_files import partial_of, written_at_once
+from upo.runtime.checksums import Hashed, as_text, check_sums, sums_file
+from upo.runtime.collectives import first_on_node
+from upo.runtime.disk import check_room, told_when_full
+
+__all__ = ["AtomicCheckpointIO", "Checkpoints"]  # YAMLs name the second one by this module too
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, on the same file system, and renames: a killed save leaves the old one whole.
 
-    Reads folders too: a run that was sharded goes on without.
+    Each file gets its sha256 beside it, which is compared before it is read, once on each machine. Reads folders too: a
+    run that was sharded goes on without.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with written_at_once(Path(path), synced=True) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)
+        path = Path(path)
+        sums = sums_file(path)
+        check_room(path, bytes_of(checkpoint))
+        with told_when_full(path), written_at_once(sums) as new_sums, written_at_once(path, synced=True) as partial:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, hashed := Hashed(file))  # type: ignore[arg-type]
+            new_sums.write_text(as_text({path.name: hashed.sha256()}))
+            sums.unlink(missing_ok=True)  # a kill must not leave the old sum beside the new file
 
     def remove_checkpoint(self, path: Any) -> None:
         """A folder loses its name first: half deleted, and newer for that, it would be taken for the latest."""
@@ -28,24 +42,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if path.is_dir() and not path.is_symlink():
             path = path.rename(partial_of(path))
         super().remove_checkpoint(path)
+        sums_file(path).unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        if not Path(path).is_dir():
-            return super().load_checkpoint(path, map_location, weights_only)
-        content = read_folder(Path(path))
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(path)
+        if first_on_node():
+            check_sums(path)
+        if not path.is_dir():
+            return load(path, map_location)
+        content = read_folder(path)
         optimizers = [content.pop(name) for name in sorted(content) if name.startswith("optimizer_")]
         return content | {"optimizer_states": [_numbered(state) for state in optimizers]}
 
 
-class Checkpoints(ModelCheckpoint):
-    """Lightning's, and the end of training is saved too where it falls between two saves."""
+def bytes_of(checkpoint: Any) -> int:
+    """What saving takes, of a sharded run this rank's part of it; tensors that share memory count once."""
+    sizes: dict[Any, int] = {}
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._last_global_step_saved != trainer.global_step:
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
-        super().on_train_end(trainer, pl_module)
+    def visit(x: Any) -> Iterator[int]:
+        if isinstance(x, Tensor):
+            x = x.to_local() if isinstance(x, DTensor) else x
+            plain = type(x) in (Tensor, torch.nn.Parameter)  # others may have no memory of their own
+            sizes[(x.device, x.data_ptr()) if plain else id(x)] = x.nbytes
+        elif isinstance(x, dict):
+            for value in x.values():
+                yield from visit(value)
+        elif isinstance(x, list | tuple):
+            for value in x:
+                yield from visit(value)
+        elif isinstance(x, bytes | str):
+            yield len(x)
+
+    return sum(visit(checkpoint)) + sum(sizes.values())
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:

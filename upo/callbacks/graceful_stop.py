@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+from upo.callbacks.checkpoints import is_finite
 from upo.runtime.collectives import max_over_ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -50,9 +51,10 @@ class GracefulStop(pl.Callback):
         if asked := int(max_over_ranks(torch.tensor(self.asked, device=pl_module.device))):
             folder = trainer.checkpoint_callback.dirpath  # type: ignore[union-attr]
             new = Path(folder, f"step={trainer.global_step}-stopped.ckpt")
-            trainer.save_checkpoint(new)
-            for old in set(new.parent.glob("*-stopped.ckpt")) - {new}:  # Lightning does not know them
-                trainer.strategy.remove_checkpoint(old)
+            if is_finite(trainer):
+                trainer.save_checkpoint(new)
+                for old in set(new.parent.glob("*-stopped.ckpt")) - {new}:  # Lightning does not know them
+                    trainer.strategy.remove_checkpoint(old)
             leave(trainer, asked)
 
 

@@ -17,10 +17,18 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from upo.callbacks.metrics_csv import MetricsCSV
+from upo.errors import UserError
+from upo.runtime.class_paths import TRUST
+from upo.runtime.markdown import cell
 from upo.runtime.run_folder import RunPaths
 
 SAMPLES = 100
 """Prompts in a logger's table of samples; samples.jsonl holds all."""
+PLAIN = {
+    *("name", "save_dir", "dir", "version", "offline", "id", "anonymous", "project", "log_model", "experiment"),
+    *("prefix", "checkpoint_name", "add_file_policy", "group", "tags", "notes", "job_type", "entity", "config"),
+}
+"""Options of a W&B logger that neither name a server, which would get the key, nor send code."""
 REPORT = ("*.yaml", "*.json", "*.jsonl", "*.csv", "*.png", "*.html", "*.md")
 """Files of a run folder that make its report."""
 
@@ -96,10 +104,10 @@ def read_samples(file: Path, number: int) -> list[dict[str, str]]:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
-    """A Markdown table; bars and line breaks in cells are escaped."""
+    """A Markdown table; what cells hold is shown as it is."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", "<br>") for c in cells) + " |"
+        return "| " + " | ".join(map(cell, cells)) + " |"
 
     return "\n".join([line(columns), line(["---"] * len(columns)), *(line([row[c] for c in columns]) for row in rows)])
 
@@ -126,8 +134,12 @@ def close(loggers: Sequence[Logger], folder: Path) -> None:
 
 
 @contextmanager
-def same_run(folder: Path) -> Iterator[list[Logger]]:
-    """The W&B logger that the run in `folder` had, continuing its W&B run; empty where it had none."""
+def same_run(folder: Path, trust: bool) -> Iterator[list[Logger]]:
+    """The W&B logger that the run in `folder` had, continuing its W&B run; empty where it had none.
+
+    Args:
+        trust: whether it may have any option; without, one of `PLAIN` alone.
+    """
     import yaml
 
     config = yaml.safe_load(RunPaths(folder).config.read_text()) or {}
@@ -138,6 +150,8 @@ def same_run(folder: Path) -> Iterator[list[Logger]]:
         yield []
         return
     options: dict[str, Any] = (ours[0].get("init_args") or {}) | (ours[0].get("dict_kwargs") or {})
+    if not trust and (other := sorted(options.keys() - PLAIN)):
+        raise UserError(f"{RunPaths(folder).config} sets the W&B logger's {other[0]}; {TRUST}, or name another --out")
     options["log_model"] = False
     logger = WandbLogger(**options)
     prepare(logger, folder)

@@ -2,19 +2,21 @@
 
 import contextlib
 import io
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from upo.check import plan, view
 from upo.check.find import Found, find
 from upo.errors import UserError
 from upo.models.stored_reference import StoredReference
+from upo.runtime.disk import free_bytes
 from upo.runtime.flops import GPUS, Gpu
+from upo.runtime.run_folder import RunPaths
 
 
 def check_config(files: Sequence[Path], overrides: Sequence[str], devices: int | None, gpu: str | None) -> None:
@@ -44,6 +46,8 @@ def check_config(files: Sequence[Path], overrides: Sequence[str], devices: int |
         out.print(view.verdict(found.memory.peak, gpu, card.gib), style="bold")
         if not fits(found, card):
             raise UserError(_does_not_fit(found, gpu, card, out))
+    number, size = _checkpoints(found)
+    _check_disk(Path(cli.config.trainer.default_root_dir), number * size, card, out)
 
 
 def fits(found: Found, card: Gpu) -> bool:
@@ -89,7 +93,7 @@ def _model(found: Found) -> dict[str, str]:
 
 
 def _schedule(found: Found, card: Gpu | None) -> dict[str, str]:
-    cli, data, shape = found.cli, found.cli.datamodule, found.shape
+    cli, data = found.cli, found.cli.datamodule
     trainer, unit = cli.config.trainer, found.method.view.noun
     steps, (warm, rate) = found.steps, found.warm_up
     values = {
@@ -103,11 +107,8 @@ def _schedule(found: Found, card: Gpu | None) -> dict[str, str]:
         values["learning rate"] += ", and still rising at the last one: the run is shorter than its warm-up"
     if steps:
         values["epochs"] = f"{steps * data.pairs_per_step / found.units[0]:.3g}"
-    saves = cli.config_init.checkpoint
-    every = saves._every_n_train_steps
-    size = plan.checkpoint_bytes(shape, found.setting.state_bytes)
-    number = plan.checkpoints_kept(steps, every, saves.save_top_k)
-    free = shutil.disk_usage(_existing(Path(trainer.default_root_dir))).free
+    number, size = _checkpoints(found)
+    free = free_bytes(Path(trainer.default_root_dir))
     values["disk"] = f"{view.size(number * size)}: checkpoints kept at a time {number}, free here {view.size(free)}"
     if card is not None and steps:
         operations = found.operations * data.pairs_per_step * steps
@@ -119,8 +120,24 @@ def _schedule(found: Found, card: Gpu | None) -> dict[str, str]:
     return values
 
 
-def _existing(folder: Path) -> Path:
-    return next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
+def _checkpoints(found: Found) -> tuple[int, float]:
+    """How many lie in the run folder at most, and the bytes of one."""
+    saves = found.cli.config_init.checkpoint
+    kept = saves.save_top_k + (saves.monitor is not None and saves.save_top_k >= 0)  # the best, and the newest
+    number = plan.checkpoints_kept(found.steps, saves._every_n_train_steps, kept)
+    return number, plan.checkpoint_bytes(found.shape, found.setting.state_bytes)
+
+
+def _check_disk(folder: Path, needed: float, card: Gpu | None, out: Any) -> None:
+    """Raises a `UserError` where checkpoints are larger than what is free; of a run on another machine it is a note."""
+    if needed <= (free := free_bytes(folder)):
+        return
+    text = f"checkpoints need {view.size(needed)}, and {view.size(free)} are free at {folder}"
+    if card is None or torch.cuda.is_available():
+        raise UserError(
+            f"{text}; make room, name another trainer.default_root_dir, or keep fewer (checkpoint.save_top_k)"
+        )
+    out.print(f"note: {text} on this machine")
 
 
 def check_study(
@@ -135,7 +152,8 @@ def check_study(
 
     card, out, wrong = GPUS[gpu] if gpu else None, view.console(), {}
     table = Table("run", "method", "trained", "loss at step 0", "gradient", "steps", "peak a device", title=str(file))
-    runs = {run.name: run for run in expand(load(file), file).runs}
+    study = expand(load(file), file)
+    runs, needed = {run.name: run for run in study.runs}, 0.0
     for name, run in runs.items():
         with tempfile.TemporaryDirectory() as folder:
             config = Path(folder) / run.file.name
@@ -150,6 +168,8 @@ def check_study(
                 wrong[name] = str(error)
                 continue
         trial = found.trial
+        number, size = _checkpoints(found)
+        needed += number * size * sum(x.name == name and not RunPaths(x.folder).finished for x in study.runs)
         table.add_row(
             name, type(found.method).__name__, f"{found.shape.trained:,}", f"{trial.loss:.5f}",
             f"{trial.gradient:.3g}", f"{found.steps:,}" if found.steps else "-", view.size(found.memory.peak),
@@ -161,3 +181,4 @@ def check_study(
         out.print(f"{name}: {sentence}")
     if wrong:
         raise UserError(f"{len(wrong)} of {len(runs)} runs of {file} cannot be started: {', '.join(wrong)}")
+    _check_disk(study.folder, needed, card, out)

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from upo.callbacks.generation_metrics import GenerationMetrics
 from upo.check.plan import Strategy
 from upo.cli.main import CLI
 from upo.cli.stages import beside, run_folder
@@ -75,6 +76,10 @@ def check_monitors(cli: Resolved) -> None:
     known |= {"train/lr", "train/grad_norm", "speed/pairs_per_s"}
     trainer = cli.config_init.trainer
     callbacks: list[pl.Callback] = [*(trainer.callbacks or []), cli.config_init.checkpoint]
+    weights = getattr(cli.model, "reward_weights", None)
+    for callback in callbacks:
+        if isinstance(callback, GenerationMetrics):
+            known |= set(callback.names(cli.datamodule.rewards, weights))
     for callback in callbacks:
         name = getattr(callback, "monitor", None)
         if name is not None and name not in known:

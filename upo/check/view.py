@@ -9,6 +9,7 @@ from rich.text import Text
 from upo.check.plan import FREE_GIB, Memory
 from upo.data.layout import Responses
 from upo.data.view import colour, places, scored, token_text
+from upo.runtime.disk import size
 
 SHOWN = 60
 """Tokens of a prompt that are shown, the last ones; twice as many of a response, the first ones."""
@@ -18,11 +19,6 @@ def console() -> Console:
     """A line of the data report is longer than the 80 columns of a pipe."""
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=120)
-
-
-def size(number: float) -> str:
-    """Bytes in GiB, below one in MiB."""
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def duration(hours: float) -> str:

@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionYesNo, ArgumentParser, auto_cli, set_parsing_settings
 
-from upo.errors import UserError
+from upo.errors import short_errors
+from upo.runtime.class_paths import no_class, safe_parsing
 
 
 class ShortErrors(ArgumentParser):
@@ -14,7 +15,14 @@ class ShortErrors(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         set_parsing_settings(docstring_parse_attribute_docstrings=True)  # dataclasses have their help below the fields
+        safe_parsing()
         super().__init__(*args, **kwargs)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        config = super().parse_args(*args, **kwargs)
+        if wrong := no_class(config):
+            self.error(wrong)
+        return config
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("type") is bool and kwargs.get("default") is False:
@@ -38,7 +46,7 @@ def command(
     Args:
         positional: whether arguments without a default are given by their place instead of as `--name value`.
     """
-    try:
+    with short_errors():
         auto_cli(
             function,
             args=None if args is None else list(args),
@@ -46,6 +54,3 @@ def command(
             parser_class=ShortErrors,
             prog=f"python -m upo.{name}",
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -1,7 +1,6 @@
 """The command line of `upo.fit`: LightningCLI with short errors, one folder a run, stages and a final evaluation."""
 
 import logging
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,13 +12,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import upo.methods
 import upo.rewards  # noqa: F401  both make short class names known
 from upo.callbacks import loggers
-from upo.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoints
-from upo.callbacks.graceful_stop import GracefulStop, restarted, stop_at_once
+from upo.callbacks.checkpoint_io import AtomicCheckpointIO
+from upo.callbacks.checkpoints import Checkpoints
+from upo.callbacks.graceful_stop import GracefulStop, stop_at_once
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
@@ -27,13 +26,13 @@ from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, first_day, summarize
 from upo.callbacks.throughput import Throughput
 from upo.cli.parser import ShortErrors
+from upo.cli.resume import prepare_folder, short_restore
 from upo.cli.stages import beside, content_of, run_earlier_stages
 from upo.data.module import PreferenceData
 from upo.errors import UserError, short_errors
 from upo.evaluation.evaluation import Evaluation
 from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
-from upo.models.checkpoint_files import latest
 from upo.ops.memory import keep_memory
 from upo.parallel.sharding import is_sharded
 from upo.runtime.moved import no_such_file
@@ -141,7 +140,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.folder = Path(self.config.trainer.default_root_dir)
-        self.checkpoint = _prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
+        self.checkpoint = prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
         run_earlier_stages([beside(path, self.files) for path in self.config.after])
 
     def instantiate_trainer(self, **kwargs: Any):
@@ -169,6 +168,7 @@ class CLI(LightningCLI):
         stop_at_once(self.trainer)
         resumed = [RunPaths.of_checkpoint(Path(self.checkpoint))] if self.checkpoint else []
         self.datamodule.first_day = first_day(*resumed, RunPaths(self.folder))
+        short_restore(self.trainer, self.checkpoint)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
         if self.trainer.interrupted:
             sys.exit(130)
@@ -183,7 +183,7 @@ class CLI(LightningCLI):
             if self.config.evaluation is not None:
                 method, data = run.method, run.data
                 if is_sharded(self.trainer.strategy):  # rank 0 alone goes on, with whole models
-                    method, data, _ = load_run(self.folder)
+                    method, data, _ = load_run(self.folder, trust=True)
                 figures = self.config_init.evaluation.run(method, data, self.folder)
                 loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
                 values |= figures
@@ -202,45 +202,6 @@ def main(args: Sequence[str] | None = None) -> None:
     keep_memory()
     with short_errors():
         CLI(args).fit()
-
-
-# ---- run folders and stages ----------------------------------------------------------------------------------------
-
-
-def _prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
-    """Refuses to mix runs; returns the checkpoint to resume from."""
-    run = RunPaths(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
-    if restarted() and latest(folder) is not None:
-        ckpt_path, overwrite = "last", False
-    if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
-        return str(latest(folder)) if ckpt_path == "last" else ckpt_path
-    if overwrite:
-        if ckpt_path is not None:
-            raise UserError("--overwrite deletes the checkpoint that --ckpt_path asks for; give one of them")
-        if folder.exists() and any(folder.iterdir()) and not run.config.exists():
-            raise UserError(
-                f"--overwrite: {folder} does not look like a run folder (no config.yaml); delete it yourself"
-            )
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    if run.finished:
-        raise UserError(
-            f"{folder} holds a finished run; add --overwrite to replace it or give another --trainer.default_root_dir"
-        )
-    newest = latest(folder)
-    if ckpt_path == "last":
-        if newest is None:
-            raise UserError(f"--ckpt_path last: no checkpoint in {run.checkpoints}; leave it out to start the run")
-        return str(newest)
-    if ckpt_path is not None:
-        if not Path(ckpt_path).exists():
-            raise UserError(f"--ckpt_path: no such file {ckpt_path}")
-        return ckpt_path
-    if newest is not None:
-        raise UserError(f"{folder} holds an unfinished run; continue it with --ckpt_path last or add --overwrite")
-    return None
 
 
 def _config_files(args: Sequence[str]) -> list[Path]:

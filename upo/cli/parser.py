@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from upo.errors import nearest
+from upo.runtime.class_paths import no_class, safe_parsing
 
 
 class ShortErrors(LightningArgumentParser):
@@ -21,6 +22,7 @@ class ShortErrors(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         # a run has no such fields; looking for them in the source of every class takes a second at each start
         set_parsing_settings(docstring_parse_attribute_docstrings=False)
+        safe_parsing()
         super().__init__(*args, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
@@ -34,9 +36,11 @@ class ShortErrors(LightningArgumentParser):
             for key, number in numbers_of(config):
                 if not math.isfinite(number):
                     self.error(f"{key} is {number}; give a finite number")
-            return config
         except OmegaConfBaseException as error:  # ${...} of nothing
             self.error(str(error), error)
+        if wrong := no_class(config):
+            self.error(wrong)
+        return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # nested parsers: the outermost one prints

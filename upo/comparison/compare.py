@@ -10,6 +10,7 @@ from upo.errors import UserError
 if TYPE_CHECKING:
     from upo.comparison.runs import Group
     from upo.metrics.intervals import Interval
+    from upo.runtime.run_folder import Which
 
 ACCURACY = "val/rewards/accuracies"
 
@@ -23,11 +24,13 @@ def compare(
     paper: bool = False,
     out: Path | None = None,
     note: str | None = None,
+    checkpoint: "Which" = "last",
 ) -> dict:
     """What `python -m upo.compare` does; returns the content of comparison.json.
 
     Args:
         note: a sentence that stands above all tables, e.g. what they do not show.
+        checkpoint: whose evaluation is read of each run; the best one's lies in RUN/best.
     """
     from upo.comparison.runs import figures, grouped, ordered, read_run, unlike
     from upo.runtime.atomic_files import write_json
@@ -38,9 +41,9 @@ def compare(
     if not folders:
         raise UserError("no runs to compare")
     train_missing(named, seeds, jobs)
-    read = [read_run(folder) for folder in folders]
+    read = [read_run(folder, checkpoint) for folder in folders]
     groups = grouped(read)
-    start = read_run(folders_of(baseline, seeds)[0]).key if baseline is not None else groups[0].runs[0].key
+    start = read_run(folders_of(baseline, seeds)[0], checkpoint).key if baseline is not None else groups[0].runs[0].key
     base = next((group for group in groups if group.runs[0].key == start), None)
     if base is None:
         raise UserError(f"--baseline {baseline} is none of the runs; name it among them too")

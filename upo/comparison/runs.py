@@ -7,12 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from attrs import define, field, frozen
 
 from upo.comparison.settings import differing, identity, natural, settings_of, short_names, shown
 from upo.errors import UserError
 from upo.metrics.intervals import Interval, crossed
-from upo.runtime.run_folder import MANIFEST, RunPaths
+from upo.runtime.atomic_files import read_json
+from upo.runtime.run_folder import MANIFEST, RunPaths, Which
 
 ALIKE = ("judge", "objective", "max_new_tokens", "temperature", "top_p", "seed")
 """Settings of an evaluation that change its figures."""
@@ -117,14 +119,15 @@ def _interval(rows: Sequence[tuple[str, int | None, float]]) -> Interval | None:
     return crossed(values, prompts, seeds)
 
 
-def read_run(folder: Path) -> Run:
-    """A finished and evaluated run.
+def read_run(folder: Path, checkpoint: Which = "last") -> Run:
+    """A finished and evaluated run; nothing that its files name is imported.
+
+    Args:
+        checkpoint: whose evaluation is read.
 
     Raises:
-        UserError: no run folder, unfinished, or not evaluated; says which command helps.
+        UserError: no run folder, unfinished, broken, or not evaluated; says which command helps.
     """
-    import yaml
-
     paths = RunPaths(folder)
     if not paths.config.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
@@ -132,14 +135,36 @@ def read_run(folder: Path) -> Run:
         raise UserError(
             f"{folder} is unfinished; finish it with: python -m upo.fit --config {paths.config} --ckpt_path last"
         )
-    if not paths.evaluation.is_file():
-        raise UserError(f"{folder} is not evaluated yet; run: python -m upo.evaluate {folder} --judge REWARD")
+    file, option = paths.evaluation, ""
+    if checkpoint == "best":
+        file, option = paths.of_best.evaluation, " --checkpoint best"
+    if not file.is_file():
+        raise UserError(f"{folder} is not evaluated yet; run: python -m upo.evaluate {folder}{option} --judge REWARD")
+    try:
+        config = _config(paths.config)
+        method = str(config["model"]["class_path"]).rpartition(".")[2]
+        seed = int(config.get("seed_everything") or 0)
+        settings = settings_of(config)
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{paths.config} is no configuration of a run ({type(error).__name__}: {reason})") from None
+    return Run(folder, method, seed, settings, _entry(folder) or method, _evaluation(file))
+
+
+def _config(file: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
-    config = yaml.load(paths.config.read_text(), loader)
-    method = str(config["model"]["class_path"]).rpartition(".")[2]
-    evaluation = json.loads(paths.evaluation.read_text())
-    seed = int(config.get("seed_everything") or 0)
-    return Run(folder, method, seed, settings_of(config), _entry(folder) or method, evaluation)
+    return yaml.load(file.read_text(), loader)
+
+
+def _evaluation(file: Path) -> dict[str, Any]:
+    """An evaluation.json that holds what it should."""
+    content = read_json(file)
+    parts = {"settings": dict, "metrics": dict, "prompts": list, "pairs": list}
+    whole = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in parts.items())
+    rows = [*content["prompts"], *content["pairs"]] if whole else []
+    if not whole or not all(isinstance(row, dict) and isinstance(row.get("prompt"), str) for row in rows):
+        raise UserError(f"{file} is no evaluation of a run; make it again: python -m upo.evaluate {file.parent}")
+    return content
 
 
 def _entry(folder: Path) -> str | None:

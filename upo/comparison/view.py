@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from upo.runtime.console import wide_console
+from upo.runtime.markdown import cell as in_markdown
 
 TITLES = {
     "win_rate_vs_chosen": "win vs chosen",
@@ -146,7 +147,7 @@ def markdown(content: Mapping[str, Any], pictures: Sequence[str]) -> str:
     )
     for title, part in (
         ("Minus its own reference", content["minus_reference"]),
-        (f"Minus {content['baseline']}", content["minus_baseline"]),
+        (f"Minus {in_markdown(content['baseline'])}", content["minus_baseline"]),
     ):
         if any(part.values()):
             parts += [f"## {title}", "Paired by prompt and seed; * the interval excludes 0."]
@@ -189,4 +190,5 @@ def _table(
 
 def _pipes(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["---"] * len(heads)
-    return "\n".join(f"| {' | '.join(x.replace('|', '/') for x in line)} |" for line in [heads, rule, *lines])
+    cells = [[in_markdown(x.replace("|", "/")) for x in line] for line in [heads, rule, *lines]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -134,18 +134,32 @@ def _measured(name: str, reward: Reward, prompts: Sequence[Prompt], responses: S
 
 
 def _read(cache: Path) -> dict[str, Value]:
-    """Whole lines of the cache; what a killed writer left behind, or is no finite number, is measured again."""
+    """Whole lines of the cache that hold finite numbers and whose sum is right; others are measured again.
+
+    A killed writer leaves half a line. Lines of earlier versions have no sum and count as they are.
+    """
     known: dict[str, Value] = {}
+    changed = 0
     if cache.exists():
         for line in cache.read_bytes().split(b"\n"):
             try:
-                key, value = json.loads(line)
+                key, value, *sums = json.loads(line)
+                if sums and sums != [_sum(key, value)]:
+                    changed += 1
+                    continue
                 made = {k: float(v) for k, v in value.items()} if isinstance(value, dict) else float(value)
                 if all(map(math.isfinite, made.values() if isinstance(made, dict) else [made])):
                     known[key] = made
             except (ValueError, TypeError):
                 continue
+    if changed:
+        log.warning("%s: %d values were changed after they were written and are measured again", cache, changed)
     return known
+
+
+def _sum(key: str, value: Value) -> str:
+    """The first 16 digits of a sha256, behind each value."""
+    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:16]
 
 
 def _append(cache: Path, new: Mapping[str, Value]) -> None:
@@ -153,7 +167,7 @@ def _append(cache: Path, new: Mapping[str, Value]) -> None:
 
     It starts with a line break, so that a torn last line stays alone.
     """
-    data = "".join(f"\n{json.dumps([key, value])}" for key, value in new.items()) + "\n"
+    data = "".join(f"\n{json.dumps([key, value, _sum(key, value)])}" for key, value in new.items()) + "\n"
     file = os.open(cache, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, data.encode())

@@ -1,7 +1,8 @@
 """Token ids on disk, by content: a data set is tokenised once for all runs of one tokenizer."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING
 from upo.runtime.atomic_files import written_at_once
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 SMALL = 500_000
 """Characters below which tokenising costs less than looking."""
@@ -33,21 +37,39 @@ class TokenCache:
         if self.fingerprint is None or sum(map(len, texts)) < SMALL:
             return encode(texts)
         import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save_file
 
         key = hashlib.sha256(self.fingerprint.encode())
         for text in texts:
             data = text.encode("utf-8", "surrogatepass")
             key.update(len(data).to_bytes(8, "little") + data)
         path = self.folder / f"{key.hexdigest()[:32]}.safetensors"
-        try:
-            kept = load_file(path)
-            return [ids.tolist() for ids in kept["ids"].split(kept["lengths"].tolist())]
-        except (OSError, SafetensorError):  # not there, or broken by a full disk
-            pass
+        if (kept := _read(path)) is not None:
+            return kept
         found = encode(texts)
         lengths, flat = torch.tensor([len(ids) for ids in found]), torch.tensor([i for ids in found for i in ids])
+        content = {"ids": flat.to(torch.int32), "lengths": lengths}
         with written_at_once(path, shared=True) as partial:
-            save_file({"ids": flat.to(torch.int32), "lengths": lengths}, partial)
+            save_file(content, partial, {"sha256": _sha256(content)})
         return found
+
+
+def _read(path: Path) -> list[list[int]] | None:
+    """The ids of a file; None where it is not there, broken, or has changed since it was written."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            kept = {name: file.get_tensor(name) for name in ("ids", "lengths")}
+            if (file.metadata() or {}).get("sha256") == _sha256(kept):
+                return [ids.tolist() for ids in kept["ids"].split(kept["lengths"].tolist())]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError):
+        pass
+    log.warning("%s is broken, was changed, or is of an earlier version: its texts are tokenised anew", path)
+    return None
+
+
+def _sha256(content: "Mapping[str, Tensor]") -> str:
+    return hashlib.sha256(b"".join(content[name].numpy().tobytes() for name in ("lengths", "ids"))).hexdigest()

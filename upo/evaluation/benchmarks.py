@@ -42,7 +42,7 @@ def benchmark(policy: "Policy", tasks: Sequence[str], seed: int = 0) -> dict[str
         policy.tokenizer.save_pretrained(folder)
         seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
         device = str(next(policy.parameters()).device)
-        options = {"pretrained": folder, "dtype": str(policy.dtype).removeprefix("torch.")}
+        options = {"pretrained": folder, "dtype": str(policy.dtype).removeprefix("torch."), "trust_remote_code": False}
         try:
             found = lm_eval.simple_evaluate(
                 model="hf", model_args=options, tasks=list(tasks), device=device, batch_size="auto", **seeds

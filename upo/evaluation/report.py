@@ -12,6 +12,7 @@ from upo.data.example import Example, Prompt, as_text
 from upo.evaluation.report_pictures import draw_evaluation
 from upo.evaluation.tables import SYSTEMS, cell, first_preference, is_bound
 from upo.runtime.atomic_files import write_json
+from upo.runtime.markdown import cell as in_markdown
 from upo.runtime.run_folder import RunPaths
 
 PROMPTS = 20
@@ -97,16 +98,12 @@ def _with_error(figures: Mapping[str, float], name: str) -> str:
 
 def markdown(title: str, tables: Sequence[Table]) -> str:
     """The report with its picture beside it."""
-    parts = [f"# {title}", "![figures](evaluation.png)"]
+    parts = [f"# {in_markdown(title)}", "![figures](evaluation.png)"]
     for table in tables:
-        lines = ["| " + " | ".join(map(_in_markdown, row)) + " |" for row in table.rows]
+        lines = ["| " + " | ".join(map(in_markdown, row)) + " |" for row in table.rows]
         rule = "|" + "---|" * len(table.rows[0])
         parts.append(f"## {table.title}\n\n" + "\n".join([lines[0], rule, *lines[1:]]))
     return "\n\n".join(parts) + "\n"
-
-
-def _in_markdown(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
 
 
 def as_html(title: str, tables: Sequence[Table], picture: str) -> str:

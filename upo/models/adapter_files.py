@@ -9,7 +9,7 @@ from attrs import frozen
 
 from upo.errors import UserError, hub_errors
 from upo.models import quantization
-from upo.models.adapters import CONFIG, TRAINED, inject, owner
+from upo.models.adapters import CONFIG, TRAINED, inject, owner, refuse_megatron
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ class StoredAdapter:
                 raise UserError(f"{path} trained all weights, not an adapter; export it and set policy.path instead")
             if is_whole(content):
                 raise UserError(f"the adapter of {path} has a base of its own; export it with --merge, set policy.path")
-            with policy_folder(content) as folder:
+            with policy_folder(content) as folder, hub_errors(path, "adapter"):
                 return cls(PeftConfig.from_pretrained(folder), trained(content), path)
         with hub_errors(path, "adapter"):
             config = PeftConfig.from_pretrained(path)
@@ -124,17 +124,18 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
     from upo.models.head import grow
     from upo.models.loading import BASE, base_hash, check_base
 
-    adapter, config = PeftConfig.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    adapter, config = PeftConfig.from_pretrained(folder), AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if is_whole(content):
-        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
         inject(model, adapter, TRAINED)
         model.load_state_dict(policy_weights(content))
         return model
     base, options = adapter.base_model_name_or_path, {}
     if (quantization_config := getattr(config, "quantization_config", None)) is not None:
         options["quantization_config"] = quantization_config
+    refuse_megatron(Path(str(base)))
     with hub_errors(base, "model below the adapter"):
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, **options)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, trust_remote_code=False, **options)
     quantization.keep_layout(model)
     check_base(content, content.get(BASE) and base_hash(model), base)
     if exact and options:

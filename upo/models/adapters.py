@@ -8,17 +8,21 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from upo.errors import UserError
+from upo.runtime.atomic_files import read_json
 
 TRAINED, START = "default", "start"
 
 CONFIG = "adapter_config.json"
 """peft's description of an adapter, in adapter folders and in our checkpoints."""
+
+MEGATRON = "adapters for Megatron's layers are not supported: peft would import whatever module their file names"
 
 PART = re.compile(r"\.(lora_\w+|modules_to_save)\.(\w+)(?=\.|$)")
 """The part of a tensor's name that says which adapter it belongs to: kind of tensor, name of the adapter."""
@@ -34,12 +38,22 @@ def inject(model: nn.Module, config: Any, name: str) -> None:
     """
     from peft import inject_adapter_in_model
 
+    if getattr(config, "megatron_config", None):
+        raise UserError(MEGATRON)
     try:
         inject_adapter_in_model(copy.deepcopy(config), model, name)
     except ValueError as error:
         raise UserError(f"policy.adapter: {' '.join(str(error).split())[:300]}") from None
     for parameter in (p for n, p in model.named_parameters() if owner(n) == name and ".lora_" in n):
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def refuse_megatron(folder: Path) -> None:
+    """Raises a `UserError` where a local adapter is for Megatron's layers, before transformers hands it to peft."""
+    if (file := folder / "adapter_config.json").is_file():
+        content = read_json(file)
+        if not isinstance(content, dict) or content.get("megatron_config"):
+            raise UserError(f"{file}: {MEGATRON}")
 
 
 def owner(name: str) -> str | None:

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upo.errors import UserError
+from safetensors import SafetensorError
+
+from upo.errors import UserError, refuse_code
 from upo.models import quantization
-from upo.models.adapters import CONFIG
+from upo.models.adapters import CONFIG, refuse_megatron
 from upo.models.checkpoint_files import find_checkpoint, policy_folder, read_checkpoint
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
     quiet()
     if (file := find_checkpoint(Path(path))) is not None:
         return model_from(read_checkpoint(file), file)
+    refuse_megatron(Path(path))
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto", trust_remote_code=False)
         quantization.keep_layout(model)
-        return model.eval(), AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError, KeyError) as error:  # the last one from a broken adapter
+        return model.eval(), AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:  # KeyError from a broken adapter
+        refuse_code(error, str(path))
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"no model at `{path}`: no run folder, checkpoint, model folder or hub name ({reason})"
@@ -65,18 +69,23 @@ def model_from(
     if not weights:
         raise UserError(f"{file} holds no policy: it was not written by upo.fit")
     with policy_folder(content) as folder:
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             if CONFIG in content["policy_files"]:
                 model = with_adapter(content, folder, len(tokenizer), exact)
             else:
+                dtype = next(iter(weights.values())).dtype
                 with no_init_weights():  # memory that is never written to is never taken
-                    model = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
+                    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
                 model.load_state_dict(weights, assign=True)
                 model.tie_weights()
-        except RuntimeError as error:
-            raise UserError(f"{file}: weights and configuration do not fit ({str(error).splitlines()[0]})") from None
-        if "generation_config.json" in content["policy_files"]:
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            if "generation_config.json" in content["policy_files"]:
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+        except UserError:
+            raise
+        except Exception as error:  # what broken files make transformers and tokenizers raise can be anything
+            refuse_code(error, str(file))
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{file}: weights, configuration and tokenizer do not fit ({reason})") from None
     return model.eval(), tokenizer

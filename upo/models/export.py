@@ -1,14 +1,19 @@
 """Hugging Face folders from checkpoints."""
 
-import json
+import re
 from pathlib import Path
 
+import yaml
+
 from upo.errors import UserError
-from upo.runtime.atomic_files import written_at_once
-from upo.runtime.run_folder import RunPaths
+from upo.runtime.atomic_files import read_json, written_at_once
+from upo.runtime.markdown import cell, fenced
+from upo.runtime.run_folder import RunPaths, Which
 
 
-def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = False) -> None:
+def export(
+    source: Path, folder: Path, overwrite: bool = False, merge: bool = False, checkpoint: Which = "last"
+) -> None:
     """Writes the policy of a run as a Hugging Face folder.
 
     The folder holds safetensors, tokenizer, generation config and a model card (method, data, configuration and
@@ -16,10 +21,11 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
     adapter in peft's format or, with `merge`, a full model; the change of log-probs by merging is printed.
 
     Args:
-        source: run folder (its newest checkpoint is taken), or a .ckpt file or folder.
+        source: run folder, or a .ckpt file or folder.
         folder: where the model is written; created if needed.
         overwrite: whether the contents of `folder` may be replaced.
         merge: whether to add an adapter to the weights below it; 4-bit weights are dequantized first.
+        checkpoint: which one of a run folder: the newest, or the best by its checkpoint.monitor.
 
     Raises:
         UserError: no usable checkpoint, a folder that is not empty, or `merge` without an adapter.
@@ -32,7 +38,7 @@ def export(source: Path, folder: Path, overwrite: bool = False, merge: bool = Fa
     from upo.models.checkpoint_files import find_checkpoint, read_checkpoint
     from upo.models.merged_adapter import merged_from
 
-    file = find_checkpoint(source)
+    file = find_checkpoint(source, checkpoint)
     if file is None:
         raise UserError(f"{source} is neither a run folder nor a checkpoint")
     content = read_checkpoint(file, mmap=True)
@@ -66,26 +72,39 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def model_card(run: RunPaths, file: Path, steps: int | None, library: str = "transformers") -> str:
-    """README.md of an exported model, from the configuration and metrics in its run folder."""
-    import yaml
+    """README.md of an exported model, from the configuration and metrics in its run folder.
 
+    Raises:
+        UserError: what stands there is broken.
+    """
     text = run.config.read_text() if run.config.is_file() else ""
+    metrics = read_json(run.summary) if run.finished else {}
+    try:
+        method, start, sources = _facts(text)
+        rows = "\n".join(f"| {cell(name)} | {value:.4g} |" for name, value in metrics.items())
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{run.folder}: config.yaml or summary.json is none of a run ({reason})") from None
+    parts = [
+        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [upo, {method.lower()}]\n---",
+        f"# {cell(run.folder.resolve().name)}",
+        f"A causal language model trained by {method} with [upo](https://arxiv.org/abs/2405.17956).",
+        f"- method: {method}\n- starts from: {cell(start)}\n- data: {cell(', '.join(sources)) or 'unknown'}\n"
+        f"- checkpoint: {cell(file.name)}, {cell(str(steps))} optimizer steps",
+    ]
+    if rows:
+        parts.append(f"## Metrics\n\n| name | value |\n|---|---|\n{rows}")
+    if text:
+        parts.append(f"## Configuration\n\n{fenced(text.strip(), 'yaml')}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(text: str) -> tuple[str, str, list[str]]:
+    """Method, start and data sources of a config.yaml."""
     config = yaml.safe_load(text) or {}
     model = config.get("model") or {}
-    method = str(model.get("class_path", "unknown")).rpartition(".")[2]
+    method = re.sub(r"\W", "", str(model.get("class_path", "unknown")).rpartition(".")[2])
     policy = (model.get("init_args") or {}).get("policy") or {}
     start = policy.get("init_args", policy).get("path") or "random weights"
     sources = [s.get("path") or s.get("name") for s in (config.get("data") or {}).get("sources") or []]
-    parts = [
-        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [upo, {method.lower()}]\n---",
-        f"# {run.folder.resolve().name}",
-        f"A causal language model trained by {method} with [upo](https://arxiv.org/abs/2405.17956).",
-        f"- method: {method}\n- starts from: {start}\n- data: {', '.join(map(str, sources)) or 'unknown'}\n"
-        f"- checkpoint: {file.name}, {steps} optimizer steps",
-    ]
-    if run.finished and (metrics := json.loads(run.summary.read_text())):
-        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
-        parts.append(f"## Metrics\n\n| name | value |\n|---|---|\n{rows}")
-    if text:
-        parts.append(f"## Configuration\n\n```yaml\n{text.strip()}\n```")
-    return "\n\n".join(parts) + "\n"
+    return method, str(start), [str(source) for source in sources]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from upo.errors import UserError, hub_errors
 from upo.models import quantization
+from upo.models.adapters import refuse_megatron
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -41,8 +42,9 @@ def read_model(path: str, config: "PretrainedConfig", **options: Any) -> "PreTra
     large = files >= LARGE or not Path(path).is_dir()
     (logging.enable_progress_bar if large and sys.stderr.isatty() else logging.disable_progress_bar)()
     begun = time.monotonic()
+    refuse_megatron(Path(path))
     with hub_errors(path, "model"):
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, **options)
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=False, **options)
     quantization.keep_layout(model)
     if (size := model.get_memory_footprint()) >= LARGE:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
@@ -63,7 +65,7 @@ def new_model(config: "PretrainedConfig", dtype: torch.dtype, quantization_confi
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         raise UserError(f"policy.config: {str(error).split('.')[0]}") from None
     if quantization_config is not None:

@@ -24,7 +24,7 @@ def read_config(path: str) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     with hub_errors(path, "model"):
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upo.errors import UserError
+from upo.errors import UserError, hub_errors
 from upo.runtime.atomic_files import written_at_once
 
 if TYPE_CHECKING:
@@ -92,21 +92,23 @@ def _floats(model: Any) -> "dict[str, Tensor]":
 def _reader(part: Path, model: Any, tokenizer: Any) -> "Callable[[str], Tensor]":
     """Looks up a part's tensors by the names of `model`, from the disk where they go by these names there."""
     from safetensors import safe_open
-    from transformers import AutoConfig, AutoTokenizer
 
     from upo.models.adapters import CONFIG
     from upo.models.checkpoint_files import POLICY, find_checkpoint, policy_folder, read_checkpoint
 
-    files = {n: f for f in sorted(part.glob("*.safetensors")) for n in safe_open(f, "pt").keys()}  # noqa: SIM118
+    with hub_errors(str(part), "model"):
+        files = {n: f for f in sorted(part.glob("*.safetensors")) for n in safe_open(f, "pt").keys()}  # noqa: SIM118
     file = find_checkpoint(part)
     content = {"policy_files": {}} if file is None else read_checkpoint(file, mmap=True)
     if file is not None and CONFIG not in content["policy_files"]:
         with policy_folder(content) as folder:
-            config, its_tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            config, its_tokenizer = _config_and_tokenizer(folder)
         weights = content["state_dict"]
+        if missing := [name for name in _floats(model) if POLICY + name not in weights]:
+            raise UserError(f"{part} has no `{missing[0]}`, which the first model has; merge policies of one start")
         read = lambda name: weights[POLICY + name]  # noqa: E731
     elif _floats(model).keys() <= files.keys():
-        config, its_tokenizer = AutoConfig.from_pretrained(part), AutoTokenizer.from_pretrained(part)
+        config, its_tokenizer = _config_and_tokenizer(str(part))
         read = lambda name: safe_open(files[name], "pt").get_tensor(name)  # noqa: E731
     else:
         other, its_tokenizer = full_model(part)
@@ -115,6 +117,16 @@ def _reader(part: Path, model: Any, tokenizer: Any) -> "Callable[[str], Tensor]"
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(f"{part} has another tokenizer than the first model; merge policies that share one")
     return read
+
+
+def _config_and_tokenizer(folder: str) -> "tuple[Any, PreTrainedTokenizerBase]":
+    from transformers import AutoConfig, AutoTokenizer
+
+    with hub_errors(folder, "model"):
+        return (
+            AutoConfig.from_pretrained(folder, trust_remote_code=False),
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        )
 
 
 def alike(part: Path, config: Any, first: Any) -> None:

@@ -1,12 +1,14 @@
 """What a sharded strategy needs around its shards: what it refuses, weights from rank 0, optimizer states by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from upo.callbacks.reference_sync import MovingReference
@@ -57,6 +59,15 @@ def receive(module: nn.Module, device: torch.device, dtype: torch.dtype | None =
         for name, x in part._buffers.items():
             if x is not None:
                 part._buffers[name] = received(x, None)
+
+
+@contextmanager
+def single_errors() -> Iterator[None]:
+    """Around PyTorch's distributed checkpoints, which raise what has gone wrong on any rank as one BaseException."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
 
 
 def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """FSDP2 for methods: weights, gradients and optimizer states are spread over the ranks, a decoder layer at a time."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +17,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from upo.callbacks.checkpoint_io import bytes_of
 from upo.errors import UserError
+from upo.models.checkpoint_files import check_resumable, load
 from upo.models.head import layers
 from upo.models.policy import Policy
 from upo.models.reference import Reference
 from upo.models.reference_source import weights_hash
 from upo.models.stored_reference import StoredReference
-from upo.parallel.sharding import check, named, receive
+from upo.parallel.sharding import check, named, receive, single_errors
 from upo.runtime.atomic_files import partial_of, put_in_place, sync
+from upo.runtime.checksums import ENDING, as_text, sha256_of, sums_file
+from upo.runtime.collectives import first_on_node, sum_over_ranks
+from upo.runtime.disk import check_room, free_bytes, told_when_full
 
 
 class Sharded(ModelParallelStrategy):
@@ -173,10 +179,14 @@ class Sharded(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """A folder, or the file of a run that was not sharded; what an adapter run left out stays as it is."""
         path = Path(self.broadcast(checkpoint_path))
+        if first_on_node():
+            check_resumable(path)  # PyTorch's own reader of folders would run what is in them
+        self.barrier()
         if path.is_dir():
-            return super().load_checkpoint(path, weights_only)
+            with single_errors():
+                return super().load_checkpoint(path, weights_only=True)
         assert self.model is not None
-        content = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        content = load(path, mmap=True)
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, content.pop("state_dict"), options=whole)
         names = {p: name for name, p in self.model.named_parameters()}
@@ -188,13 +198,30 @@ class Sharded(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
         partial = partial_of(path)
+        size = sum_over_ranks(torch.tensor(bytes_of(checkpoint), device=self.root_device))
+        check_room(path, float(size), free=self.broadcast(free_bytes(path)))
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, partial, storage_options)
+        try:
+            with told_when_full(path), single_errors():
+                super().save_checkpoint(checkpoint, partial, storage_options)
+                self.barrier()
+                self._write_sums(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         self.barrier()
         if self.is_global_zero:
             sync(partial)
             put_in_place(partial, path)  # which may be a link to another one, or a file: a run's that was not sharded
+            sums_file(path).unlink(missing_ok=True)
             sync(path.parent)
         self.barrier()
+
+    def _write_sums(self, folder: Path) -> None:
+        """Of what this rank has written; rank 0 has written what is nobody's part as well."""
+        files = sorted(file for file in folder.iterdir() if file.suffix != ENDING)
+        parts = {file: re.match(r"__(\d+)_", file.name) for file in files}
+        own = [file for file, part in parts.items() if (int(part[1]) if part else 0) == self.global_rank]
+        (folder / f"{self.global_rank}{ENDING}").write_text(as_text({file.name: sha256_of(file) for file in own}))

@@ -1,7 +1,6 @@
 """`python -m upo.rewards`: all auxiliary rewards; with a config, what its rewards say about its data."""
 
 import inspect
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from jsonargparse.typing import PositiveInt
 
 import upo.rewards
 from upo.cli.command import ShortErrors
-from upo.errors import UserError
+from upo.errors import UserError, short_errors
 from upo.rewards import Reward, VectorReward
 from upo.runtime.moved import no_such_file
 
@@ -33,11 +32,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if given.config is None:
         listing()
         return
-    try:
+    with short_errors():
         show(given.config, given.out, given.limit)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def listing() -> None:
@@ -64,7 +60,7 @@ def show(config: Path, out: Path | None = None, limit: int | None = None) -> dic
     from upo.rewards.survey_view import draw_survey, print_survey
     from upo.runtime.atomic_files import write_json
 
-    method, data, evaluation = from_config(config, {})
+    method, data, evaluation = from_config(config, {}, trust=True)
     rewards = data.rewards | ({} if evaluation.judge is None else {"judge": evaluation.judge})
     weights = getattr(method, "reward_weights", None) or evaluation.objective or {}
     content, columns = survey(data, rewards, weights, limit)

@@ -5,7 +5,7 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from upo.errors import UserError
+from upo.errors import UserError, refuse_code
 
 
 def load_scorer(name: str, what: str) -> tuple[Any, Any]:
@@ -23,9 +23,12 @@ def load_scorer(name: str, what: str) -> tuple[Any, Any]:
     from upo.models import quantization
 
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        refuse_code(error, name)
         first = str(error).strip().splitlines()[0]
         raise UserError(f"no {what} at `{name}`: {first}") from error
     quantization.keep_layout(model)

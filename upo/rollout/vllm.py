@@ -72,7 +72,8 @@ def engine(
         torch.cuda.empty_cache()  # vLLM asks for nine tenths of the device, and does not find what torch has kept
         # "vllm": without the habits of the model's generation config (penalties, temperatures)
         context = longest + max_new_tokens
-        llm = LLM(model=folder, dtype=dtype, seed=seed, generation_config="vllm", max_model_len=context)
+        options = {"generation_config": "vllm", "max_model_len": context, "trust_remote_code": False}
+        llm = LLM(model=folder, dtype=dtype, seed=seed, **options)
 
         def write(rows: Sequence[tuple[int, int]], prompts: list[list[int]]) -> list[list[int]]:
             settings = [

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from upo.errors import UserError
+
 
 @contextmanager
 def written_at_once(path: Path, *, synced: bool = False, shared: bool = False) -> Iterator[Path]:
@@ -45,9 +47,27 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, _lines(values) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it is broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is broken ({str(error).splitlines()[0][:100]}); make it again, or remove it") from None
+
+
 def partial_of(path: Path) -> Path:
     """Where that lies which is to become `path`, or was it: beside it, on the same file system, hidden."""
     return path.with_name(f".{path.name}.partial")
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed commands have left in a folder that only one of them writes to."""
+    for partial in folder.glob(partial_of(folder / "*").name):
+        _remove(partial)
 
 
 def put_in_place(partial: Path, path: Path) -> None:

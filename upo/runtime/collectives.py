@@ -1,5 +1,7 @@
 """Collectives that also work without any process group."""
 
+import os
+
 import torch
 import torch.distributed as dist
 from attrs import frozen
@@ -50,3 +52,8 @@ def gather_rows(x: Tensor) -> tuple[Tensor, slice]:
     dist.all_gather(parts, padded)
     start = sum(lengths[: dist.get_rank()])
     return torch.cat([p[:n] for p, n in zip(parts, lengths, strict=True)]), slice(start, start + len(x))
+
+
+def first_on_node() -> bool:
+    """Whether this process does what one of each machine does, by what launchers tell it; also before they have met."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0

@@ -1,8 +1,12 @@
 """What lies where in the folder of a run."""
 
 from pathlib import Path
+from typing import Literal
 
 from attrs import field, frozen
+
+Which = Literal["last", "best"]
+"""Of a run's checkpoints: the newest, or the best by the metric that `checkpoint.monitor` names."""
 
 MANIFEST = "manifest.json"
 """In the folder of a study, beside its run folders: which runs there are, and what became of each."""
@@ -65,6 +69,21 @@ class RunPaths:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """A link to the best of them, where the run monitors a metric."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def of_best(self) -> "RunPaths":
+        """Where an evaluation of the best checkpoint goes, beside that of the last."""
+        return RunPaths(self.folder / "best")
+
+    @property
+    def scores(self) -> Path:
+        """Which of them the run has kept, and the metric that it monitors at each."""
+        return self.checkpoints / "scores.json"
 
     @property
     def log(self) -> Path:
