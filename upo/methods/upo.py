@@ -217,8 +217,9 @@ class AuxiliaryRewards(Method):
 
     def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
         super().update_metrics(stage, batch, logps)
-        objective, value, preferred = self.objective(logps), self.value(logps), batch.preferred
+        objective, value = self.objective(logps), self.value(logps)
         weights = advantage_weights(objective, value, lam=self.lam, clip=self.weight_clip)
+        preferred = batch.preferred
         sides = {"objective/chosen": objective[preferred], "objective/rejected": objective[~preferred]}
         self.means(stage).update(**sides)
         (self.train_weights if stage == "train" else self.val_weights).update(weights, objective, value)
