@@ -146,7 +146,7 @@ def test_a_reward_and_its_needs_belong_together():
             return logps.logratio
 
     for kind in (Mute, Silent):
-        with pytest.raises(UserError, match=rf"{kind.__name__}: `needs` says what `reward\(logps\)` reads"):
+        with pytest.raises(UserError, match=rf"{kind.__name__} must define both `reward\(logps\)` and `needs\.reward`"):
             made(kind)
 
 

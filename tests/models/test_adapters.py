@@ -298,7 +298,7 @@ def test_a_view_shares_the_weights_and_its_copy_does_not(base):
 
 
 def test_a_copy_of_an_adapted_policy_is_warned_of(base):
-    with pytest.warns(UserWarning, match="AdapterReference needs no copy"):
+    with pytest.warns(UserWarning, match="AdapterReference, which needs no copy"):
         FrozenReference().build(adapted(base))
 
 

@@ -356,7 +356,7 @@ def test_what_is_not_stored_is_an_error(folder, tmp_path):
     assert find(tuple(split.split.groups())).isfinite().all()
     with pytest.raises(UserError, match="not in the reference store"):
         find([Group([5, 6], ([7, 8],))])
-    with pytest.raises(UserError, match="knows only responses of the data"):
+    with pytest.raises(UserError, match="has log-probs of the data set only"):
         done.method.response_logps(evolve(batch.responses, reference_logps=None))
 
 

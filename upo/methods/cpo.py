@@ -47,7 +47,8 @@ class CPO(ChosenLikelihood):
                 micro-batch) or their sum (paper).
         """
         super().__init__(*args, **kwargs)
-        self.beta, self.nll_weight, self.nll_per_token = beta, alpha, nll_per_token
+        self.beta = beta
+        self.nll_weight, self.nll_per_token = alpha, nll_per_token
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         return cpo_loss(chosen.logps, rejected.logps, beta=self.beta)

@@ -32,7 +32,7 @@ def dpo_gamma_loss(
 
 
 class DPOGamma(PairwiseMethod):
-    """DPO with a weakened reference."""
+    """DPO whose reference log-probs are multiplied by gamma."""
 
     reward_is_log_odds = True
 

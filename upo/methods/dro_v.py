@@ -83,7 +83,8 @@ class DROV(UnpairedMethod):
         self.reward_weights = dict(reward_weights or {})
         self.needs |= Needs(rewards=self.reward_weights)
         super().__init__(*args, **kwargs)
-        self.tau, self.preference_weight, self.value_lr = tau, preference_weight, float(value_lr)
+        self.tau, self.preference_weight = tau, preference_weight
+        self.value_lr = float(value_lr)
         self.measures_scale = reward_scale is None
         self.register_buffer("reward_scale", torch.tensor(reward_scale or (0.0, 1.0), dtype=torch.float32))
 

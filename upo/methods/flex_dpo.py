@@ -50,7 +50,8 @@ class FlexDPO(ChosenLikelihood):
             sft_weight: alpha, weight of the chosen response's negative log-likelihood per token (ours: 0, without it).
         """
         super().__init__(*args, **kwargs)
-        self.beta_plus, self.beta_minus, self.nll_weight = beta_plus, beta_minus, sft_weight
+        self.beta_plus, self.beta_minus = beta_plus, beta_minus
+        self.nll_weight = sft_weight
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         return flex_dpo_loss(chosen.logratio, rejected.logratio, beta_plus=self.beta_plus, beta_minus=self.beta_minus)

@@ -45,7 +45,8 @@ class SLiCHF(ChosenLikelihood):
                 the sum, as we read the paper).
         """
         super().__init__(*args, **kwargs)
-        self.delta, self.nll_weight, self.nll_per_token = delta, lam, nll_per_token
+        self.delta = delta
+        self.nll_weight, self.nll_per_token = lam, nll_per_token
 
     def loss(self, chosen: ResponseLogps, rejected: ResponseLogps) -> Tensor:
         return slic_loss(chosen.logps, rejected.logps, delta=self.delta)

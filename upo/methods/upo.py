@@ -116,7 +116,7 @@ class AuxiliaryRewards(Method):
                 Expectile V is then a sum of expectiles; with Linex the mean weight is no longer 1.
             value_lr: learning rate of the value head (ours: 0.001; at the policy's a fresh head would hardly move).
             value_grad_clip: gradient norm to which the value head is clipped by itself (HALOs: 0.1).
-            value_dropout: dropout of the value head in L_V, in [0, 1] (paper: 0.1); independent of split and ranks.
+            value_dropout: dropout of the value head in L_V, in [0, 1] (paper: 0.1); the same in any split.
         """
         self.reward_weights = dict(reward_weights or REWARD_WEIGHTS)
         self.value_state = STATES[value_at]

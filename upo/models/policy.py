@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 
 class Policy(SavesAdapterOnly, WritesText):
-    """A causal LM with its tokenizer. Weights are loaded by `build`, so that a config can be checked without them."""
+    """A causal LM with its tokenizer; `build` loads the weights, so that a config can be checked without them."""
 
     model: "PreTrainedModel"
     provides: ClassVar[frozenset[str]] = frozenset(
         {"logps", *linear_logps.NAMES, *DIVERGENCES, "hidden", "layers", "prompt_hidden", "prompt_mean"}
     )
-    """Quantities that `forward` knows, by their names in `upo.models.logps.AXIS`."""
+    """Quantities that `forward` can compute, by their names in `upo.models.logps.AXIS`."""
     instead: ClassVar[str] = "take another method"
-    """What to do where that is too little."""
+    """Advice in the error about a quantity that is not provided."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Policy(SavesAdapterOnly, WritesText):
     ):
         """
         Args:
-            path: hub name or local folder of a causal LM; null builds a model with random weights from `config`.
+            path: hub name or local folder of a causal LM; null makes a model with random weights from `config`.
             config: a transformers config as a dictionary with `model_type`, for a model from scratch.
             tokenizer: hub name, folder, or import path of a function that returns one; by default the one at `path`.
-            dtype: of the parameters. Log-probs are computed in float32 at least, whatever this says.
-            adapter: trains this adapter alone; checkpoints then hold nothing but it. Null trains all weights.
+            dtype: of the parameters. Log-probs are computed in float32 or float64 in any case.
+            adapter: train this adapter only, and save only it in checkpoints; null trains all weights.
             quantization: nf4 keeps the weights below an adapter in 4 bits (QLoRA) and computes in `dtype`.
             activation_checkpointing: compute layers again in the backward pass: much less memory, a third more time.
             chat_template: how conversations are written: `halos` (as ContextualAI/archangel_* expect it) or a .jinja
@@ -93,7 +93,7 @@ class Policy(SavesAdapterOnly, WritesText):
 
     @property
     def context(self) -> int | None:
-        """Positions that the model has, in tokens."""
+        """The longest sequence that the model has positions for, in tokens; None: unknown."""
         return getattr(self.model_config, "max_position_embeddings", None)
 
     def build(self) -> None:
@@ -112,7 +112,7 @@ class Policy(SavesAdapterOnly, WritesText):
         self.adopt(model)
 
     def adopt(self, model: "PreTrainedModel") -> None:
-        """Takes loaded weights: dropout off, packed attention on where it fits, and the checks that log-probs rely on.
+        """Sets a loaded model: dropout off, packed attention where supported, and checks that log-probs will be right.
 
         Raises:
             UserError: more tokens than embeddings, or logits that `Head` cannot reproduce.
@@ -137,7 +137,7 @@ class Policy(SavesAdapterOnly, WritesText):
 
     @property
     def packable(self) -> int | None:
-        """How long a prompt and its response may be in the packed layout, in tokens; null for any length."""
+        """Longest prompt with its response that the packed layout can hold, in tokens; None: any length."""
         return prefix_attention.longest(self.model)
 
     @property
@@ -150,32 +150,32 @@ class Policy(SavesAdapterOnly, WritesText):
         return Policy(path, tokenizer=self.tokenizer_path, dtype=dtype, **self.text)  # type: ignore[arg-type]
 
     def with_model(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None" = None) -> "Policy":
-        """A policy with all settings of this one around other weights, which are in memory already.
+        """A policy with all settings of this one and other weights, which are in memory already.
 
         Args:
             tokenizer: the model's own; by default this policy's.
         """
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        # deepcopy puts these in place of what it finds, so that no weights are copied.
+        # deepcopy uses these instead of copies of this policy's own, so that no weights are copied.
         other = copy.deepcopy(self, {id(self.model): model, id(self.tokenizer): tokenizer})
         other.adopt(model)
         return other
 
     def frozen_copy(self) -> "Policy":
-        """A copy that never learns: the usual reference."""
+        """A copy without gradients: the usual reference."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
     @property
     def holder(self) -> "Policy":
-        """Whose weights these are: strategies shard and move this one."""
+        """The policy whose weights strategies shard and move: this one, or one that it shares weights with."""
         return self
 
     def active(self) -> AbstractContextManager:
-        """Inside, `model` computes what this policy does: several may share one, with different adapters."""
+        """Context in which `model` computes this policy: several policies may share one, with different adapters."""
         return nullcontext()
 
     def weights(self) -> dict[str, Tensor]:
-        """All that this policy's log-probs depend on besides its configuration."""
+        """All tensors that this policy's log-probs depend on, by name."""
         return self.model.state_dict()
 
     def forward(
@@ -187,11 +187,11 @@ class Policy(SavesAdapterOnly, WritesText):
         """Log-probs of responses.
 
         Args:
-            outputs: what else to return. By response token [tokens], in the order of `responses.targets`:
+            outputs: further quantities to return. By response token [tokens], in the order of `responses.targets`:
                 `token_logps`, `entropy`, `top_logp`, `sum_p2` (see `linear_values`), `kl` (KL(reference || policy) over
                 the whole vocabulary) and `reverse_kl` (KL(policy || reference)), all with gradients; `hidden`
-                [tokens, D] and `layers` [tokens, L, D], the predicting states of the last and of every layer.
-                By prompt [B, D]: `prompt_hidden`, the last layer's state at each prompt's last token, and
+                [tokens, D] and `layers` [tokens, L, D], the states that predict the token, of the last and of every
+                layer. By prompt [B, D]: `prompt_hidden`, the last layer's state at the prompt's last token, and
                 `prompt_mean`, the mean of its states over all tokens of the prompt.
             reference: for `kl` and `reverse_kl` the reference's `hidden` and `linear_head()`.
 
@@ -227,13 +227,13 @@ class Policy(SavesAdapterOnly, WritesText):
         return {"logps": logps} | {name: out[name] if name in out else known[name]() for name in outputs}
 
     def linear_head(self) -> LinearHead:
-        """The output head as it is now, in the dtype to compute in."""
+        """The output head with its present weights, in the dtype to compute in."""
         device = self.model.device.type
         autocast = torch.is_autocast_enabled(device)
         return self.head.read(self.model, torch.get_autocast_dtype(device) if autocast else self.model.dtype)
 
     def files(self) -> dict[str, bytes]:
-        """Everything of a Hugging Face folder but the weights, by file name: makes a checkpoint self-contained."""
+        """The files of a Hugging Face folder except the weights, by name: with them a checkpoint is self-contained."""
         adapter = None if self.adapter is None else self.model.peft_config[TRAINED]
         generation = stopping(self.model.generation_config, self.tokenizer)
         return folder_files(self.model.config, generation, adapter, self.tokenizer)

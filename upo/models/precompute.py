@@ -1,4 +1,4 @@
-"""Fills a store with the log-probs of a data set, and checks what is already there."""
+"""Fills a store with the reference log-probs of a data set, and checks a sample of those already stored."""
 
 import random
 import time
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     from upo.data.module import PreferenceData
 
 SECONDS = 30.0
-"""Between two writes: what a killed run has to compute again at most."""
+"""Seconds between two writes: at most these are lost when a run is killed."""
 
 SAMPLE = 8
-"""Stored responses that are computed again when a run starts."""
+"""Number of stored responses that are computed again, as a check, when a run starts."""
 
 
 class Precompute:
-    """One run's way to all the values that it needs: read, check a sample, compute the rest."""
+    """Gets all log-probs that one run needs: reads stored ones, checks a sample of them, computes the rest."""
 
     def __init__(self, model: Policy, store: LogpsStore, trainer: pl.Trainer, round: Round):
-        self.model, self.store, self.trainer = model, store, trainer
+        self.model, self.store = model, store
+        self.trainer = trainer
         self.device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
         self.data: PreferenceData = data
         self.groups: list[Group] = [
@@ -41,40 +42,50 @@ class Precompute:
             for group in sorted(split.groups(), key=lambda group: group.role == "mismatched")
         ]
         self.wanted: dict[bytes, tuple[int, int]] = {}
-        """Group and response of each key that this run needs."""
-        for number, group in enumerate(self.groups):
-            for k, response in enumerate(group.responses):
-                self.wanted.setdefault(store.key(group.prompt, response), (number, k))
+        """By key: index of the group and of the response in it."""
+        for group_index, group in enumerate(self.groups):
+            for index, response in enumerate(group.responses):
+                self.wanted.setdefault(store.key(group.prompt, response), (group_index, index))
 
     def values(self, tolerance: tuple[float, float]) -> dict[bytes, float]:
-        """Every log-prob that this run needs; those that were there may be off by `tolerance`, relative + in nats."""
-        known = self._stored()
-        self.check(known, *tolerance)
+        """Every log-prob that this run needs, by key.
+
+        Args:
+            tolerance: relative and absolute (nats) difference that the check of stored values allows.
+        """
+        logps = self._stored()
+        self.check(logps, *tolerance)
         missing: set[bytes] = set()
-        if len(known) < len(self.wanted):
+        if len(logps) < len(self.wanted):
             with self.store.locked(self._any_rank, self.trainer.is_global_zero):
                 missing = self.wanted.keys() - self._stored().keys()
                 self.fill(missing)
                 self._any_rank(True)  # all ranks have written
-            known = self.store.read(self.wanted)
-            if lost := len(self.wanted) - len(known):
+            logps = self.store.read(self.wanted)
+            if lost := len(self.wanted) - len(logps):
                 raise UserError(
                     f"{lost} reference log-probs that other ranks computed are not in {self.store.folder}; "
                     "set model.reference.init_args.folder to one that all machines share"
                 )
         if self.trainer.is_global_zero:
             print(
-                f"reference log-probs: {len(known) - len(missing)} read, {len(missing)} computed ({self.store.folder})"
+                f"reference log-probs: {len(logps) - len(missing)} read, {len(missing)} computed ({self.store.folder})"
             )
-        return known
+        return logps
 
     def _stored(self) -> dict[bytes, float]:
-        """What rank 0 finds on the disk: ranks that saw different things would wait for each other for ever."""
-        found = self.store.read(self.wanted) if self.trainer.is_global_zero else None
-        return self.trainer.strategy.broadcast(found)  # type: ignore[return-value]
+        """The stored log-probs as read by rank 0: ranks with different ones would wait for each other for ever."""
+        logps = self.store.read(self.wanted) if self.trainer.is_global_zero else None
+        return self.trainer.strategy.broadcast(logps)  # type: ignore[return-value]
 
     def check(self, known: Mapping[bytes, float], relative: float, absolute: float) -> None:
-        """Computes a sample of what is there once more; all ranks the same one, so that all refuse."""
+        """Computes a sample of stored log-probs again and refuses the store where one differs by more than allowed.
+
+        All ranks take the same sample, so that all of them refuse.
+
+        Args:
+            known: stored log-probs by key.
+        """
         candidates = [key for key in self.wanted if key in known]
         sample = random.Random(self.data.seed).sample(candidates, min(SAMPLE, len(candidates)))
         for keys, logps in self.batches(sample, ALONE):
@@ -83,24 +94,27 @@ class Precompute:
                     raise self.store.unfit(f"a log-prob of {known[key]:.6g} should be {live:.6g}")
 
     def fill(self, missing: set[bytes]) -> None:
-        """Computes and writes this rank's share."""
+        """Computes and writes this rank's share of the missing log-probs."""
         ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
         new: dict[bytes, float] = {}
-        written = time.monotonic()
-        quiet = None if self.trainer.is_global_zero else True  # None: no bar where the output is not a terminal
-        with tqdm(total=len(missing), desc="reference log-probs", unit="response", disable=quiet) as bar:
+        last_write = time.monotonic()
+        disable = None if self.trainer.is_global_zero else True  # None: no bar where the output is not a terminal
+        with tqdm(total=len(missing), desc="reference log-probs", unit="response", disable=disable) as bar:
             try:
                 for keys, logps in self.batches([k for k in self.wanted if k in missing], ranks):
                     new |= zip(keys, logps, strict=True)
                     bar.update(len(keys) * ranks.size)
-                    if time.monotonic() - written >= SECONDS:
+                    if time.monotonic() - last_write >= SECONDS:
                         self.store.write(new)
-                        new, written = {}, time.monotonic()
+                        new, last_write = {}, time.monotonic()
             finally:
                 self.store.write(new)
 
     def batches(self, keys: Sequence[bytes], ranks: Ranks) -> Iterator[tuple[list[bytes], list[float]]]:
-        """Keys with their log-probs, by forward passes of responses of like length; all ranks make as many."""
+        """Keys with their log-probs, one item per forward pass; responses of similar length go together.
+
+        All ranks run equally many passes; those that only keep a rank in step give no item.
+        """
         shares = [list(share) for _, share in groupby(keys, lambda key: self.wanted[key][0])]
         groups, data = [self._group(share) for share in shares], self.data
         for part in score_in_parts(
@@ -120,7 +134,7 @@ class Precompute:
                 yield [key for i in part.groups for key in shares[i]], logps.double().tolist()
 
     def _group(self, keys: Sequence[bytes]) -> Group:
-        """The responses of one group that these keys stand for, behind their prompt."""
+        """The group of these keys, which are all of one group, with only their responses."""
         group = self.groups[self.wanted[keys[0]][0]]
         return Group(group.prompt, tuple(group.responses[self.wanted[key][1]] for key in keys))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def reading(kind: str | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` needs to read weights in 4 bits: NF4 with doubly quantised constants."""
+    """Arguments with which `from_pretrained` reads weights in 4 bits: NF4 with doubly quantised constants."""
     if kind is None:
         return {}
     if find_spec("bitsandbytes") is None:
@@ -26,7 +26,7 @@ def reading(kind: str | None, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def replace_layers(model: "PreTrainedModel", config: Any) -> None:
-    """Gives a model of shapes alone the layers that it would have if it were read in 4 bits; the weights come later."""
+    """Replaces the layers of a model on the meta device by those that it has when read in 4 bits."""
     from transformers.quantizers import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
@@ -36,36 +36,36 @@ def replace_layers(model: "PreTrainedModel", config: Any) -> None:
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Keeps 4-bit weights in the order in which they were read, whatever the CPU; for each model that was read.
+    """Keeps 4-bit weights in the memory order in which they were read, on every CPU; to be called for each model read.
 
-    Where the CPU has avx512_bf16, bitsandbytes' layers would write them anew in their first forward pass outside
-    training: in an order that narrow layers and shards have not, with constants in bfloat16, and without a backward
-    pass from then on.
+    On CPUs with avx512_bf16 bitsandbytes' layers would rewrite their weights in the first forward pass outside
+    training: in an order that does not work for narrow layers and shards, with constants in bfloat16, and without a
+    backward pass afterwards.
     """
     for layer in filter(is_quantized, model.modules()):
         layer.support_avx512bf16_for_cpu = False
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether it is one of bitsandbytes' 4-bit layers."""
+    """Whether a module is one of bitsandbytes' 4-bit layers."""
     return hasattr(module, "quant_state")
 
 
 def receive(layer: Any, device: torch.device) -> None:
-    """Rank 0's 4-bit weights on all ranks, ready to be cut into shards; their constants (1/64 of them) stay whole."""
+    """Copies rank 0's 4-bit weights to all ranks, to be sharded then; their constants (1/64 of them) stay whole."""
     from bitsandbytes.functional import QuantState
 
     weight = layer.weight
-    first = dist.get_rank() == 0
-    about: list[Any] = [None]
-    if first:
+    is_sender = dist.get_rank() == 0
+    message: list[Any] = [None]
+    if is_sender:
         constants = {name: x.cpu() for name, x in weight.quant_state.as_dict(packed=True).items()}
-        about = [(weight.shape, weight.dtype, constants)]
-    dist.broadcast_object_list(about, device=device)
-    shape, dtype, constants = about[0]
-    whole = torch.empty(shape, dtype=dtype, device=device)
-    if first:
-        whole.copy_(weight.detach())
-    dist.broadcast(whole, 0)
-    layer.weight = nn.Parameter(whole, requires_grad=False)
+        message = [(weight.shape, weight.dtype, constants)]
+    dist.broadcast_object_list(message, device=device)
+    shape, dtype, constants = message[0]
+    values = torch.empty(shape, dtype=dtype, device=device)
+    if is_sender:
+        values.copy_(weight.detach())
+    dist.broadcast(values, 0)
+    layer.weight = nn.Parameter(values, requires_grad=False)
     layer.quant_state = QuantState.from_dict(constants, device)

@@ -1,4 +1,4 @@
-"""Where reference log-probs come from. None of these is part of the method's module tree or of its checkpoints."""
+"""References: where reference log-probs come from. They are no part of the method's module tree or its checkpoints."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 class Reference(ABC):
-    """Log-probs that a policy is measured against."""
+    """Gives reference log-probs: those that a policy's are compared with."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"logps"})
-    """Quantities that it knows, by their names in `upo.models.logps.AXIS`."""
+    """Quantities that it can give, by their names in `upo.models.logps.AXIS`."""
     instead: ClassVar[str] = "set model.reference: FrozenReference"
-    """What to do where that is too little."""
+    """Advice in the error about a quantity that is not provided."""
     starts_as_policy: bool = False
-    """Whether all log-ratios are 0 before the first step: checked there."""
+    """Whether all log-ratios are 0 before the first step, which is then checked."""
     dtype: str | None = None
-    """Of its own parameters and arithmetic, where they are not to be the policy's."""
+    """dtype of its parameters and arithmetic; None: the policy's."""
 
     @abstractmethod
     def build(self, policy: Policy) -> None:
-        """Makes the reference ready; called once, with the policy as it starts."""
+        """Makes the reference ready to compute; called once, with the policy before training."""
 
     def load_model(self) -> Policy | None:
-        """The model itself, e.g. to generate with: read from the disk where it is not in memory; None without one."""
+        """The reference's model, e.g. to generate with, read from disk if necessary; None: there is no model."""
         return None
 
     @abstractmethod
@@ -49,31 +49,33 @@ class Reference(ABC):
         """Summed log-probs [N] in nats, without gradient, on the responses' device."""
 
     def score(self, responses: Responses, wanted: Collection[str] = ()) -> dict[str, Tensor]:
-        """`logps` and what else is wanted by name, without gradient; sums that a batch brings along are not computed.
+        """`logps` and the wanted quantities by name, without gradient.
+
+        If only `logps` are needed and the batch has stored ones, these are returned.
 
         Args:
-            wanted: some of what this reference `provides`.
+            wanted: names from `provides`.
         """
         if wanted:
             return self.outputs(responses, wanted)
-        known = responses.reference_logps
-        return {"logps": self.logps(responses) if known is None else known}
+        stored_logps = responses.reference_logps
+        return {"logps": self.logps(responses) if stored_logps is None else stored_logps}
 
     def outputs(self, responses: Responses, names: Collection[str]) -> dict[str, Tensor]:
-        """`logps` and more by name, computed as `Policy.forward` does, for those who `provide` it."""
+        """`logps` and the named quantities, computed as in `Policy.forward`; only for references that provide them."""
         raise NotImplementedError
 
     def stored(self, trainer: Any, round: Round) -> Callable[[Sequence[Group]], Tensor] | None:
-        """What finds the log-probs of a round's groups, where they are known before training; called at its start."""
+        """A function from groups to their stored log-probs, if there are any; called when training starts."""
         return None
 
     def linear_head(self) -> LinearHead:
-        """The output head, for divergences over the whole vocabulary; those who give `hidden` have one."""
+        """The output head, for divergences over the whole vocabulary; references that provide `hidden` have one."""
         raise NotImplementedError
 
 
 class FrozenReference(Reference):
-    """A frozen model: a copy of the policy as it starts, or another one."""
+    """A frozen model: a copy of the policy before training, or another model."""
 
     provides = Policy.provides - DIVERGENCES
 
@@ -90,8 +92,8 @@ class FrozenReference(Reference):
         if self.path is None:
             if policy.adapter is not None:
                 warnings.warn(
-                    "FrozenReference copies the whole model, though the one below policy.adapter stays as it is; "
-                    "model.reference: AdapterReference needs no copy, and is enough unless a callback moves it"
+                    "FrozenReference copies the whole model, although the weights below policy.adapter do not change; "
+                    "set model.reference: AdapterReference, which needs no copy, unless a callback moves the reference"
                 )
             self.model = policy.frozen_copy()
             return
@@ -116,8 +118,11 @@ class FrozenReference(Reference):
 
 
 class AdapterReference(Reference):
-    """The policy as it starts, from the policy's own weights: the model below `policy.adapter`, or, where that starts
-    from an adapter, the model with this one as it was. Costs no memory."""
+    """The policy before training, computed with the policy's own weights, so that no second model is in memory.
+
+    It is the model with `policy.adapter` inactive or, if the adapter was loaded from a path, with an unchanged copy of
+    that adapter.
+    """
 
     provides = Policy.provides - DIVERGENCES
     starts_as_policy = True
@@ -128,8 +133,9 @@ class AdapterReference(Reference):
     def build(self, policy: Policy) -> None:
         self.model = initial_policy(policy)
         start = policy.adapter and policy.adapter.path
-        say = rank_zero_only(print)
-        say(f"reference: {policy.path or 'the model'} with " + (f"the adapter {start}" if start else "its adapter off"))
+        print_once = rank_zero_only(print)
+        adapter = f"the adapter {start}" if start else "its adapter off"
+        print_once(f"reference: {policy.path or 'the model'} with {adapter}")
 
     def load_model(self) -> Policy | None:
         return self.model
@@ -148,16 +154,16 @@ class AdapterReference(Reference):
             return self.model.linear_head()
 
 
-class _AdapterView(Policy):  # private, or configs would offer it as a choice of policy
-    """A policy whose weights are another one's, with another of its adapters, or none, active."""
+class _AdapterView(Policy):  # private, so that configs do not offer it as a policy
+    """A policy that shares another one's weights, with a different adapter active, or none."""
 
     def __init__(self, policy: Policy, adapter: str | None = None):
         """
         Args:
-            policy: the holder of the weights; its forward pass runs, with whatever a strategy has wrapped around it.
-            adapter: what the active adapter is called in its model; null: none is active.
+            policy: the holder of the weights, whose forward pass is used, with any wrapper of a strategy.
+            adapter: name of the active adapter in its model; null: none.
         """
-        nn.Module.__init__(self)  # without settings: there is nothing to build
+        nn.Module.__init__(self)  # not Policy's: there is nothing to build
         self.policy, self.active_adapter = policy, adapter
 
     @property
@@ -192,10 +198,10 @@ class _AdapterView(Policy):  # private, or configs would offer it as a choice of
 
 
 def initial_policy(policy: Policy) -> Policy:
-    """A policy with an adapter as it was before training, on the same weights.
+    """A view of a policy with an adapter as it was before training, on the same weights.
 
     Raises:
-        UserError: a policy without an adapter.
+        UserError: the policy has no adapter.
     """
     if policy.adapter is None:
         raise UserError("AdapterReference needs policy.adapter; set model.reference: FrozenReference")
@@ -203,7 +209,7 @@ def initial_policy(policy: Policy) -> Policy:
 
 
 def placed(model: Policy, device: torch.device) -> Policy:
-    """The model, on a device; shards lie where they belong."""
+    """Moves the model to a device and returns it; sharded models stay where their strategy put them."""
     if not isinstance(model.holder, FSDPModule) and next(model.parameters()).device != device:
         model.to(device)
     return model

@@ -1,4 +1,4 @@
-"""Where a stored reference's model is: in memory, or only on the disk once its log-probs are known."""
+"""The model of a stored reference: kept in memory, or read again from disk when it is needed."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from upo.models.reference import placed
 
 
 class InMemory:
-    """A model that exists in memory alone: one from scratch, or one on the policy's own weights."""
+    """A model that exists in memory only: one from scratch, or one that shares the policy's weights."""
 
     def __init__(self, model: Policy, shared: bool):
         """
         Args:
-            model: ready to compute.
-            shared: whether its weights are the policy's, which must stay where they are.
+            model: a built model.
+            shared: whether its weights are the policy's and must stay on their device.
         """
         self.model, self.shared = model, shared
 
@@ -25,46 +25,47 @@ class InMemory:
         return self.model
 
     def release(self) -> None:
-        """Leaves the accelerator."""
+        """Moves the model off the accelerator, if it does not share the policy's weights."""
         if not self.shared:
             placed(self.model, torch.device("cpu"))
 
 
 class OnDisk:
-    """A model that takes no memory once it is released: it can be read again."""
+    """A model on disk: it takes no memory after `release`, and `load` reads it again."""
 
     def __init__(self, read: Callable[[], Policy], path: str, model: Policy | None = None):
         """
         Args:
-            read: reads it, ready to compute.
-            path: where from, for errors.
-            model: what `read` would return, where it is in memory already.
+            read: reads and builds the model.
+            path: hub name or folder of the model, for errors.
+            model: the model, if it is in memory already.
         """
-        self.read, self.path, self.model = read, path, model
+        self.read, self.path = read, path
+        self.model = model
 
     def load(self, sha256: str | None) -> Policy:
-        """The model, read where it is not in memory.
+        """The model, read from disk if it is not in memory.
 
         Args:
-            sha256: `weights_hash` of what it must be; null where that is not known yet.
+            sha256: `weights_hash` that a model read from disk must have; null: not checked.
 
         Raises:
-            UserError: it is another one now.
+            UserError: the model on disk has another hash.
         """
         if self.model is None:
             model = self.read()
             if sha256 is not None and weights_hash(model) != sha256:
-                raise UserError(f"the reference at {self.path} has changed since the run began; bring it back")
+                raise UserError(f"the reference at {self.path} has changed since the run began; restore it")
             self.model = model
         return self.model
 
     def release(self) -> None:
-        """Forgets the model."""
+        """Frees the model's memory."""
         self.model = None
 
 
 def weights_hash(policy: Policy) -> str:
-    """sha256 over the model's configuration and all its weights."""
+    """SHA-256, as hex digits, of the model's configuration and all its weights."""
     volatile = {"transformers_version", "architectures", "dtype", "torch_dtype"}
     config = {k: v for k, v in policy.model.config.to_dict().items() if k[0] != "_" and k not in volatile}
     return tensors_hash(policy.weights().items(), config)

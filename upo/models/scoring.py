@@ -1,4 +1,4 @@
-"""THE pass without gradient over groups: what a policy, a reference or a method says of them, within a token budget."""
+"""Passes without gradient over groups, within a token budget: quantities from a policy, a reference or a function."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -18,19 +18,19 @@ from upo.models.policy import Policy
 from upo.runtime.collectives import ALONE, Ranks, sum_over_ranks
 
 Scorer = Callable[..., Mapping[str, Tensor]]
-"""Gives quantities by name for `(responses, names)`: a policy, a reference's `score`, or any function."""
+"""A function from `(responses, names)` to quantities by name: a policy, a reference's `score`, or another one."""
 
 
 @frozen(eq=False)
 class Part:
-    """What one forward pass says."""
+    """The result of one forward pass."""
 
     groups: list[int]
-    """Which of the groups went through it."""
+    """Indices of the groups in this pass."""
     values: dict[str, Tensor]
-    """Quantities of these groups by name, each along its axis (`upo.models.logps.AXIS`), where the scorer computes."""
+    """Quantities of these groups by name, each along its axis (`upo.models.logps.AXIS`), on the scorer's device."""
     counts: bool
-    """False where the pass only keeps this rank in step with the others, which have these groups as well."""
+    """False if the pass only keeps this rank in step with the others: another part has its groups, too."""
 
 
 def score(
@@ -45,15 +45,16 @@ def score(
     against: tuple[Policy, Sequence[Group]] | None = None,
     title: str = "",
 ) -> dict[str, Tensor]:
-    """All groups, in their order, on the CPU in float32: e.g. `logps` [responses], `prompt_hidden` [groups, D].
+    """Quantities of all groups, in their order, on the CPU in float32, e.g. `logps` [responses].
 
     Args:
-        wanted: quantities beside `logps`.
-        layout: how groups are laid out, and `max_tokens` how many input tokens make a forward pass.
-        ranks: who shares the work; the result is whole on each.
-        against: another model, with the groups as it reads them, for a policy to be compared with: it gives
+        wanted: quantities in addition to `logps`, e.g. `prompt_hidden` [groups, D].
+        layout: packed or padded.
+        max_tokens: input tokens per forward pass.
+        ranks: the ranks that share the work; each gets the whole result.
+        against: another model, and the same groups tokenized for it, to compare a policy with: it gives
             `reference_logps`, and divergences are from it.
-        title: of the progress bar; none without.
+        title: of the progress bar; without one no bar is shown.
     """
     sizes = {
         "token": [sum(group.scored_lengths) for group in groups],
@@ -61,17 +62,17 @@ def score(
         "prompt": [1] * len(groups),
     }
     starts = {axis: [0, *accumulate(number)] for axis, number in sizes.items()}
-    found: dict[str, Tensor] = {}
+    totals: dict[str, Tensor] = {}
     options = {"layout": layout, "max_tokens": max_tokens, "device": device, "ranks": ranks, "title": title}
     for part in score_in_parts(scorer, groups, wanted, against=against, **options):
         for name, x in part.values.items():
             start = starts[AXIS[name]]
-            if name not in found:
-                found[name] = torch.zeros(start[-1], *x.shape[1:], device="cpu" if ranks.size == 1 else device)
+            if name not in totals:
+                totals[name] = torch.zeros(start[-1], *x.shape[1:], device="cpu" if ranks.size == 1 else device)
             if part.counts:
-                places = torch.tensor([k for i in part.groups for k in range(start[i], start[i + 1])])
-                found[name][places] = x.to(found[name])
-    return {name: (x if ranks.size == 1 else sum_over_ranks(x)).cpu() for name, x in found.items()}
+                indices = torch.tensor([k for i in part.groups for k in range(start[i], start[i + 1])])
+                totals[name][indices] = x.to(totals[name])
+    return {name: (x if ranks.size == 1 else sum_over_ranks(x)).cpu() for name, x in totals.items()}
 
 
 def score_in_parts(
@@ -88,11 +89,11 @@ def score_in_parts(
     bucket_by_length: bool | None = None,
     workers: int = 0,
 ) -> Iterator[Part]:
-    """The same pass by pass, of this rank's share alone, for those who keep little or write it away.
+    """The forward passes of `score` one by one, this rank's share only, for results too large to keep.
 
     Args:
-        bucket_by_length: whether groups of like length go together; by default in the padded layout.
-        workers: processes that lay groups out.
+        bucket_by_length: whether groups of similar length go together; by default in the padded layout.
+        workers: processes that collate the groups.
     """
     plan = one_pass(
         [group.cost if layout == "packed" else group.padded_cost for group in groups],
@@ -102,31 +103,35 @@ def score_in_parts(
         world_size=ranks.size,
     )
     versions = [groups] if against is None or against[1] is groups else [groups, against[1]]
-    laid_out = _LaidOut(versions, plan.micro_batches, layout, max_tokens)
-    generator = torch.Generator()  # none of the run's own random numbers is drawn
-    loader: Any = DataLoader(laid_out, batch_size=None, num_workers=workers, generator=generator)
+    dataset = _MicroBatches(versions, plan.micro_batches, layout, max_tokens)
+    generator = torch.Generator()  # so that no random number is drawn from the run's own generator
+    loader: Any = DataLoader(dataset, batch_size=None, num_workers=workers, generator=generator)
     bar = tqdm(loader, title, unit="batch", leave=False, disable=None if title else True)  # None: only on a terminal
-    for number, (chosen, batches) in enumerate(zip(plan.micro_batches, bar, strict=True)):
+    for number, (indices, batches) in enumerate(zip(plan.micro_batches, bar, strict=True)):
         with torch.no_grad():
             values = _values(scorer, wanted, against and against[0], [batch.to(device) for batch in batches])
-        yield Part(chosen, values, number < len(plan.micro_batches) - plan.dummies)
+        yield Part(indices, values, number < len(plan.micro_batches) - plan.dummies)
 
 
 def _values(
     scorer: Scorer, wanted: Collection[str], other: Policy | None, batches: Sequence[Responses]
 ) -> dict[str, Tensor]:
-    """What the scorer says of responses, and beside it another model of its own version of them, the last one."""
+    """The scorer's quantities of a batch, and `reference_logps` by another model, if there is one.
+
+    Args:
+        batches: the responses as the scorer reads them and, as the last item, as the other model reads them.
+    """
     if other is None:
         return dict(scorer(batches[0], wanted))
     compared = DIVERGENCES & set(wanted)
-    theirs = other(batches[-1], ("hidden",) if compared else ())
-    against = (states := theirs["hidden"], other.linear_head().to(states.dtype)) if compared else None
-    return {**scorer(batches[0], wanted, against), "reference_logps": theirs["logps"]}
+    other_values = other(batches[-1], ("hidden",) if compared else ())
+    against = (hidden := other_values["hidden"], other.linear_head().to(hidden.dtype)) if compared else None
+    return {**scorer(batches[0], wanted, against), "reference_logps": other_values["logps"]}
 
 
 @frozen(eq=False)
-class _LaidOut(Dataset):
-    """Micro-batches of groups, in one version or several."""
+class _MicroBatches(Dataset):
+    """Collated micro-batches of groups, each in all `versions` (as several models read the same groups)."""
 
     versions: Sequence[Sequence[Group]]
     micro_batches: Sequence[list[int]]
@@ -137,8 +142,8 @@ class _LaidOut(Dataset):
         return len(self.micro_batches)
 
     def __getitem__(self, number: int) -> list[Responses]:
-        chosen = self.micro_batches[number]
+        indices = self.micro_batches[number]
         return [
-            collate_responses([groups[i] for i in chosen], self.layout, row_tokens=self.row_tokens, pad_id=0)
+            collate_responses([groups[i] for i in indices], self.layout, row_tokens=self.row_tokens, pad_id=0)
             for groups in self.versions
         ]

@@ -1,7 +1,7 @@
-"""Log-probs on disk, by content: a folder of small files that are written once and never changed.
+"""Log-probs on disk, keyed by content: a folder of small files that are written once and never changed.
 
-What is kept belongs to one fingerprint (weights, arithmetic, layout version); a value is found by the hash of that
-fingerprint and of the tokens of prompt and response. Files appear whole or not at all, so that a killed run loses
+A folder belongs to one fingerprint (weights, arithmetic, layout version). The key of a log-prob is the hash of the
+fingerprint and of the tokens of prompt and response. Files appear whole or not at all, so that a killed run loses only
 seconds of work and several processes may read and write at once.
 """
 
@@ -28,21 +28,21 @@ class LogpsStore:
     def __init__(self, folder: Path, fingerprint: str):
         """
         Args:
-            folder: of this fingerprint alone.
-            fingerprint: of everything but the tokens that a log-prob depends on.
+            folder: for log-probs of this fingerprint only.
+            fingerprint: describes everything except the tokens that a log-prob depends on.
         """
         self.folder, self.fingerprint = folder, fingerprint
 
     def key(self, prompt: Sequence[int], response: Sequence[int]) -> bytes:
-        """32 bytes for a prompt and its response; where the response begins matters."""
+        """The key of a prompt with its response, 32 bytes; it depends on where the response begins."""
         content = array("q", [len(prompt), *prompt, *response]).tobytes()
         return hashlib.sha256(self.fingerprint.encode() + content).digest()
 
     def read(self, keys: Collection[bytes]) -> dict[bytes, float]:
-        """The values of those keys that are there; of two writers the first one counts.
+        """Log-probs by key, of those `keys` that are stored; where a key was written twice, the first one.
 
         Raises:
-            UserError: a broken file, or one of another model.
+            UserError: a file is broken, or belongs to another model.
         """
         values: dict[bytes, float] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
@@ -54,48 +54,48 @@ class LogpsStore:
     def _shard(self, file: Path) -> Iterator[tuple[bytes, float]]:
         try:
             with safe_open(file, framework="pt") as content:
-                about = content.metadata() or {}
+                metadata = content.metadata() or {}
                 keys, logps = content.get_tensor("keys"), content.get_tensor("logps")
         except (SafetensorError, OSError) as error:
             raise self.unfit(f"{file.name} is broken ({str(error).splitlines()[0]})") from None
-        if about.get("fingerprint") != self.fingerprint:
+        if metadata.get("fingerprint") != self.fingerprint:
             raise self.unfit(f"{file.name} belongs to another model")
-        if about.get("sha256") != _digest(keys, logps):
+        if metadata.get("sha256") != _digest(keys, logps):
             raise self.unfit(f"{file.name} was changed after it was written")
         return zip((row.tobytes() for row in keys.numpy()), logps.tolist(), strict=True)
 
     def write(self, values: Mapping[bytes, float]) -> None:
-        """Adds values as a file of their own, which appears whole under its name."""
+        """Writes log-probs by key as a new file."""
         if not values:
             return
         keys = torch.frombuffer(bytearray(b"".join(values)), dtype=torch.uint8).view(-1, 32)
         logps = torch.tensor(list(values.values()), dtype=torch.float64)
-        about = {"fingerprint": self.fingerprint, "sha256": _digest(keys, logps)}
+        metadata = {"fingerprint": self.fingerprint, "sha256": _digest(keys, logps)}
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.safetensors"
         with written_at_once(self.folder / name, synced=True) as partial:
-            partial.write_bytes(save({"keys": keys, "logps": logps}, about))
+            partial.write_bytes(save({"keys": keys, "logps": logps}, metadata))
 
     @contextmanager
     def locked(self, agree: Callable[[bool], bool], leader: bool) -> Iterator[None]:
-        """Inside, no other run fills this store; a killed run leaves no lock behind.
+        """Context in which no other run fills this store; the lock of a killed run is released by the system.
 
         Args:
-            agree: tells all ranks whether one of them says true. Ranks wait in short turns, since a collective that
-                waits for another run's hours would time out.
-            leader: whether this rank takes the lock, for all.
+            agree: collective that returns on all ranks whether it was true on any. Ranks call it once per second while
+                they wait, because a single collective would time out if the other run takes hours.
+            leader: whether this rank takes the lock, for all ranks.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         waiting = False
         with (self.folder / "lock").open("w") as file:
-            while not agree(leader and _locks(file.fileno())):
+            while not agree(leader and _try_lock(file.fileno())):
                 if leader and not waiting:
-                    print(f"another run fills {self.folder}; waiting for it", flush=True)
+                    print(f"waiting for another run, which is writing to {self.folder}", flush=True)
                 waiting = True
                 time.sleep(1)
             yield
 
     def unfit(self, reason: str) -> UserError:
-        """The error that refuses this folder."""
+        """The error about log-probs in this folder that must not be used."""
         return UserError(
             f"the reference log-probs in {self.folder} cannot be trusted: {reason}; delete that folder, the next run "
             "computes them anew"
@@ -106,11 +106,12 @@ def _digest(keys: torch.Tensor, logps: torch.Tensor) -> str:
     return hashlib.sha256(keys.numpy().tobytes() + logps.numpy().tobytes()).hexdigest()
 
 
-def _locks(file: int) -> bool:
+def _try_lock(file: int) -> bool:
+    """Takes the lock; False if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: at worst two runs compute the same
+    except OSError:  # a file system without locks: at worst two runs compute the same log-probs
         pass
     return True

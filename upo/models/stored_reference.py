@@ -1,7 +1,8 @@
 """Reference log-probs of a whole data set: computed once before training, kept on disk, shared by all runs.
 
-A stored reference begins as its model (`source`). When training starts, `Precompute` has the model fill the store with
-what is missing; then the model is released and the reference is a table (`lookup`). Evaluations load the model again.
+At first a stored reference has its model (`source`). When training starts, `Precompute` computes the missing log-probs
+and writes them to the store; then the model is released, and log-probs are looked up (`lookup`). Evaluations load the
+model again.
 """
 
 import hashlib
@@ -28,18 +29,19 @@ from upo.models.reference_source import InMemory, OnDisk, weights_hash
 from upo.models.store import LogpsStore
 
 LAYOUT_VERSION = 1
-"""Part of every key: raise it when the same weights and tokens get other log-probs than before."""
+"""Part of every key; to be raised when a change of the code changes the log-probs of the same weights and tokens."""
 
 ROUGH = (2e-2, 0.5)
-"""Tolerance of bfloat16, float16 and TensorFloat32: measured were 0.5 % between layouts, 1 % between kernels."""
+"""Tolerance (relative, nats) of bfloat16, float16 and TensorFloat32; measured: 0.5 % between layouts, 1 % between
+kernels."""
 
 
 class StoredReference(Reference):
     """A frozen model whose log-probs are computed before training, kept on disk, and never computed again.
 
-    For training and validation data, the borrowed responses of KTO's z0 included. All runs with the same reference and
-    data share them. Not for a reference that moves, nor for responses that are written during training. Best in
-    float32: in bfloat16 a live reference makes the same rounding errors as the policy, and they cancel.
+    They cover training and validation data, including the mismatched responses of KTO. All runs with the same reference
+    and data share them. Not for a reference that moves, nor for responses generated during training. Best in float32:
+    in bfloat16 a FrozenReference makes the same rounding errors as the policy, which cancel in log-ratios.
     """
 
     def __init__(
@@ -50,18 +52,19 @@ class StoredReference(Reference):
     ):
         """
         Args:
-            path: hub name or local folder of another model with the same tokenizer; null is the policy as it starts.
-            folder: where log-probs are kept, by content: runs may share it, also at the same time.
+            path: hub name or local folder of another model with the same tokenizer; null is the policy before training.
+            folder: where log-probs are kept; runs may share it, also at the same time.
             dtype: of the reference's parameters and arithmetic; null computes as the policy does.
         """
-        self.path, self.folder, self.dtype = path, Path(folder).expanduser(), dtype
+        self.path, self.dtype = path, dtype
+        self.folder = Path(folder).expanduser()
         self.starts_as_policy = path is None and dtype is None
         self.source: InMemory | OnDisk | None = None
-        """The model, from `build` on."""
+        """The model; set by `build`."""
         self.weights_sha256: str | None = None
-        """Hash of its weights. A strategy that is going to shard them sets it before; otherwise `stored` does."""
+        """Hash of the model's weights. A strategy that shards them sets it before; otherwise `stored` does."""
         self.lookup: StoredLogps | None = None
-        """All log-probs, from `stored` on: the model computes no further one."""
+        """All log-probs; set by `stored`, after which the model computes none."""
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -79,14 +82,14 @@ class StoredReference(Reference):
     def _on_disk(self, unread: Policy, model: Policy | None = None) -> OnDisk:
         """
         Args:
-            unread: says where the model lies and how text is written; it never gets weights itself.
-            model: the same one in memory; null reads it now.
+            unread: a policy with path, tokenizer and template of the model, which is never built itself.
+            model: the model, if it is in memory; null reads it now.
         """
 
         def read() -> Policy:
-            fresh = unread.like(str(unread.path))
-            fresh.build()
-            return self._converted(fresh.requires_grad_(False).eval())
+            policy = unread.like(str(unread.path))
+            policy.build()
+            return self._converted(policy.requires_grad_(False).eval())
 
         return OnDisk(read, str(unread.path), read() if model is None else model)
 
@@ -101,7 +104,7 @@ class StoredReference(Reference):
     def logps(self, responses: Responses) -> Tensor:
         if self.lookup is not None:
             raise UserError(
-                "StoredReference knows only responses of the data set, and these were made during training; "
+                "StoredReference has log-probs of the data set only, and these responses were made during training; "
                 "set model.reference: FrozenReference"
             )
         return placed(self.load_model(), responses.input_ids.device)(responses)["logps"]
@@ -135,30 +138,30 @@ class StoredReference(Reference):
 
 @frozen
 class StoredLogps:
-    """Finds the log-probs of groups."""
+    """Looks up the log-probs of groups."""
 
     store: LogpsStore
     values: Mapping[bytes, float]
     dtype: torch.dtype
-    """float32 at least: a sum of -600 in bfloat16 has a step of 4 nats."""
+    """Of the result, float32 at least: a sum of -600 in bfloat16 has a step of 4 nats."""
 
     def __call__(self, groups: Sequence[Group]) -> Tensor:
-        """One a response, in the order of the groups."""
+        """Log-probs [responses] in the order of the groups, in nats."""
         try:
-            found = [self.values[self.store.key(u.prompt, r)] for u in groups for r in u.responses]
+            logps = [self.values[self.store.key(u.prompt, r)] for u in groups for r in u.responses]
         except KeyError:
             raise UserError(
                 "a batch holds a response that is not in the reference store: it was not in the data when training "
                 "began; set model.reference: FrozenReference"
             ) from None
-        return torch.tensor(found, dtype=self.dtype)
+        return torch.tensor(logps, dtype=self.dtype)
 
 
 def arithmetic(model: Policy, device: torch.device, layers: torch.dtype | None = None) -> str:
-    """In what log-probs are computed here: type, kind of device, precision of matrix products.
+    """The arithmetic of log-probs as a string: dtype, type of device, precision of matrix products.
 
     Args:
-        layers: what a strategy makes layers compute in, if not in the type of their weights.
+        layers: dtype in which a strategy makes layers compute; null: that of the weights.
     """
     weights = layers or next(model.parameters()).dtype
     compute = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weights
@@ -166,6 +169,6 @@ def arithmetic(model: Policy, device: torch.device, layers: torch.dtype | None =
 
 
 def tolerance(compute: str) -> tuple[float, float]:
-    """How far sums may differ between batches, layouts and machines in this arithmetic: relative, and in nats."""
+    """How much log-probs may differ between batches, layouts and machines in this arithmetic: relative, and in nats."""
     dtype, _, matmul = compute.split()
     return {"float64": (1e-10, 1e-10), "float32": (1e-6, 1e-4)}.get(dtype, ROUGH) if matmul == "highest" else ROUGH

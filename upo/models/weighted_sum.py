@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 COSMETIC = re.compile(
     r"_.*|architectures|(torch_)?dtype|transformers_version|use_cache|.*_token_id|.*(dropout|pdrop).*"
 )
-"""Fields of a configuration that do not change what a model computes (dropout is off everywhere)."""
+"""Fields of a configuration that do not change what a model computes (dropout is always off)."""
 
 
 def merge(parts: Sequence[Path], out: Path, weights: Sequence[float] | None = None, overwrite: bool = False) -> None:
     """Writes sum_i weights[i] * parts[i] as a Hugging Face folder with a model card that names the parts.
 
-    Sums are taken in float64 and rounded once, to the first part's type; of the other parts one tensor at a time is
-    in memory. Only policies that started from one model lie close enough together for this to mean anything.
+    Sums are taken in float64 and rounded once, to the dtype of the first part; of the other parts one tensor at a time
+    is in memory. The parts should start from one model: weights of unrelated models cannot be averaged meaningfully.
+
+    Args:
+        parts: two or more runs, checkpoints or Hugging Face folders.
+        out: where the merged model is written.
+        weights: one per part, with sum 1; null: equal weights.
+        overwrite: whether the contents of `out` may be replaced.
 
     Raises:
-        UserError: unusable parts or weights, parts that do not belong together, or a folder that is not empty.
+        UserError: unusable parts or weights, parts of different architectures, or a folder that is not empty.
     """
     import torch
 
@@ -70,7 +76,7 @@ def check_weights(parts: Sequence[Path], weights: Sequence[float]) -> None:
 
 
 def full_model(part: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer; an adapter is merged first, since the product of averages is not the average of products."""
+    """Model and tokenizer, with an adapter merged: averages of A and of B do not multiply to the average of B A."""
     from upo.models.adapters import CONFIG
     from upo.models.checkpoint import load_model
     from upo.models.checkpoint_files import find_checkpoint, read_checkpoint
@@ -83,14 +89,14 @@ def full_model(part: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 
 def _floats(model: Any) -> "dict[str, Tensor]":
-    """Everything that can be weighed, tied weights once."""
+    """All floating-point tensors of a model by name, tied weights once."""
     saved = model.state_dict().keys()
     named = {n: x for part in (model.named_parameters(), model.named_buffers()) for n, x in part if n in saved}
     return {name: x for name, x in named.items() if x.is_floating_point()}
 
 
 def _reader(part: Path, model: Any, tokenizer: Any) -> "Callable[[str], Tensor]":
-    """Looks up a part's tensors by the names of `model`, from the disk where they go by these names there."""
+    """A function from names in `model` to a part's tensors; it reads from disk where the files use the same names."""
     from safetensors import safe_open
 
     from upo.models.adapters import CONFIG
@@ -130,12 +136,14 @@ def _config_and_tokenizer(folder: str) -> "tuple[Any, PreTrainedTokenizerBase]":
 
 
 def alike(part: Path, config: Any, first: Any) -> None:
-    """Raises a `UserError` where two configurations describe different computations."""
-    ours, theirs = first.to_dict(), config.to_dict()
-    names = [n for n in sorted(ours.keys() | theirs.keys()) if not COSMETIC.fullmatch(n)]
-    if other := [n for n in names if ours.get(n) != theirs.get(n)]:
-        what = ", ".join(f"{n} ({theirs.get(n)}, not {ours.get(n)})" for n in other[:3])
-        raise UserError(f"{part} has another architecture than the first model: {what}; merge policies of one start")
+    """Raises a `UserError` if two configurations describe different computations."""
+    first_fields, fields = first.to_dict(), config.to_dict()
+    names = [n for n in sorted(first_fields.keys() | fields.keys()) if not COSMETIC.fullmatch(n)]
+    if different := [n for n in names if first_fields.get(n) != fields.get(n)]:
+        what = ", ".join(f"{n} ({fields.get(n)}, not {first_fields.get(n)})" for n in different[:3])
+        raise UserError(
+            f"{part} has another architecture than the first model: {what}; merge policies that started from one model"
+        )
 
 
 def model_card(folder: Path, parts: Sequence[Path], weights: Sequence[float]) -> str:

@@ -1,7 +1,7 @@
-"""Attention of the packed layout on GPUs: FlexAttention, whose block mask skips what no token may see.
+"""Attention of the packed layout on GPUs: FlexAttention, whose block mask skips masked blocks of 128 tokens.
 
-One kernel for all rows of a batch; its cost follows the visible blocks of 128 tokens. It has no backward pass on CPUs,
-where `prefix_attention.Segments` does the same piece by piece.
+One kernel for all rows of a batch; its cost is proportional to the number of blocks that are not fully masked. It has
+no backward pass on CPUs, where `prefix_attention.Segments` computes the same piece by piece.
 """
 
 import functools
@@ -17,12 +17,13 @@ from upo.data.layout import Responses
 
 @define(eq=False)
 class Blocks:
-    """Who may look at whom in the rows of a packed batch, by blocks."""
+    """The attention mask of a packed batch as a block mask, and attention under it."""
 
     mask: BlockMask
     compiled: bool
-    """Off only where tests look at the plain form."""
+    """Whether FlexAttention is compiled; tests also run it uncompiled."""
     calls: int = field(default=0, init=False)
+    """Number of layers that have called it in this forward pass."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, cap: float | None = None
@@ -37,11 +38,11 @@ class Blocks:
 
 
 def blocks(responses: Responses, compiled: bool = True) -> Blocks:
-    """The block mask of a batch: built once, used by every layer."""
+    """The block mask of a batch; built once per batch and used by every layer."""
     prompt, response = responses.prompt_segment_ids, responses.response_segment_ids
 
     rows, width = prompt.shape
-    mask = create_block_mask(  # a lambda: FlexAttention counts its arguments, which type checking in tests hides
+    mask = create_block_mask(  # a lambda: FlexAttention counts the arguments, and type checks in tests wrap functions
         lambda row, head, q, k: (
             (prompt[row, q] == prompt[row, k])
             & ((response[row, k] == -1) | (response[row, q] == response[row, k]))
@@ -54,7 +55,7 @@ def blocks(responses: Responses, compiled: bool = True) -> Blocks:
 
 @functools.cache
 def _capped(cap: float) -> Any:
-    """Soft cap of the scores (Gemma 2)."""
+    """A function that applies the soft cap to the scores (Gemma 2)."""
     return lambda score, row, head, q, k: cap * torch.tanh(score / cap)
 
 

@@ -1,4 +1,4 @@
-"""KL divergence between two models over the whole vocabulary, straight from hidden states and in chunks."""
+"""KL divergence between two models over the whole vocabulary, computed from hidden states in chunks of tokens."""
 
 import torch
 from jaxtyping import Float
@@ -21,11 +21,12 @@ def linear_kl(
 ) -> Float[Tensor, "tokens"]:
     """KL(reference || policy) = sum_v q_v (log q_v - log p_v) at each token, in fp32 nats (float64 stays float64).
 
-    Where one model has more tokens at the end of its vocabulary (control tokens, rows that round it up), the divergence
-    is that of both distributions without them. The reference never gets a gradient. The backward pass computes each
-    chunk's logits again, so that memory holds `chunk` rows of V for each model at a time.
+    If one model has more tokens at the end of its vocabulary (control tokens, padding), the divergence is that of the
+    two distributions over the common tokens. The reference gets no gradient. The backward pass computes each chunk's
+    logits again, so that memory holds `chunk` rows of V for each model at a time.
 
     Args:
+        chunk: tokens per chunk; null: as many as hold `ELEMENTS` logits, 512 at most.
         reverse: KL(policy || reference) instead, whose expectation is under the policy.
     """
     sizes = len(head.weight), len(reference_head.weight)
@@ -38,7 +39,7 @@ def linear_kl(
 def eager_linear_kl(
     hidden: Tensor, head: LinearHead, reference_hidden: Tensor, reference_head: LinearHead, reverse: bool = False
 ) -> Tensor:
-    """The plain twin, which tests compare against."""
+    """The same without chunks, which tests compare with."""
     logp = head.logits(hidden).log_softmax(-1).clamp(min=FLOOR)
     logq = reference_head.logits(reference_hidden).log_softmax(-1).clamp(min=FLOOR).detach()
     if reverse:

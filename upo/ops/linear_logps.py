@@ -1,4 +1,5 @@
-"""Values of response tokens straight from hidden states: the head in chunks, never `[tokens, V]` at once."""
+"""Log-probs, entropy and more of response tokens, computed from hidden states in chunks of tokens: logits [tokens, V]
+never exist at once."""
 
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from upo.ops.linear_head import Gradients, LinearHead
 
 KEPT = 2**25
-"""Probabilities that wait for the backward pass: 128 MiB in fp32."""
+"""Number of probabilities that are kept for the backward pass: 128 MiB in fp32."""
 
 NAMES = ("token_logps", "entropy", "top_logp", "sum_p2")
 
@@ -29,13 +30,17 @@ def linear_values(
     names: Sequence[str],
     chunk: int | None = None,
 ) -> dict[str, Float[Tensor, "tokens"]]:
-    """What `names` says of p = softmax(logits) at each token; all of it has a gradient.
+    """Quantities of p = softmax(logits) at each token, by name, in fp32 (float64 stays float64), with gradients.
 
     `token_logps`: log p of the target; `entropy`: -sum p log p; `top_logp`: log of the largest p, all in nats;
-    `sum_p2`: sum p^2, the probability that two draws agree.
+    `sum_p2`: sum p^2, the probability that two samples agree, in (0, 1].
 
-    Memory holds `chunk` rows of V at a time and the probabilities of the first KEPT / V tokens (none of a head with a
-    soft cap, nor beside the entropy); the backward pass computes the logits of the others again.
+    Memory holds `chunk` rows of V at a time, and the probabilities of the first KEPT / V tokens for the backward pass,
+    which computes the logits of the other tokens again. With a soft cap or with `entropy` no probabilities are kept.
+
+    Args:
+        names: some of `NAMES`.
+        chunk: tokens per chunk; null: as many as hold `ELEMENTS` logits, 1024 at most.
     """
     keep = KEPT if torch.is_grad_enabled() and head.cap is None and "entropy" not in names else 0
     values = _LinearValues.apply(hidden, targets, head, tuple(names), chunk, keep, *head.tensors)
@@ -43,7 +48,7 @@ def linear_values(
 
 
 def eager_linear_values(hidden: Tensor, head: LinearHead, targets: Tensor) -> dict[str, Tensor]:
-    """The plain twin, which tests compare against."""
+    """The same without chunks, which tests compare with."""
     logps = head.logits(hidden).log_softmax(-1)
     return {
         "token_logps": logps.gather(-1, targets[:, None])[:, 0],
@@ -60,19 +65,20 @@ class _LinearValues(torch.autograd.Function):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         out = {name: torch.empty(len(targets), dtype=dtype, device=hidden.device) for name in (*names, "normalizer")}
         parts = list(head.chunks(len(targets), chunk))
-        kept: list[Tensor] = []
+        probabilities: list[Tensor] = []
         for part in parts:
             logits = head.logits(hidden[part])
-            top, picked = logits.amax(-1), logits.gather(-1, targets[part, None])[:, 0]
-            # One fused kernel in place, a quarter of the time of logsumexp; the entropy looks at the logits once more.
+            top_logits = logits.amax(-1)
+            target_logits = logits.gather(-1, targets[part, None])[:, 0]
+            # One fused kernel in place, in a quarter of the time of logsumexp; the entropy needs the logits once more.
             p = torch.softmax(logits, -1, out=None if "entropy" in out else logits)
             top_logp = p.amax(-1).log()
-            normalizer = out["normalizer"][part] = top - top_logp
+            normalizer = out["normalizer"][part] = top_logits - top_logp
             keep -= p.numel()
             if keep >= 0:
-                kept.append(p)
+                probabilities.append(p)
             if "token_logps" in out:
-                out["token_logps"][part] = picked - normalizer
+                out["token_logps"][part] = target_logits - normalizer
             if "top_logp" in out:
                 out["top_logp"][part] = top_logp
             if "sum_p2" in out:
@@ -82,7 +88,7 @@ class _LinearValues(torch.autograd.Function):
         normalizer = out.pop("normalizer")
         ctx.save_for_backward(hidden, targets, normalizer, out.get("entropy"), out.get("sum_p2"), *tensors)
         ctx.form, ctx.names, ctx.parts = {"scale": head.scale, "cap": head.cap}, names, parts
-        ctx.kept = kept[::-1]
+        ctx.probabilities = probabilities[::-1]  # the backward pass pops them from the end
         ctx.set_materialize_grads(False)
         return tuple(out[name] for name in names)
 
@@ -98,10 +104,10 @@ class _LinearValues(torch.autograd.Function):
         # With z the logits, t the target, m the likeliest token, H the entropy, and g_x = d loss / d x:
         #     d token_logps / d z_v = 1[v = t] - p_v          d entropy / d z_v = -p_v (log p_v + H)
         #     d top_logp    / d z_v = 1[v = m] - p_v          d sum_p2  / d z_v = 2 p_v (p_v - sum_p2)
-        # so that g_z = p * weight + one-hot rows, where `weight` collects what stands behind each p_v.
+        # so that g_z = p * weight + one-hot rows, where `weight` is the sum of the factors of p_v.
         for part in ctx.parts:
-            if ctx.kept:
-                p, slope = ctx.kept.pop(), head.scale
+            if ctx.probabilities:
+                p, slope = ctx.probabilities.pop(), head.scale
             else:
                 logits = head.logits(hidden[part])
                 slope = head.slope(logits)
@@ -119,13 +125,13 @@ class _LinearValues(torch.autograd.Function):
             if grad_sum_p2 is not None:
                 weight = weight + 2 * grad_sum_p2[part] * (p - sum_p2[part, None])  # +2 g_sum_p2 (p - sum_p2)
             grad_logits = p.mul_(weight)
-            for place, grad in one_hot:
-                grad_logits.scatter_add_(-1, place, grad.to(grad_logits.dtype))
+            for index, grad in one_hot:
+                grad_logits.scatter_add_(-1, index, grad.to(grad_logits.dtype))
             gradients.add(part, grad_logits, slope)
         grad_hidden, *grad_tensors = gradients.tensors()
         return grad_hidden, None, None, None, None, None, *grad_tensors
 
 
 def _finite(logps: Tensor) -> Tensor:
-    """log 0 becomes a number in place: p log p is 0 there, not NaN."""
+    """Replaces log 0 by a finite number, in place, so that p log p is 0 there instead of NaN."""
     return logps.clamp_(min=-1e30)

@@ -1,7 +1,8 @@
-"""Attention of the packed layout without its dense mask: work follows the segments, not the row.
+"""Attention of the packed layout, computed segment by segment instead of with a dense mask over rows.
 
-A prompt attends causally to itself, once; a response attends to its prompt and causally to itself. The eager twin is
-scaled dot-product attention under `Responses.attention_mask`, whose cost is the square of a row's length.
+A prompt attends causally to itself, once for all its responses; a response attends to its prompt and causally to
+itself. Tests compare with scaled dot-product attention under `Responses.attention_mask`, whose cost grows with the
+square of a row's length.
 """
 
 from collections.abc import Mapping
@@ -20,21 +21,21 @@ from upo.ops.capped_attention import capped_attention
 from upo.ops.flex_attention import Blocks, blocks
 
 NAME = "upo_prefix"
-"""How transformers knows this attention, once `register` has run."""
+"""Name of this attention in transformers, after `register`."""
 
 
 @frozen(eq=False)
 class Group:
-    """Pieces of about one size, attended to in one call: n prompts, or n responses each with its prompt."""
+    """Pieces of similar size that are computed in one call: n prompts, or n responses each with its prompt."""
 
     queries: Tensor
-    """Flat input positions [n, Q]; shorter pieces repeat their last one."""
+    """Flat input positions of the queries [n, Q]; shorter pieces repeat their last position."""
     keys: Tensor
-    """The same of what they look at [n, S]: for responses their prompt, then themselves."""
+    """Flat input positions of the keys [n, S]: for responses their prompt, then themselves."""
     mask: Tensor | None
-    """[n, 1, Q, S], True where a query may look; None for prompts, which are causal."""
+    """[n, 1, Q, S], True where a query attends to a key; None for prompts: causal attention."""
     real: Tensor
-    """Places of `queries`, flattened, that are no repetition."""
+    """Indices into the flattened `queries` that are not repetitions."""
 
     def to(self, device: torch.device) -> "Group":
         mask = None if self.mask is None else self.mask.to(device)
@@ -43,19 +44,19 @@ class Group:
 
 @define(eq=False)
 class Segments:
-    """The pieces of packed rows, prompts and responses: how each layer attends to them."""
+    """The pieces (prompts and responses) of packed rows, and the attention of a layer over them."""
 
     pieces: Tensor
-    """First flat position in [R T], tokens, tokens of the prompt before it [n, 3]; prompts come before their own."""
+    """[n, 3]: first flat position in [R T], tokens, tokens of its prompt (0 for a prompt, which comes first)."""
     units: Tensor
-    """Which pieces are a prompt and its responses [prompts + 1]: `units[i]` to `units[i + 1]`."""
+    """[prompts + 1]: pieces `units[i]` to `units[i + 1]` (exclusive) are prompt i and its responses."""
     longest: int
-    """Tokens of the longest piece and its prompt."""
+    """The largest number of tokens of a piece and its prompt."""
     size: int
-    """Places of the rows, R T."""
+    """Number of input positions, R T."""
     device: torch.device
     calls: int = field(default=0, init=False)
-    """How many layers have asked: a model that never does would attend to everything."""
+    """Number of layers that have called `attend`; if it stays 0, the model ignores this attention."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, cap: float | None = None
@@ -65,8 +66,8 @@ class Segments:
             return cpu_attention.attend(query, key, value, self.pieces, self.units, self.longest, scale).transpose(1, 2)
         attention: Any = partial(capped_attention, cap=cap) if cap else scaled_dot_product_attention
         rows, heads, width, _ = query.shape
-        queries = _pick(query, heads, [g.queries for g in self.groups])
-        keys, values = (_pick(x, heads, [g.keys for g in self.groups]) for x in (key, value))
+        queries = _gather(query, heads, [g.queries for g in self.groups])
+        keys, values = (_gather(x, heads, [g.keys for g in self.groups]) for x in (key, value))
         out = [value.new_zeros(1, heads, value.shape[-1])]
         for group, q, k, v in zip(self.groups, queries, keys, values, strict=True):
             y = attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None, scale=scale)
@@ -75,31 +76,35 @@ class Segments:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The pieces for attention of PyTorch's own: those of about one size in one call."""
-        first, own, before = self.pieces.unbind(1)
+        """The pieces in groups of similar size, for PyTorch's attention."""
+        first, lengths, prompt_lengths = self.pieces.unbind(1)
         prompts = self.units.diff().cumsum(0) - self.units.diff()
-        origin = first[prompts].repeat_interleave(self.units.diff())
-        sizes = list(zip(own.tolist(), before.tolist(), strict=True))
-        kinds = ({i: x for i, x in enumerate(sizes) if (x[1] == 0) == alone} for alone in (True, False))
-        members = [m for kind in kinds for m in _alike(kind)]
-        return [_group(*(x[m, None] for x in (first, own, before, origin))).to(self.device) for m in members]
+        prompt_first = first[prompts].repeat_interleave(self.units.diff())
+        sizes = list(zip(lengths.tolist(), prompt_lengths.tolist(), strict=True))
+        kinds = ({i: x for i, x in enumerate(sizes) if (x[1] == 0) == is_prompt} for is_prompt in (True, False))
+        members = [m for kind in kinds for m in _by_size(kind)]
+        columns = (first, lengths, prompt_lengths, prompt_first)
+        return [_group(*(x[m, None] for x in columns)).to(self.device) for m in members]
 
     @cached_property
     def order(self) -> Tensor:
-        """For each input position [R T] where its output lies behind those of all groups; for padding a zero."""
+        """[R T]: row of each position's output in the outputs of all groups, concatenated behind a row of zeros."""
         outputs = torch.cat([g.queries.flatten()[g.real] for g in self.groups])
         order = torch.zeros(self.size, dtype=torch.long, device=self.device)
         order[outputs] = torch.arange(1, len(outputs) + 1, device=self.device)
         return order
 
 
-def _pick(x: Tensor, heads: int, places: list[Tensor]) -> tuple[Tensor, ...]:
-    """[R, heads, T, D] -> [n, heads, its places, D] for each group; gathered at once: backward adds up once."""
+def _gather(x: Tensor, heads: int, positions: list[Tensor]) -> tuple[Tensor, ...]:
+    """[R, heads, T, D] -> [n, heads, P, D] for the positions [n, P] of each group.
+
+    Gathered in one call, so that the backward pass adds up gradients once.
+    """
     flat = x.transpose(1, 2).flatten(0, 1)
     if heads > flat.shape[1]:
         flat = flat.repeat_interleave(heads // flat.shape[1], 1)
-    parts = flat.index_select(0, torch.cat([p.flatten() for p in places])).split([p.numel() for p in places])
-    return tuple(part.unflatten(0, tuple(p.shape)).transpose(1, 2) for part, p in zip(parts, places, strict=True))
+    parts = flat.index_select(0, torch.cat([p.flatten() for p in positions])).split([p.numel() for p in positions])
+    return tuple(part.unflatten(0, tuple(p.shape)).transpose(1, 2) for part, p in zip(parts, positions, strict=True))
 
 
 def segments(responses: Responses) -> Segments:
@@ -108,80 +113,94 @@ def segments(responses: Responses) -> Segments:
     number, counts = torch.unique_consecutive(
         (prompt + 1) * (len(responses.lengths) + 1) + response + 1, return_counts=True
     )
-    begins = counts.cumsum(0) - counts
+    starts = counts.cumsum(0) - counts
     order = number.argsort()[int((number == 0).sum()) :]  # padding is numbered 0; a prompt comes before its responses
-    first, own = begins[order], counts[order]
-    owner, response = prompt[first], response[first]
-    sizes = owner.unique_consecutive(return_counts=True)[1]
-    units = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    before = own[units[:-1]].repeat_interleave(sizes) * (response >= 0)
-    pieces = torch.stack([first, own, before], 1)
-    return Segments(pieces, units, int((own + before).max()), len(prompt), responses.prompt_segment_ids.device)
+    first, lengths = starts[order], counts[order]
+    prompt_of_piece, response_of_piece = prompt[first], response[first]
+    unit_sizes = prompt_of_piece.unique_consecutive(return_counts=True)[1]
+    units = torch.cat([unit_sizes.new_zeros(1), unit_sizes.cumsum(0)])
+    prompt_lengths = lengths[units[:-1]].repeat_interleave(unit_sizes) * (response_of_piece >= 0)
+    pieces = torch.stack([first, lengths, prompt_lengths], 1)
+    longest = int((lengths + prompt_lengths).max())
+    return Segments(pieces, units, longest, len(prompt), responses.prompt_segment_ids.device)
 
 
 CALL = 4096
-"""Scores that a call of its own is worth: pieces are padded to one size where that costs less."""
+"""Cost of one more call of attention, in scores: pieces share a call if padding them to one size adds fewer scores."""
 
 
-def _alike(pieces: Mapping[int, tuple[int, int]]) -> list[list[int]]:
-    """Pieces by number, each with its tokens and its prompt's, in groups of about one size."""
+def _by_size(pieces: Mapping[int, tuple[int, int]]) -> list[list[int]]:
+    """Indices of pieces in groups of similar size.
+
+    Args:
+        pieces: by index the number of tokens of a piece and of its prompt.
+    """
     groups: list[list[int]] = []
-    wide = high = 0
-    for i, (own, before) in sorted(pieces.items(), key=lambda x: (-x[1][0] * sum(x[1]), x[0])):
-        padded = [max(high, own), max(wide, before)]
+    longest = longest_prompt = 0  # of the last group, to which its pieces are padded
+    for i, (length, prompt_length) in sorted(pieces.items(), key=lambda x: (-x[1][0] * sum(x[1]), x[0])):
+        padded = [max(longest, length), max(longest_prompt, prompt_length)]
         n = len(groups[-1]) if groups else 0
-        more = (n + 1) * padded[0] * sum(padded) - n * high * (wide + high) - own * (own + before)
-        if not groups or more > CALL:
+        scores, group_scores = length * (length + prompt_length), n * longest * (longest_prompt + longest)
+        padding = (n + 1) * padded[0] * sum(padded) - group_scores - scores
+        if not groups or padding > CALL:
             groups.append([])
-            padded = [own, before]
+            padded = [length, prompt_length]
         groups[-1].append(i)
-        high, wide = padded
+        longest, longest_prompt = padded
     return groups
 
 
-def _group(start: Tensor, own: Tensor, before: Tensor, origin: Tensor) -> Group:
-    """Of pieces of one kind [n, 1]: first position, tokens, tokens of its prompt (0: it is one), where that begins."""
-    asked, seen = torch.arange(int(own.max())), torch.arange(int(before.max()))
-    queries = start + asked.minimum(own - 1)
-    real = (asked < own).flatten().nonzero()[:, 0]
-    if not len(seen):
+def _group(first: Tensor, lengths: Tensor, prompt_lengths: Tensor, prompt_first: Tensor) -> Group:
+    """A group of pieces that are all prompts or all responses.
+
+    Args:
+        first: flat position of each piece's first token [n, 1].
+        lengths: tokens of each piece [n, 1].
+        prompt_lengths: tokens of each piece's prompt [n, 1]; 0 if the pieces are prompts.
+        prompt_first: flat position of the prompt's first token [n, 1].
+    """
+    offsets, prompt_offsets = torch.arange(int(lengths.max())), torch.arange(int(prompt_lengths.max()))
+    queries = first + offsets.minimum(lengths - 1)
+    real = (offsets < lengths).flatten().nonzero()[:, 0]
+    if not len(prompt_offsets):
         return Group(queries, queries, None, real)
-    keys = torch.cat([origin + seen.minimum(before - 1), queries], 1)
-    causal = torch.ones(len(asked), len(asked), dtype=torch.bool).tril().expand(len(start), -1, -1)
-    mask = torch.cat([(seen < before)[:, None].expand(-1, len(asked), -1), causal], 2)[:, None]
-    return Group(queries, keys, mask, real)
+    keys = torch.cat([prompt_first + prompt_offsets.minimum(prompt_lengths - 1), queries], 1)
+    causal = torch.ones(len(offsets), len(offsets), dtype=torch.bool).tril().expand(len(first), -1, -1)
+    in_prompt = (prompt_offsets < prompt_lengths)[:, None].expand(-1, len(offsets), -1)
+    return Group(queries, keys, torch.cat([in_prompt, causal], 2)[:, None], real)
 
 
 def plan(responses: Responses) -> Segments | Blocks:
-    """How a packed batch is attended to on its device."""
+    """The attention of a packed batch on its device: a block mask on GPUs, segments elsewhere."""
     return blocks(responses) if responses.input_ids.is_cuda else segments(responses)
 
 
 def packed_inputs(responses: Responses, plan: Any) -> dict[str, Any]:
-    """What a transformers model is called with besides the tokens of a packed batch.
+    """Arguments of a transformers model, besides the tokens, for a packed batch.
 
     Args:
-        plan: reaches `prefix_attention` in each layer.
+        plan: result of `plan`; the model passes it to `prefix_attention` in each layer.
     """
-    # Without a mask transformers would build one [R, 1, T, T] in each forward pass; one of four dimensions it takes:
-    # "If the mask is already 4D, simply return as-is" (masking_utils.py, _preprocess_mask_arguments). Nobody reads it.
-    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device)
-    return {"position_ids": responses.position_ids, "attention_mask": unread, "segments": plan}
+    # Without a mask transformers would build one [R, 1, T, T] in each forward pass. One of four dimensions it passes on
+    # ("If the mask is already 4D, simply return as-is": masking_utils.py, _preprocess_mask_arguments), and
+    # `prefix_attention` ignores it.
+    unused_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=responses.input_ids.device)
+    return {"position_ids": responses.position_ids, "attention_mask": unused_mask, "segments": plan}
 
 
 def prefix_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: query [R, heads, T, D], key and value [R, key heads, T, D].
+    """Attention as transformers calls it in each layer: query [R, heads, T, D], key and value [R, key heads, T, D].
 
-    Without `segments` (generation, the padded layout) it is transformers' own attention, or the capped one.
+    Without `segments` (generation, the padded layout) it is transformers' own attention, or `capped_attention`.
     """
     plan: Segments | Blocks | None = options.pop("segments", None)
     cap = options.get("softcap")
     for name in ("s_aux",) if plan is None else ("s_aux", "position_bias"):
         if options.get(name) is not None:
             raise UserError(
-                f"{type(module).__name__} has `{name}`, which this attention does not know; take another model"
+                f"{type(module).__name__} uses `{name}`, which this attention does not support; take another model"
             )
     if plan is not None:
         plan.calls += 1
@@ -197,10 +216,10 @@ def prefix_attention(
 
 
 def longest(model: Any) -> int | None:
-    """How long a prompt and its response may be for a transformers model, in tokens; None for any length.
+    """Longest prompt with its response for which the packed layout is right, in tokens; None: any length; 0: none.
 
-    The packed layout stands for plain attention: it is right up to a sliding window's length, and never for
-    convolutions, recurrences and attention of a model's own, which do not ask for it.
+    The packed layout implements full attention. It is right up to the length of a sliding window, and never for
+    convolutions, recurrences and special attention of a model, which do not call it.
     """
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention", "sliding_attention"])
     if not model._supports_attention_backend or kinds - {"full_attention", "sliding_attention"}:
@@ -209,7 +228,7 @@ def longest(model: Any) -> int | None:
 
 
 def register() -> None:
-    """Makes transformers know it by `NAME`; masks outside the packed layout are those of plain attention."""
+    """Registers this attention in transformers as `NAME`, with the masks of scaled dot-product attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

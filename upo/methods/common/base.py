@@ -73,8 +73,8 @@ class Method(Trained):
         super().__init__()
         if (self.needs.reward is None) != (type(self).reward is Method.reward):
             raise UserError(
-                f"{type(self).__name__}: `needs` says what `reward(logps)` reads (SUMS: log-probs alone), or nothing "
-                "where a method defines none; one of the two is missing"
+                f"{type(self).__name__} must define both `reward(logps)` and `needs.reward`, what that reads (SUMS: "
+                "log-probs only), or neither"
             )
         self.policy = policy
         policy.take_controls(self.needs.control_tokens)

@@ -73,7 +73,9 @@ def markdown() -> str:
     """The table of upo/methods/README.md."""
     head = (
         "# Methods\n\nMade by `python -m upo.methods --write`; do not edit. "
-        "`python -m upo.methods NAME` shows one with its equation and defaults.\n\n"
+        "`python -m upo.methods NAME` describes one: equation, arguments, and where their defaults come from.\n"
+        "Columns: `data` is what an example must give, `reference` whether a reference is needed, `log-probs` whether\n"
+        "the loss reads sums over a response's tokens or means.\n\n"
         "| method | what | paper | data | reference | log-probs | file |\n|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(
