@@ -164,7 +164,8 @@ def test_an_evaluation_gives_the_same_figures(here: Path) -> None:
     for file in ("evaluation.json", "summary.json", "alpaca_eval.json"):
         agrees(content(Path("made/dpo", file)), content(BEFORE / "made" / "dpo" / file))
     for file in ("samples.jsonl", "report.md"):
-        assert Path("made/dpo", file).read_text() == (BEFORE / "made" / "dpo" / file).read_text()
+        made = Path("made/dpo", file).read_text().replace("\\[", "[").replace("\\]", "]")  # brackets are escaped now
+        assert made == (BEFORE / "made" / "dpo" / file).read_text()
 
 
 def test_an_interrupted_evaluation_goes_on(here: Path) -> None:
