@@ -5,7 +5,6 @@ A new method is tested as soon as `upo.methods.__all__` names it; what is specia
 """
 
 import copy
-import datetime
 import gzip
 import json
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from cases import case_of
+from rotation import taking_turns
 from tiny import PAIRS
 
 import upo.methods
@@ -49,16 +49,13 @@ def metrics_of(kind: type[Method]) -> set[str]:
 
 
 METHODS = [pytest.param(getattr(upo.methods, name), id=name) for name in upo.methods.__all__]
-TODAY = datetime.date.today().toordinal() % 3
 CORE_OR_THIRD = [
-    pytest.param(
-        *x.values,
-        id=x.id,
-        marks=[] if x.id in CORE else [pytest.mark.slow if i % 3 == TODAY else pytest.mark.nightly],
-    )
-    for i, x in enumerate(METHODS)
+    x if x.id in CORE else y
+    for x, y in zip(METHODS, taking_turns(METHODS, suite=pytest.mark.slow, rest=pytest.mark.nightly), strict=True)
 ]
 """A third of the other methods is tested in the slow run of a day, all of them at night."""
+CORE_AND_THIRD = taking_turns(METHODS, always=CORE)
+"""A third of the other methods is tested in the default run of a day, all of them in the slow one."""
 CORE_OR_SLOW = [pytest.param(*x.values, id=x.id, marks=[] if x.id in CORE else [pytest.mark.slow]) for x in METHODS]
 
 

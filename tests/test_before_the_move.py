@@ -100,8 +100,8 @@ def resumed(name: str) -> None:
     ("name", "config"),
     [
         ("upo", "upo.yaml"),
-        ("stored", "made/stored/config.yaml"),
-        ("tr_dpo", "made/tr_dpo/config.yaml"),
+        pytest.param("stored", "made/stored/config.yaml", marks=SLOW),
+        pytest.param("tr_dpo", "made/tr_dpo/config.yaml", marks=SLOW),
         ("lora", "made/lora/config.yaml"),
         pytest.param("world", "made/world/config.yaml", marks=SLOW),
         *(pytest.param(name, f"{name}.yaml", marks=SLOW) for name in STEPS if name != "upo"),

@@ -5,7 +5,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from cases import case_of
-from every_method import CORE, CORE_OR_THIRD, LONG, METHODS, SHORT, fit, metrics_of, reference_state, steps_of
+from every_method import CORE, CORE_AND_THIRD, CORE_OR_THIRD, LONG, SHORT, fit, metrics_of, reference_state, steps_of
 
 from upo.data.layout import collate_responses
 from upo.evaluation.measure import log_probs, rewards
@@ -35,7 +35,7 @@ def test_learns_eight_pairs(kind, run, pairs, tmp_path):
         assert last["train/loss"] < 0.5 * first["train/loss"]
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CORE_AND_THIRD)
 def test_several_micro_batches_make_a_step(kind, run):
     done = run(kind)
     (step,) = done.data.train_dataloader()
@@ -44,7 +44,7 @@ def test_several_micro_batches_make_a_step(kind, run):
     assert done.trainer.global_step == steps_of(kind)
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CORE_AND_THIRD)
 def test_loss_before_the_first_update(kind, run):
     first = run(kind).rows[0]
     if kind.initial_loss is not None:
@@ -55,7 +55,7 @@ def test_loss_before_the_first_update(kind, run):
         assert first["train/kl"] == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CORE_AND_THIRD)
 def test_only_policy_and_heads_learn_and_the_reference_stays(kind, run):
     done = run(kind)
     everything = {name for name, _ in done.method.named_parameters()}
@@ -69,12 +69,12 @@ def test_only_policy_and_heads_learn_and_the_reference_stays(kind, run):
         assert all(p.grad is None and not p.requires_grad for p in done.method.reference.model.parameters())
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CORE_AND_THIRD)
 def test_metrics_have_their_names(kind, run):
     assert set(run(kind).rows[-1]) == {f"train/{name}" for name in metrics_of(kind) | {"loss", "grad_norm", "lr"}}
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CORE_AND_THIRD)
 def test_a_checkpoint_is_plain_and_holds_no_reference(kind, run):
     done = run(kind)
     content = torch.load(done.file, weights_only=True)
@@ -88,7 +88,7 @@ def test_a_checkpoint_is_plain_and_holds_no_reference(kind, run):
     assert tokenizer("hello there").input_ids == done.method.policy.tokenizer("hello there").input_ids
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CORE_AND_THIRD)
 def test_validation_is_the_mean_over_everything_however_it_is_cut(kind, run):
     """Eight pairs in one step and in steps of three, three and two, whose responses differ in length."""
     done = run(kind)
@@ -113,7 +113,7 @@ def test_validation_is_the_mean_over_everything_however_it_is_cut(kind, run):
         assert whole["val/loss"] == pytest.approx(whole["val/nll_per_token"], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [x for x in METHODS if x.values[0].reward is not Method.reward])
+@pytest.mark.parametrize("kind", [x for x in CORE_AND_THIRD if x.values[0].reward is not Method.reward])
 def test_evaluation_knows_the_reward(kind, run):
     """By log-probs of its own, as `upo.evaluate` and `upo.evaluation.implicit` take them."""
     done = run(kind)

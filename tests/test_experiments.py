@@ -1,22 +1,21 @@
-"""Every experiment trains on its real data, and begins where its `Expected` line says. A sixth of them each day.
+"""Every experiment trains on its real data, and begins where its `Expected` line says. An eighth of them each day.
 
 Not here: paper/ (a GPU), hardware/ (no experiments), and what reads pairs that a model writes first: stories/, which
 tests/test_stories.py trains, and studies/.
 """
 
-import datetime
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from rotation import taking_turns
 
 from upo.callbacks.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = ("hardware", "paper", "stories")
 YAMLS = [p for p in sorted((ROOT / "experiments").glob("*/*.yaml")) if p.parent.name not in ELSEWHERE]
-TODAY = datetime.date.today().toordinal() % 6
 pytestmark = pytest.mark.usefixtures("shared")
 
 
@@ -40,10 +39,7 @@ def test_claims_are_read() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(p, id=p.stem, marks=pytest.mark.slow if i % 6 == TODAY else pytest.mark.nightly)
-        for i, p in enumerate(YAMLS)
-    ],
+    taking_turns((pytest.param(p, id=p.stem) for p in YAMLS), days=8, suite=pytest.mark.slow, rest=pytest.mark.nightly),
 )
 def test_two_steps_on_the_real_data(path: Path, upo_fit, tmp_path: Path) -> None:
     names = [path.name, *(yaml.safe_load(path.read_text()).get("after") or [])]

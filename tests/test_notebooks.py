@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rotation import taking_turns
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -24,7 +25,7 @@ EXPECTED = {
 }
 """How many pictures a notebook draws at least, and what it prints."""
 QUICK = "batches_and_masks"
-"""Executed in the default suite."""
+"""Executed in each slow suite, two of the others in that of a day."""
 
 
 def code(path: Path) -> list[str]:
@@ -103,7 +104,7 @@ def execute(name: str, house: Path, **replaced: str) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in EXPECTED]
+    "name", taking_turns(EXPECTED, suite=pytest.mark.slow, rest=pytest.mark.nightly, always=[QUICK])
 )
 def test_notebooks_run(name: str, house: Path) -> None:
     text, pictures = execute(name, house)
@@ -116,7 +117,7 @@ def test_notebooks_run(name: str, house: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("batches_and_masks", marks=pytest.mark.slow),
+        pytest.param("batches_and_masks", marks=pytest.mark.nightly),
         pytest.param("chat_with_a_checkpoint", marks=pytest.mark.nightly),
         pytest.param("implicit_rewards", marks=pytest.mark.nightly),
     ],

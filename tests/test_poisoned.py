@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from rotation import taking_turns
 
 from upo.check.__main__ import main as check
 from upo.cli.main import main as fit
@@ -206,7 +207,7 @@ BAD_STATE = {
 }
 
 
-@pytest.mark.parametrize("what", ["text", "code", "no files", *BAD_STATE])
+@pytest.mark.parametrize("what", taking_turns(["text", "code", "no files", *BAD_STATE]))
 def test_strange_content_gives_one_sentence_on_resume(what: str, content: dict, here: Path, capsys) -> None:
     save(content | BAD_STATE[what] if what in BAD_STATE else strange(content)[what])
     mistakes.refused(fit, capsys, "--config", "run.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3")
@@ -336,7 +337,7 @@ NO_OPTIMIZERS = [
 
 
 @pytest.mark.parametrize("place", ["model.init_args.optimizer", "model.init_args.scheduler"])
-@pytest.mark.parametrize("value", NO_OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("value", taking_turns(NO_OPTIMIZERS), ids=str)
 def test_a_class_path_is_a_class_of_what_its_place_wants(place: str, value: object, evil: Path, capsys) -> None:
     """In the user's own YAML too, by all that make something of it; nothing is called."""
     put(config := yaml.safe_load(Path("run.yaml").read_text()), place, value)
@@ -530,6 +531,7 @@ def test_an_adapter_imports_nothing(content: dict, evil: Path, capsys) -> None:
     assert "evil" not in sys.modules and not Path("imported").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_model_folder_gives_one_sentence(here: Path, capsys) -> None:
     model, tokenizer = load_model("run")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):

@@ -97,7 +97,7 @@ def test_padded_layout_gives_the_same_losses(method: str, baseline, upo_fit, tmp
     assert losses(tmp_path / "padded") == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m == "UPO" else pytest.mark.slow) for m in METHODS])
 def test_two_ranks_equal_one(method: str, baseline, upo_fit, tmp_path: Path) -> None:
     expected = plain(method, baseline, upo_fit, tmp_path)
     done = upo_fit(

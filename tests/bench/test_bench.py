@@ -102,7 +102,9 @@ def test_an_unknown_case_is_refused():
         bench("cpu", only="nothing like this")
 
 
-@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "apart", [pytest.param(False, marks=pytest.mark.nightly), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_small_case_ends_with_files(apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The packed forward against its padded twin, as a user would start it."""
     tiny = Work("forward", prompt=24, response=8, responses=4, pairs=2, steps=2, threads=1)

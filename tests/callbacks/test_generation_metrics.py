@@ -99,6 +99,7 @@ def test_training_is_the_same_without(here: Path) -> None:
         assert torch.equal(x, ends[1]["state_dict"][name]), name
 
 
+@pytest.mark.slow
 def test_best_and_last_of_a_run(here: Path, capsys: pytest.CaptureFixture) -> None:
     """Two checkpoints, two exports, two evaluations side by side, two comparisons."""
     assert (Path("run/checkpoints/best.ckpt")).resolve().name == "step=2.ckpt"

@@ -70,6 +70,7 @@ def write(logger: dict | list) -> str:
     return "logged.yaml"
 
 
+@pytest.mark.slow
 def test_wandb_offline_end_to_end_and_resumed(without_account: Path) -> None:
     """Configuration, group, tags, curves, samples, checkpoint and report; then the same run after a resume."""
     config, folder = write(WANDB), Path("runs/logged")

@@ -184,6 +184,7 @@ def test_unfinished_and_foreign_folders(config: str, capsys, tmp_path: Path) -> 
     assert (foreign / "chapter1.txt").exists()
 
 
+@pytest.mark.slow
 def test_seed_everything_changes_the_order_and_not_the_split(config: str, tmp_path: Path) -> None:
     for seed in (0, 1):
         main(["--config", config, "--seed_everything", str(seed), "--trainer.default_root_dir", f"seed{seed}"])

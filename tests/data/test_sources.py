@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from rotation import taking_turns
 
 from upo.data.example import Example
 from upo.data.lines import local_rows
@@ -195,7 +196,10 @@ def test_prmbench_marks_wrong_steps(shared):
 
 
 # PandaLM's mixed column and ODPO's one object with a key a post are no Arrow tables: these two exist as files alone
-@pytest.mark.parametrize(("name", "place"), [r[:2] for r in REAL if r[0] not in ("pandalm", "odpo_tldr")], ids=str)
+@pytest.mark.parametrize(
+    ("name", "place"),
+    taking_turns(pytest.param(*r[:2], id="-".join(r[:2])) for r in REAL if r[0] not in ("pandalm", "odpo_tldr")),
+)
 def test_hub_gives_the_same_as_the_file(shared, monkeypatch, name, place):
     """`datasets` reads the records into Arrow and back: absent keys become None, whole numbers may become floats."""
     import datasets

@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_the_date_of_its_first_start(here: Path, monkeypatch:
     main(["--config", "run.yaml", *elsewhere])
     assert losses(Path("elsewhere"))[-1:] == losses(Path("whole"))[-1:]
     export(Path("run"), Path("exported"))
-    method, _, _ = load_run("run")
+    method, _, _ = load_run("run", trust=True)
     for made in (load_model("run")[1], method.policy.tokenizer, AutoTokenizer.from_pretrained("exported")):
         assert options_of(made) == {"strftime_now": "2026-09-30"}
         assert "Today Date: 30 Sep 2026" in made.decode(Encoder(made).prompts([ASKED])[0])

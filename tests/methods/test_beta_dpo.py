@@ -39,7 +39,7 @@ def test_beta_by_hand():
 
 @pytest.mark.parametrize("kept", [1, 3])
 def test_pairs_are_drawn_without_replacement_with_their_weights(kept):
-    """Four pairs, all draws of 20,000 against the exact probabilities, multiplied out."""
+    """Four pairs, all draws of 5,000 against the exact probabilities, multiplied out."""
     gaps, mean, spread = torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=torch.float64), 1.0, 1.5
     weights = [math.exp(-((g - mean) ** 2) / (2 * spread**2)) for g in gaps.tolist()]
 
@@ -52,10 +52,10 @@ def test_pairs_are_drawn_without_replacement_with_their_weights(kept):
             for i in left
         )
 
-    source, times = generator(), 20_000
+    source, times = generator(), 5_000
     counts = sum(draw_pairs(gaps, mean, spread, kept=kept, generator=source).double() for _ in range(times))
     expected = [included(i, (0, 1, 2, 3), kept) for i in range(4)]
-    assert (counts / times).tolist() == pytest.approx(expected, abs=0.015)
+    assert (counts / times).tolist() == pytest.approx(expected, abs=0.03)
     assert counts.sum() == kept * times
 
 

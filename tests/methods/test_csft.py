@@ -194,7 +194,7 @@ def test_checkpoint_and_export_generate_behind_the_good_token(tmp_path):
     start.policy.model.save_pretrained(tmp_path / "start")
     start.policy.tokenizer.save_pretrained(tmp_path / "start")
     figures = evaluate(
-        str(folder), out=tmp_path / "eval", reference=str(tmp_path / "start"), max_new_tokens=4, prompts=2
+        str(folder), trust=True, out=tmp_path / "eval", reference=str(tmp_path / "start"), max_new_tokens=4, prompts=2
     )
     assert 0 < figures["policy/kl"] < float("inf"), "though one model has two tokens more"
     assert "reference/tokens" in figures and "val/ranking/accuracies" in figures
