@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from rotation import DAY
 from test_trajectories import losses
 from torch import nn
 from training import pairs_file
