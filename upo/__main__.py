@@ -6,7 +6,6 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import takewhile
 from typing import NamedTuple, NoReturn
 
 from upo.errors import did_you_mean
@@ -43,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     name, rest = (words[0], words[1:]) if words else ("", [])
     if name in ENTRIES:
-        import_module(ENTRIES[name].module).main(as_configs(rest) if name == "fit" else rest)
+        import_module(ENTRIES[name].module).main(rest)
     elif name == COMPLETION:
         print(completion(rest), end="")
     elif name in ("-h", "--help"):
@@ -59,12 +58,6 @@ def main(args: Sequence[str] | None = None) -> None:
         _refuse(f"error: `{name}` is no subcommand; {hint}\nsee upo --help")
 
 
-def as_configs(words: Sequence[str]) -> list[str]:
-    """`a.yaml b.yaml --model.beta 0.2` as `--config a.yaml --config b.yaml --model.beta 0.2`."""
-    files = list(takewhile(lambda word: not word.startswith("-"), words))
-    return [word for file in files for word in ("--config", file)] + list(words[len(files) :])
-
-
 def usage() -> str:
     """One screen: a line and an example for each entry."""
     lines = [f"  {name:<9} {entry.purpose:<35} upo {name} {entry.example}" for name, entry in ENTRIES.items()]
@@ -76,7 +69,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "upo NAME --help shows the options of one. `upo fit FILE` is short for `upo fit --config FILE`.",
+            "upo NAME --help shows the options of one.",
             "upo --version prints the version.",
             f'eval "$(upo {COMPLETION} bash)" lets bash complete names and files.',
         ]

@@ -3,6 +3,7 @@
 import difflib
 import errno
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def short_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (told := next((x for x in _chain(error) if isinstance(x, UserError)), None)) is None:
+        if (told := next((x for x in causes(error) if isinstance(x, UserError)), None)) is None:
             if (full := full_disk(error)) is None:
                 raise
             told = UserError(f"no room is left to write {full.filename or 'a file'} ({full.strerror}); make room first")
@@ -51,10 +52,18 @@ def short_errors() -> Iterator[None]:
 def full_disk(error: BaseException) -> OSError | None:
     """That error, or what led to it, which says that nothing more can be written."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the largest file that is allowed
-    return next((x for x in _chain(error) if isinstance(x, OSError) and x.errno in full), None)
+    return next((x for x in causes(error) if isinstance(x, OSError) and x.errno in full), None)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def root_cause(error: BaseException) -> str:
+    """What went wrong first, its type and where it was raised."""
+    *_, first = causes(error)
+    frame = traceback.extract_tb(first.__traceback__)[-1]
+    return f"{first} ({type(first).__name__} in {frame.filename}, line {frame.lineno})"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what led to it, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -19,7 +19,7 @@ sys.argv = ["upo.fit", "--help"]
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
     runpy.run_module("upo.fit", run_name="__main__")
 text = out.getvalue()
-assert text.startswith("usage: python -m upo.fit --config FILE")
+assert text.startswith("usage: python -m upo.fit FILE")
 titles = ("--config", "\\nmethod (", "\\ndata:", "\\ncheckpoints:", "\\nLightning's Trainer:")
 places = [text.index(title) for title in titles]
 assert places == sorted(places), "what is ours comes first"

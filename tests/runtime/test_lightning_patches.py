@@ -171,3 +171,16 @@ def test_the_patches_themselves_load_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_stays_frozen_at_the_end() -> None:
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count()))
+from upo.runtime.lightning_patches import frozen_imports
+with frozen_imports():
+    import json
+assert gc.get_freeze_count()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["0"], done.stderr

@@ -1,10 +1,11 @@
 """The command line of `upo.fit`: LightningCLI with short errors, one folder a run, stages and a final evaluation."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from upo.callbacks.run_folder import RunFolder, first_day, summarize
 from upo.callbacks.throughput import Throughput
 from upo.cli.parser import ShortErrors
 from upo.cli.resume import prepare_folder, short_restore
-from upo.cli.stages import beside, content_of, run_earlier_stages
+from upo.cli.stages import beside, content_of, refuse_circles, run_earlier_stages
 from upo.data.module import PreferenceData
-from upo.errors import UserError, short_errors
+from upo.errors import UserError, causes, root_cause, short_errors
 from upo.evaluation.evaluation import Evaluation
 from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
@@ -81,7 +82,7 @@ class CLI(LightningCLI):
             parser_kwargs={
                 "parser_mode": "omegaconf+",
                 "prog": "python -m upo.fit",
-                "usage": "%(prog)s --config FILE [--config FILE ...] [--KEY VALUE ...]",
+                "usage": "%(prog)s FILE [FILE ...] [--KEY VALUE ...]",
                 "description": main.__doc__,
             },
             trainer_defaults={
@@ -141,7 +142,18 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.folder = Path(self.config.trainer.default_root_dir)
         self.checkpoint = prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
+        for file in self.files:
+            refuse_circles(Path(os.path.relpath(file)))
         run_earlier_stages([beside(path, self.files) for path in self.config.after])
+
+    def instantiate_classes(self) -> None:
+        """What a constructor raises is told in a sentence with its place: a class of one's own, a missing package."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if any(isinstance(x, UserError) for x in causes(error)):
+                raise
+            raise UserError(root_cause(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any):
         trainer, given = self.config_init.trainer, self.config_init.trainer.logger
@@ -201,7 +213,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     keep_memory()
     with short_errors():
-        CLI(args).fit()
+        CLI(as_configs(sys.argv[1:] if args is None else args)).fit()
+
+
+def as_configs(words: Sequence[str]) -> list[str]:
+    """`a.yaml b.yaml --model.beta 0.2` as `--config a.yaml --config b.yaml --model.beta 0.2`."""
+    files = list(takewhile(lambda word: not word.startswith("-"), words))
+    return [word for file in files for word in ("--config", file)] + list(words[len(files) :])
 
 
 def _config_files(args: Sequence[str]) -> list[Path]:

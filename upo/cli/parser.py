@@ -12,6 +12,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
+from upo.cli.habits import habit
 from upo.errors import nearest
 from upo.runtime.class_paths import no_class, safe_parsing
 
@@ -64,20 +65,29 @@ def numbers_of(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
 def shorten(message: str, parser: Any) -> list[str]:
     """The key and the sentence that say what is wrong, without type unions and tracebacks, and a hint: three lines."""
     lines = [line for line in message.splitlines() if line.strip() and "NoneType" not in line]
+    lines = [line for line in lines if not NOISE.search(line)] or lines
     telling = [i for i, line in enumerate(lines) if TELLING.search(line)]
     chosen = max(telling, key=lambda i: len(lines[i]) - len(lines[i].lstrip(" -")), default=0)
     keys = [key for line in lines[: chosen + 1] for key in re.findall(r'Parser key "([\w.]+)"', line)]
     sentence = re.sub(r'^[ -]*(Parser key "[\w.]+":)?\s*', "", lines[chosen])
     sentence = sentence.replace("Expected a dot import path string:", "unknown class")
+    if sentence.endswith(":") and chosen + 1 < len(lines):  # "Problem with given class_path 'x':", and the cause
+        sentence = f"{sentence} {lines[chosen + 1].strip(' -')}"
+    sentence = re.sub(r"Type typing\.Callable\[.*\] expects a function or a callable class: ", "", sentence)
     where = f"{'.'.join(keys)}: " if keys else ""
     result = [f"error: {where}{sentence[:300]}"]
     known = known_names(parser)
-    named = re.findall(r"(?:Option|option|unknown class|arguments:) [\"'`-]*([\w.+-]+)", sentence)
+    named = re.findall(r"(?:Option|option|unknown class|arguments:|attribute) [\"'`-]*([\w.+-]+)", sentence)
     for word in (w.partition("=")[0].split(".")[-1].strip("-") for w in named):
-        if word not in known and (near := nearest(word, known)):
-            result.append(f"did you mean `{near}`?")
-    return [*result, "see --help, or --model.help CLASS for a method's arguments"]
+        if word not in known and (
+            hint := habit(word) or ((near := nearest(word, known)) and f"did you mean `{near}`?")
+        ):
+            result.append(hint)
+    return [*result[:2], "see --help, or --model.help CLASS for a method's arguments"]
 
+
+NOISE = re.compile(r"Expected a path but .* either not accessible or invalid")
+"""What is said of every value that may also be the path of a file."""
 
 TELLING = re.compile(
     r"not accepted|does not accept|Expected|Not of type|does not exist|unrecognized|required|import path|cannot|"
@@ -87,6 +97,8 @@ TELLING = re.compile(
 
 def known_names(parser: Any) -> set[str]:
     """Every key and class name that a config may hold."""
+    import torch
+
     import upo.methods
     import upo.rewards
     from upo.data.module import PreferenceData
@@ -98,5 +110,6 @@ def known_names(parser: Any) -> set[str]:
     for cls in [*filter(inspect.isclass, classes), PreferenceData, Source, Policy, LoRA]:
         for base in cls.__mro__:
             names |= set(inspect.signature(base.__init__).parameters) if "__init__" in vars(base) else set()
-    names |= {*upo.methods.__all__, *upo.rewards.__all__, "class_path", "init_args"}
+    names |= {*upo.methods.__all__, *upo.rewards.__all__, *torch.optim.__all__, *torch.optim.lr_scheduler.__all__}
+    names |= {"class_path", "init_args"}
     return names - {"self", "args", "kwargs"}

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from upo.errors import UserError
 from upo.models.checkpoint_files import latest
 from upo.runtime.moved import file_below
 from upo.runtime.run_folder import RunPaths
+from upo.runtime.yaml_files import read_yaml
 
 LAUNCHED = re.compile(r"SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|NODE_|ROLE_)?RANK$|(LOCAL_|ROLE_)?WORLD_SIZE$|MASTER_")
 """What srun and torchrun tell their processes: a stage that rank 0 starts is not one of them."""
@@ -39,12 +39,7 @@ def beside(path: str, configs: Sequence[Path]) -> Path:
 
 def content_of(config: Path) -> dict[str, Any]:
     """A YAML as it is written, without defaults."""
-    try:
-        content = yaml.safe_load(config.read_text())
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
-        raise UserError(f"{config}{line} is no valid YAML: {error.problem}{hint}") from None
+    content = read_yaml(config)
     if not isinstance(content, dict):
         raise UserError(f"{config} should hold keys such as `model:` and `data:`")
     return content
@@ -54,6 +49,16 @@ def run_folder(config: Path) -> Path:
     """Where a YAML's run goes: its trainer.default_root_dir, by default runs/<name of the file>."""
     trainer = content_of(config).get("trainer") or {}
     return Path(trainer.get("default_root_dir") or f"runs/{config.stem}")
+
+
+def refuse_circles(config: Path, chain: tuple[Path, ...] = ()) -> None:
+    """Raises a `UserError` where a stage would have to be trained before itself."""
+    if config in chain:
+        raise UserError(
+            f"after: {' needs '.join(str(x) for x in (*chain[chain.index(config) :], config))}; break the circle"
+        )
+    for path in content_of(config).get("after") or [] if config.is_file() else []:
+        refuse_circles(Path(os.path.relpath(beside(path, [config]))), (*chain, config))
 
 
 def run_earlier_stages(configs: list[Path]) -> None:

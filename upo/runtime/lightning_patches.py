@@ -4,6 +4,7 @@ A patch whose target is gone does nothing: a run is slower then, and the same ot
 nothing heavy, since two of the patches are about importing.
 """
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ def frozen_imports() -> Iterator[None]:
 
     Defeats: CPython's collector, which runs a hundred times while some 4,000 modules are imported (Lightning,
     torchmetrics, transformers) and finds next to nothing. Figure: a sixth of the start of `upo.fit`. In a process that
-    forks, it also leaves the children's pages shared.
+    forks, it also leaves the children's pages shared. At its end a process may look again: libraries that count what is
+    left of theirs (nanobind, below triton) print a screenful otherwise.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -30,6 +32,7 @@ def frozen_imports() -> Iterator[None]:
         if enabled:
             gc.enable()
         gc.freeze()
+        atexit.register(gc.unfreeze)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from attrs import frozen
 
 from upo.errors import UserError, did_you_mean
 from upo.runtime.moved import no_such_file
+from upo.runtime.yaml_files import read_yaml
 
 KEYS = ("folder", "generate", "seeds", "baseline", "overrides", "runs", "compare", "league")
 ENTRY_KEYS = ("name", "config", "overrides", "grid", "list", "seeds")
@@ -102,11 +103,11 @@ def load(file: Path) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        content = yaml.safe_load(file.read_text())
+        content = read_yaml(file)
         plain = OmegaConf.to_container(OmegaConf.create(content or {}), resolve=True)
     except OSError as error:
         raise UserError(f"no such study: {no_such_file(file)}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise UserError(f"{file}: {str(error).splitlines()[0]}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{file}: a study is a mapping with the keys {', '.join(KEYS)}")
@@ -134,7 +135,7 @@ def _expand(entry: Any, study: Mapping[str, Any], file: Path, folder: Path) -> I
     if base is None:
         missing = no_such_file(Path(entry["config"]))
         raise UserError(f"{where}: neither beside {file} nor from here: no such config {missing}")
-    start = _beside(yaml.safe_load(base.read_text()) or {}, base)
+    start = _beside(read_yaml(base) or {}, base)
     for change in _points(entry, where):
         config = deepcopy(start)
         for key, value in ((study.get("overrides") or {}) | (entry.get("overrides") or {}) | change).items():
