@@ -64,8 +64,7 @@ def test_nothing_asked_for_is_no_success(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("words", "passed"),
     [
-        ("fit a.yaml", "--config a.yaml"),
-        ("fit a.yaml b.yaml --model.beta 0.2 c.yaml", "--config a.yaml --config b.yaml --model.beta 0.2 c.yaml"),
+        ("fit a.yaml b.yaml --model.beta 0.2", "a.yaml b.yaml --model.beta 0.2"),
         ("fit --config a.yaml --overwrite", "--config a.yaml --overwrite"),
         ("fit", ""),
         ("evaluate runs/a --prompts 2", "runs/a --prompts 2"),
@@ -73,7 +72,6 @@ def test_nothing_asked_for_is_no_success(capsys: pytest.CaptureFixture) -> None:
     ],
 )
 def test_words_reach_the_entry(words: str, passed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unchanged, but for the files of `upo fit`."""
     seen: list[list[str]] = []
     name, *rest = words.split()
     monkeypatch.setitem(sys.modules, ENTRIES[name].module, SimpleNamespace(main=seen.append))

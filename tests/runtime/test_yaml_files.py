@@ -34,7 +34,9 @@ def test_a_run_with_such_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -
 
 def test_stages_in_a_circle(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = "model: {class_path: SFT, init_args: {policy: {config: {model_type: llama}, tokenizer: tiny.tokenizer}}}\n"
+    settings = (
+        "model: {class_path: SFT, init_args: {policy: {config: {model_type: llama}, tokenizer: tiny.tokenizer}}}\n"
+    )
     settings += "data: {sources: [{name: hh}]}\n"
     for name, before in (("a", "b"), ("b", "c"), ("c", "b")):
         Path(f"{name}.yaml").write_text(f"after: [{before}.yaml]\n{settings}")

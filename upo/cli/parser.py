@@ -79,9 +79,8 @@ def shorten(message: str, parser: Any) -> list[str]:
     known = known_names(parser)
     named = re.findall(r"(?:Option|option|unknown class|arguments:|attribute) [\"'`-]*([\w.+-]+)", sentence)
     for word in (w.partition("=")[0].split(".")[-1].strip("-") for w in named):
-        if word not in known and (
-            hint := habit(word) or ((near := nearest(word, known)) and f"did you mean `{near}`?")
-        ):
+        near = None if word in known else nearest(word, known)
+        if hint := habit(word) or (near and f"did you mean `{near}`?"):
             result.append(hint)
     return [*result[:2], "see --help, or --model.help CLASS for a method's arguments"]
 
@@ -91,7 +90,7 @@ NOISE = re.compile(r"Expected a path but .* either not accessible or invalid")
 
 TELLING = re.compile(
     r"not accepted|does not accept|Expected|Not of type|does not exist|unrecognized|required|import path|cannot|"
-    r"Unable|Problem|not found|interpolation|mapping|expected",
+    r"Unable|Problem|not found|not correspond|expects|has no attribute|interpolation|mapping|expected",
 )
 
 
