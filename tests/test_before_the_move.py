@@ -163,9 +163,11 @@ def test_an_evaluation_gives_the_same_figures(here: Path) -> None:
     evaluate(["made/dpo"])
     for file in ("evaluation.json", "summary.json", "alpaca_eval.json"):
         agrees(content(Path("made/dpo", file)), content(BEFORE / "made" / "dpo" / file))
-    for file in ("samples.jsonl", "report.md"):
-        made = Path("made/dpo", file).read_text().replace("\\[", "[").replace("\\]", "]")  # brackets are escaped now
-        assert made == (BEFORE / "made" / "dpo" / file).read_text()
+    before = BEFORE / "made" / "dpo"
+    assert Path("made/dpo/samples.jsonl").read_text() == (before / "samples.jsonl").read_text()
+    rows = Path("made/dpo/report.md").read_text().replace("\\[", "[").replace("\\]", "]").splitlines()  # escaped now
+    for row in (before / "report.md").read_text().splitlines():
+        assert any(x.startswith(row.removesuffix("|")) for x in rows), "columns may have come behind the old ones"
 
 
 def test_an_interrupted_evaluation_goes_on(here: Path) -> None:

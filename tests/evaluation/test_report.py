@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from upo.data.example import Example, Response
-from upo.evaluation.report import write_report
+from upo.evaluation.meanings import meaning
+from upo.evaluation.report import differences, write_report
+from upo.evaluation.tables import SYSTEMS, is_bound
 from upo.runtime.markdown import cell, fenced
 
 ASKED = [
@@ -131,3 +133,31 @@ def test_the_same_figures_give_the_same_files(folder: Path) -> None:
     first = {p.name: p.read_bytes() for p in folder.iterdir()}
     write(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == first
+
+
+def test_every_row_says_what_it_is(tmp_path: Path) -> None:
+    """Of all figures that old runs have, and what only some runs have; an unknown one stays without a word."""
+    known = set()
+    for file in (Path(__file__).parent.parent / "fixtures/before_the_move/made").glob("*/evaluation.json"):
+        known |= {name for name in json.loads(file.read_text())["metrics"] if not is_bound(name)}
+    names = {name.partition("/")[2] if name.startswith(SYSTEMS) else name for name in known}
+    names |= {"violations/unsafe_k10_eps0.1", "categories/unsafe/hate", "objective", "unparsed_vs_chosen"}
+    names |= {"order_flips_vs_rival", "rewards/safety", "val/rewards/accuracies/hh", "tasks/arc/acc"}
+    assert len(names) > 30
+    for name in names:
+        better, sentence = meaning(name)
+        assert sentence and better in ("higher", "lower", ""), name
+    assert meaning("kl_of_nothing") == ("", "")
+    assert meaning("win_rate_vs_chosen").better == "higher" and "chosen's" in meaning("win_rate_vs_chosen").sentence
+
+
+def test_differences_are_paired_by_prompt(tmp_path: Path) -> None:
+    """Prompts differ much more than the two responses to each: the paired interval is narrow."""
+    reference = [{"objective": float(i % 7), "words": 3.0} for i in range(40)]
+    policy = [{"objective": row["objective"] + 0.5 + 0.01 * (i % 3), "words": 3.0} for i, row in enumerate(reference)]
+    (table,) = differences({"policy": policy, "reference": reference})
+    head, row = table.rows
+    assert head[:3] == ["", "difference", "prompts"] and row[0] == "objective" and row[2] == "40"
+    mean, low, high = map(float, re.findall(r"[+-]\d\.\d+", row[1]))
+    assert mean == pytest.approx(0.51, abs=0.01) and 0.5 <= low <= mean <= high <= 0.52
+    assert differences({"policy": policy}) == []

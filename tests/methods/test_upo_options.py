@@ -88,8 +88,8 @@ def run(made, whole: Step) -> torch.Tensor:
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """The value head is float32."""
-    torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-5)
+    """The value head is float32: another order of sums moves gradients by up to 3e-6 (no AVX2); thrice that."""
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=2e-5)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,17 @@ from typing import Any
 from attrs import frozen
 
 from upo.data.example import Example, Prompt, as_text
+from upo.evaluation.meanings import meaning
+from upo.evaluation.measure import INTERVALS
 from upo.evaluation.report_pictures import draw_evaluation
 from upo.evaluation.tables import SYSTEMS, cell, first_preference, is_bound
+from upo.metrics.intervals import bootstrap
 from upo.runtime.atomic_files import write_json
 from upo.runtime.markdown import cell as in_markdown
 from upo.runtime.run_folder import RunPaths
 
+MEANS = ("better", "what it is")
+"""Columns that say what a row means."""
 PROMPTS = 20
 """Prompts whose responses are shown."""
 STYLE = """\
@@ -52,10 +57,33 @@ def write_report(
     run, title = RunPaths(folder), f"Evaluation of {folder.resolve().name}"
     write_json(run.alpaca_eval, alpaca_eval(asked, texts["policy"], folder.resolve().name))
     draw_evaluation(run.evaluation_picture, figures, values, of_pairs)
-    tables = tables_of(figures, asked, texts, settings)
+    tables = [*differences(values), *tables_of(figures, asked, texts, settings)]
     run.report_markdown.write_text(markdown(title, tables))
     picture = base64.b64encode(run.evaluation_picture.read_bytes()).decode()
     run.report_html.write_text(as_html(title, tables, picture))
+
+
+def differences(values: Mapping[str, list[dict[str, float]]]) -> list[Table]:
+    """Policy minus reference prompt by prompt, of all that has an interval; nothing without a reference.
+
+    Args:
+        values: by system and prompt, what was measured.
+    """
+    if "reference" not in values:
+        return []
+    pairs = list(zip(values["policy"], values["reference"], strict=True))
+    names = sorted(
+        {x for mine, other in pairs for x in mine if x in other and x.startswith(INTERVALS)}, key=first_preference
+    )
+    rows = []
+    for name in names:
+        gaps = [mine[name] - other[name] for mine, other in pairs if name in mine and name in other]
+        found = bootstrap(gaps)
+        rows.append(
+            [name, f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})", str(len(gaps)), *meaning(name)]
+        )
+    title = "Policy minus reference, paired by prompt (95 % intervals)"
+    return [Table(title, [["", "difference", "prompts", *MEANS], *rows])] if rows else []
 
 
 def tables_of(
@@ -75,12 +103,19 @@ def tables_of(
     found = [
         Table(
             f"Responses to {len(asked)} held-out prompts (95 % intervals over prompts)",
-            [["", *systems], *([name, *(cell(figures, f"{w}/{name}") for w in systems)] for name in shown)],
+            [
+                ["", *systems, *MEANS],
+                *([name, *(cell(figures, f"{w}/{name}") for w in systems), *meaning(name)] for name in shown),
+            ],
         ),
         Table(
-            "Held-out pairs", [["", "value", "pairs"], *([n, cell(figures, n), _count(figures, n)] for n in held_out)]
+            "Held-out pairs",
+            [
+                ["", "value", "pairs", *MEANS],
+                *([n, cell(figures, n), _count(figures, n), *meaning(n)] for n in held_out),
+            ],
         ),
-        Table("Benchmarks", [["", "value"], *([n, _with_error(figures, n)] for n in tasks)]),
+        Table("Benchmarks", [["", "value", *MEANS], *([n, _with_error(figures, n), *meaning(n)] for n in tasks)]),
         Table("Samples", [["prompt", *systems], *samples]),
         Table("Settings", [["", "value"], *([name, str(value)] for name, value in settings.items())]),
     ]
