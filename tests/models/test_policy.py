@@ -343,12 +343,6 @@ def test_capped_scores_are_those_of_hugging_face():
     assert not torch.allclose(alone(model, WORK), theirs, atol=1e-2), "the cap matters"
 
 
-def test_attention_with_sinks_is_refused():
-    """GPT-OSS adds a learned sink to every softmax."""
-    with pytest.raises(UserError, match="s_aux"):
-        policy("gpt_oss", num_key_value_heads=2, intermediate_size=48, num_local_experts=2, head_dim=8)
-
-
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no model at"):
         Policy(path=str(tmp_path / "nothing"), tokenizer="tiny.tokenizer").build()

@@ -20,7 +20,8 @@ from upo.models.hidden_states import hidden_states
 from upo.models.loading import base_hash, new_model, read_model
 from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
-from upo.models.model_config import folder_files, new_config, read_config, stopping, without_dropout
+from upo.models.model_config import context_of, folder_files, new_config, read_config, stopping, without_dropout
+from upo.models.self_check import check_layouts
 from upo.models.writes_text import WritesText
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
@@ -34,6 +35,8 @@ class Policy(SavesAdapterOnly, WritesText):
     """A causal LM with its tokenizer. Weights are loaded by `build`, so that a config can be checked without them."""
 
     model: "PreTrainedModel"
+    packable: int | None
+    """How long a prompt and its response may be in the packed layout, in tokens; None for any length."""
     provides: ClassVar[frozenset[str]] = frozenset(
         {"logps", *linear_logps.NAMES, *DIVERGENCES, "hidden", "layers", "prompt_hidden", "prompt_mean"}
     )
@@ -94,7 +97,7 @@ class Policy(SavesAdapterOnly, WritesText):
     @property
     def context(self) -> int | None:
         """Positions that the model has, in tokens."""
-        return getattr(self.model_config, "max_position_embeddings", None)
+        return context_of(self.model_config)
 
     def build(self) -> None:
         """Loads or initialises the weights at `path`, or from `config`."""
@@ -115,8 +118,9 @@ class Policy(SavesAdapterOnly, WritesText):
         """Takes loaded weights: dropout off, packed attention on where it fits, and the checks that log-probs rely on.
 
         Raises:
-            UserError: more tokens than embeddings, or logits that `Head` cannot reproduce.
+            UserError: more tokens than embeddings, logits that `Head` cannot reproduce, or tokens that see later ones.
         """
+        own_attention = model.config.get_text_config()._attn_implementation
         if model._supports_attention_backend:
             prefix_attention.register()
             model.set_attn_implementation(prefix_attention.NAME)
@@ -132,13 +136,15 @@ class Policy(SavesAdapterOnly, WritesText):
                 f"the tokenizer {self.tokenizer_path} has {len(self.tokenizer)} tokens, the model "
                 f"{self.path or 'config'} only {rows} embeddings; give policy.tokenizer and path that belong together"
             )
-        if model.device.type != "meta":
-            self.head = Head.of(model, self.path or "policy.config")
-
-    @property
-    def packable(self) -> int | None:
-        """How long a prompt and its response may be in the packed layout, in tokens; null for any length."""
-        return prefix_attention.longest(self.model)
+        self.packable = prefix_attention.longest(model)
+        if model.device.type != "meta":  # there are no weights to try; the rank that has them says what it found
+            name = self.path or "policy.config"
+            try:
+                self.head = Head.of(model, name)
+            except prefix_attention.UnknownAttention:
+                model.set_attn_implementation(own_attention)
+                self.head = Head.of(model, name)
+            self.packable = check_layouts(model, name)
 
     @property
     def hidden_size(self) -> int:
