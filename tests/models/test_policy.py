@@ -250,7 +250,7 @@ def test_a_frozen_copy_stays_as_it_was():
 def test_a_reference_of_its_own(stories260k, stories):
     reference = FrozenReference(stories260k)
     reference.build(stories)
-    assert not reference.starts_as_policy
+    assert reference.starts_as_policy, "it is the policy's own start, which is checked before the first step"
     torch.testing.assert_close(reference.logps(arrange(WORK)), stories(arrange(WORK))["logps"])
 
 

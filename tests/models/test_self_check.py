@@ -1,4 +1,4 @@
-"""What a model must prove when a policy takes it: packed = padded, causal, its head; and what is refused with which words."""
+"""What a model must prove when a policy takes it: packed = padded, causal, its head; and what is refused."""
 
 import warnings
 
@@ -71,7 +71,7 @@ def test_a_config_within_a_config():
     ],
 )
 def test_both_layouts_are_hugging_face(kind, shape, packable):
-    """OPT's forward goes round its body to the decoder in it; GPT-OSS's softmax has a sink, so its own attention runs."""
+    """OPT's forward goes round its body, to a part of it; GPT-OSS's softmax has a sink: its own attention runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none of them surprises the check
         made = policy(kind, **shape)
@@ -177,5 +177,5 @@ def test_an_encoder_decoder_on_the_disk(tmp_path):
     from transformers import AutoConfig
 
     AutoConfig.for_model("t5", d_model=32).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="t5 is an encoder-decoder model: .* take a causal"):
+    with pytest.raises(UserError, match=r"t5 is an encoder-decoder model: .* take a causal"):
         Policy(path=str(tmp_path), tokenizer="tiny.tokenizer").build()

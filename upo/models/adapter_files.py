@@ -122,7 +122,7 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from upo.models.head import grow
-    from upo.models.loading import BASE, base_hash, check_base
+    from upo.models.loading import BASE, base_hash, check_base, check_whole
 
     adapter, config = PeftConfig.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     if is_whole(content):
@@ -134,7 +134,10 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
     if (quantization_config := getattr(config, "quantization_config", None)) is not None:
         options["quantization_config"] = quantization_config
     with hub_errors(base, "model below the adapter"):
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base, dtype=config.dtype, output_loading_info=True, **options
+        )
+    check_whole(model, info, base)
     quantization.keep_layout(model)
     check_base(content, content.get(BASE) and base_hash(model), base)
     if exact and options:

@@ -8,6 +8,8 @@ from upo.errors import UserError
 from upo.models import quantization
 from upo.models.adapters import CONFIG
 from upo.models.checkpoint_files import find_checkpoint, policy_folder, read_checkpoint
+from upo.models.loading import check_whole
+from upo.models.vocabulary import check_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,14 +30,17 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
     if (file := find_checkpoint(Path(path))) is not None:
         return model_from(read_checkpoint(file), file)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto")
+        model, info = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto", output_loading_info=True)
         quantization.keep_layout(model)
-        return model.eval(), AutoTokenizer.from_pretrained(str(path))
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError, KeyError) as error:  # the last one from a broken adapter
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"no model at `{path}`: no run folder, checkpoint, model folder or hub name ({reason})"
         ) from None
+    check_whole(model, info, str(path))
+    check_embeddings(model, tokenizer, str(path))
+    return model.eval(), tokenizer
 
 
 def quiet() -> None:

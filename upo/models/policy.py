@@ -22,6 +22,7 @@ from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
 from upo.models.model_config import context_of, folder_files, new_config, read_config, stopping, without_dropout
 from upo.models.self_check import check_layouts
+from upo.models.vocabulary import check_embeddings, check_shared
 from upo.models.writes_text import WritesText
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
@@ -130,12 +131,7 @@ class Policy(SavesAdapterOnly, WritesText):
         if self.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model
-        rows = model.get_input_embeddings().weight.shape[0]
-        if len(self.tokenizer) > rows:
-            raise UserError(
-                f"the tokenizer {self.tokenizer_path} has {len(self.tokenizer)} tokens, the model "
-                f"{self.path or 'config'} only {rows} embeddings; give policy.tokenizer and path that belong together"
-            )
+        check_embeddings(model, self.tokenizer, f"{self.tokenizer_path} (policy.tokenizer)")
         self.packable = prefix_attention.longest(model)
         if model.device.type != "meta":  # there are no weights to try; the rank that has them says what it found
             name = self.path or "policy.config"
@@ -151,7 +147,13 @@ class Policy(SavesAdapterOnly, WritesText):
         return self.model.get_input_embeddings().weight.shape[1]
 
     def like(self, path: str, dtype: str | None = None) -> "Policy":
-        """Another model, not built yet, that reads and writes text as this one does; by default in its dtype."""
+        """Another model, not built yet, that reads and writes text as this one does; by default in its dtype.
+
+        Raises:
+            UserError: it has another vocabulary.
+        """
+        if path not in (self.path, self.tokenizer_path):
+            check_shared(self.tokenizer, path, self.model_config.get_text_config().vocab_size)
         dtype = dtype or str(self.dtype).removeprefix("torch.")
         return Policy(path, tokenizer=self.tokenizer_path, dtype=dtype, **self.text)  # type: ignore[arg-type]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from upo.data.layout import Responses, collate_responses
+from upo.data.layout import collate_responses
 from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.hidden_states import hidden_states
