@@ -9,7 +9,7 @@ from attrs import frozen
 
 from upo.errors import UserError, hub_errors
 from upo.models import quantization
-from upo.models.adapters import CONFIG, TRAINED, inject, owner
+from upo.models.adapters import CONFIG, TRAINED, for_changed_base, inject, owner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
     adapter, config = PeftConfig.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     if is_whole(content):
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
-        inject(model, adapter, TRAINED)
+        inject(model, for_changed_base(adapter), TRAINED)
         model.load_state_dict(policy_weights(content))
         return model
     base, options = adapter.base_model_name_or_path, {}
