@@ -138,7 +138,19 @@ def modpo(step: PlainStep, beta: float, preference_weight: float, reward_weights
         margin = won.objective(reward_weights) - lost.objective(reward_weights)
         return -log_sigmoid((beta * (won.r - lost.r) - margin) / preference_weight)
 
-    return of_pairs(step, loss, scaled(beta))
+    def left(y: Answer) -> float:
+        """The users' reward: what the auxiliary ones leave of the whole."""
+        return number((beta * y.r - y.objective(reward_weights)) / preference_weight)
+
+    metrics: dict[str, list[float]] = {
+        f"preference_rewards/{name}": [] for name in ("chosen", "rejected", "accuracies", "margins")
+    }
+    for won, lost in step.pairs:
+        gap = left(won) - left(lost)
+        accuracy = 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
+        for name, x in zip(metrics, (left(won), left(lost), accuracy, gap), strict=True):
+            metrics[name].append(x)
+    return of_pairs(step, loss, scaled(beta), metrics=metrics)
 
 
 @case(RegularizedPO, pairs, beta=0.3, eta=0.2, nll_per_token=False, label_smoothing=FlipRate(0.1))

@@ -11,7 +11,14 @@ from losses import assert_finite_far_out, assert_gradcheck, draws, golden_rows, 
 from upo.methods.dpo import dpo_loss
 from upo.methods.modpo import MODPO, modpo_loss
 
-CASES = {MODPO: Case(options={"reward_weights": {"length": 0.02}}, normaliser_cancels=True, defaults={"beta": 0.1})}
+CASES = {
+    MODPO: Case(
+        options={"reward_weights": {"length": 0.02}},
+        metrics={f"preference_rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")},
+        normaliser_cancels=True,
+        defaults={"beta": 0.1},
+    )
+}
 
 PAIR = (-40.0, -42.0, -55.0, -50.0)
 """Policy and reference of chosen, of rejected: D = 7."""
@@ -97,3 +104,5 @@ def test_the_class_weighs_the_columns_by_name():
     logps = evolve(golden_rows(PAIR), rewards=torch.tensor([[0.5, 0.9], [1.0, 0.4]], dtype=torch.float64))
     assert values(total(method, logps)) == pytest.approx([math.log1p(math.exp(-1.25))])
     assert values(method.reward(logps)) == pytest.approx([0.2, -0.5])
+    # the official code's: what w.R, .64 and .44, leave of it
+    assert values(method.preference_reward(logps)) == pytest.approx([(0.2 - 0.64) / 0.4, (-0.5 - 0.44) / 0.4])

@@ -10,6 +10,7 @@ from tiny import arrange, policy, units
 
 from upo.data.batch import Batch, Step
 from upo.data.units import Unit
+from upo.errors import UserError
 from upo.functional.value_losses import Expectile, Linex
 from upo.methods.common.value_head import ValueHead
 from upo.methods.upo import UPO, UPODPO, UPOIPO, advantage_weights, auxiliary_loss
@@ -310,6 +311,16 @@ def test_gamma_0_is_the_preference_method_and_lambda_0_plain_likelihood():
         torch.testing.assert_close(a, b)
     got, logps = terms(method(lam=0.0))
     torch.testing.assert_close(got["auxiliary"].values, -logps.mean)
+
+
+def test_linex_is_for_the_lambda_of_the_weights():
+    """With another one a prompt's mean weight would not be 1; without weights any will do."""
+    with pytest.raises(
+        UserError, match=r"Linex has lam 5, the weights have 2, .* model\.value_loss\.init_args\.lam: 2"
+    ):
+        method(lam=2.0, value_loss=Linex(5.0))
+    assert method(lam=2.0, value_loss=Linex(2.0)).value_loss.lam == 2.0
+    method(lam=0.0, value_loss=Linex(5.0))
 
 
 @pytest.mark.parametrize(("loss", "of"), [(Expectile(0.5), "mean"), (Linex(5.0), "log-mean-exp")])

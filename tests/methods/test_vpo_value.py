@@ -19,10 +19,12 @@ from losses import (
 )
 
 from upo.methods.dpo import dpo_loss
+from upo.methods.rpo_regularized import RegularizedPO
 from upo.methods.vpo_value import VPO, vpo_loss
 
 CASES = {
-    VPO: Case(normaliser_cancels=True, defaults={"beta": 0.1, "alpha": 0.01}),  # its second term knows no reference
+    # its second term knows no reference, and is added to a likelihood as RegularizedPO's is
+    VPO: Case(normaliser_cancels=True, log_odds_at={"alpha": 0.0}, defaults={"beta": 0.1, "alpha": 0.01}),
 }
 
 BETA, ALPHA = 0.1, 0.2
@@ -77,3 +79,8 @@ def test_gradcheck_start_and_far_out():
     assert_finite_far_out(lambda w, r: vpo_loss(w, r, w, beta=BETA, alpha=ALPHA))
     near = logps_of([-1e-9], reference=[-1e-9]), logps_of([-1e4], reference=[-1e4])
     assert made(VPO).loss(*near).isfinite().all()
+
+
+def test_it_is_calibrated_in_evaluations_as_regularised_dpo_is():
+    """One loss up to a constant: what is said of one's rewards must hold for the other's."""
+    assert VPO.reward_is_log_odds == RegularizedPO.reward_is_log_odds

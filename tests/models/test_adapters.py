@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_export import run_folder
 from test_trajectories import losses
 from torch.distributed.device_mesh import init_device_mesh
@@ -23,6 +23,7 @@ from upo.callbacks.rounds import Rounds
 from upo.errors import UserError
 from upo.evaluate import evaluate
 from upo.methods import CSFT, DPO, TDPO2, UPO, SparsePO
+from upo.models import lora as lora_module
 from upo.models.adapters import START, owner
 from upo.models.checkpoint import load_model
 from upo.models.export import export
@@ -524,3 +525,80 @@ def test_optimizers_of_bitsandbytes_on_shards_are_refused():
             checked(bitsandbytes.optim.PagedAdamW8bit([{"params": [plain]}, {"params": [shard]}]))
     finally:
         dist.destroy_process_group()
+
+
+# ---- adapters of others --------------------------------------------------------------------------------------------
+
+OTHERS = {
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "OLoRA": {"init_lora_weights": "olora"},
+    "repeated layers": {"layer_replication": [[0, 2], [1, 2]]},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "rank pattern": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}},
+    "DoRA and rsLoRA": {"use_dora": True, "use_rslora": True},
+    "saved head": {"modules_to_save": ["lm_head"]},
+}
+
+
+def of_peft(base: str, folder: Path) -> torch.Tensor:
+    """Log-probs of the adapter as peft itself loads it."""
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)).eval()
+    return of_model(model)
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def foreign(request, base, tmp_path_factory) -> Path:
+    """An adapter that peft made, trained a little and saved."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **OTHERS[request.param])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape), alpha=0.05)
+    model.save_pretrained(folder := tmp_path_factory.mktemp("foreign"))
+    return folder
+
+
+def test_adapters_of_others_are_what_peft_loads(foreign, base, tmp_path):
+    """Policy and reference, the run's checkpoint and its export: some kinds change the weights below them once."""
+    expected = of_peft(base, foreign)
+    policy = adapted(base, path=str(foreign))
+    reference = AdapterReference()
+    reference.build(policy)
+    for layout in ("packed", "padded"):
+        torch.testing.assert_close(logps(policy, layout), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(reference.logps(tiny.arrange(UNITS, layout)), expected, rtol=1e-5, atol=1e-4)
+    with torch.no_grad():
+        for parameter in (p for p in policy.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape), alpha=0.05)
+    trained = logps(policy)
+    assert (trained - expected).abs().max() > 0.01
+    torch.testing.assert_close(reference.logps(tiny.arrange(UNITS)), expected, rtol=1e-5, atol=1e-4)
+    run = adapter_run(tmp_path / "run", policy)
+    torch.testing.assert_close(of_model(load_model(run)[0]), trained, rtol=1e-5, atol=1e-4)
+    export(run, tmp_path / "adapter")
+    torch.testing.assert_close(of_peft(base, tmp_path / "adapter"), trained, rtol=1e-5, atol=1e-4)
+    if policy.model.peft_config["default"].layer_replication:
+        with pytest.raises(UserError, match=r"repeats layers, .* cannot be merged"):
+            export(run, tmp_path / "merged", merge=True)
+    else:
+        export(run, tmp_path / "merged", merge=True)
+        torch.testing.assert_close(of_model(load_model(tmp_path / "merged")[0]), trained, rtol=1e-4, atol=1e-3)
+
+
+def test_a_kind_that_changes_its_base_at_every_load_is_refused(base, tmp_path, monkeypatch):
+    """Whatever peft will think of next."""
+    monkeypatch.setattr(lora_module, "for_changed_base", lambda config: config)
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="pissa")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"log-probs change by .* when the adapter is put on twice"):
+        adapted(base, path=str(tmp_path))
+
+
+def test_random_projections_are_the_same_at_every_load(base, tmp_path):
+    """PiSSA's fast variant draws them: what it leaves of the base must not depend on the random state of a resume."""
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="pissa_niter_1")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
+    first, state = adapted(base, seed=1, path=str(tmp_path)), torch.get_rng_state()
+    second = adapted(base, seed=2, path=str(tmp_path))
+    assert torch.equal(logps(first), logps(second)) and not torch.equal(torch.get_rng_state(), state)

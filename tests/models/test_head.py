@@ -44,7 +44,7 @@ def test_a_head_with_a_secret_is_refused():
 def test_states_that_change_on_their_way_to_the_head_are_refused():
     model = policy().model
     model.lm_head.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
-    with pytest.raises(UserError, match="changes its logits"):
+    with pytest.raises(UserError, match="llama changes its states between its layers and its output embeddings"):
         Head.of(model, "somewhere")
 
 

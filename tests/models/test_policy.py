@@ -250,7 +250,7 @@ def test_a_frozen_copy_stays_as_it_was():
 def test_a_reference_of_its_own(stories260k, stories):
     reference = FrozenReference(stories260k)
     reference.build(stories)
-    assert not reference.starts_as_policy
+    assert reference.starts_as_policy, "it is the policy's own start, which is checked before the first step"
     torch.testing.assert_close(reference.logps(arrange(WORK)), stories(arrange(WORK))["logps"])
 
 
@@ -341,12 +341,6 @@ def test_capped_scores_are_those_of_hugging_face():
     for layer in model.model.base_model.layers:
         layer.self_attn.attn_logit_softcapping = None
     assert not torch.allclose(alone(model, WORK), theirs, atol=1e-2), "the cap matters"
-
-
-def test_attention_with_sinks_is_refused():
-    """GPT-OSS adds a learned sink to every softmax."""
-    with pytest.raises(UserError, match="s_aux"):
-        policy("gpt_oss", num_key_value_heads=2, intermediate_size=48, num_local_experts=2, head_dim=8)
 
 
 def test_a_folder_that_is_not_there(tmp_path):

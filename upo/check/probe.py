@@ -29,6 +29,7 @@ class Flash:
     """Stands for attention kernels of GPUs: they keep query, key, value, output, and one number a query and head."""
 
     calls = 0
+    window = None
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, cap: float | None = None
@@ -122,7 +123,7 @@ def activation_bytes(
             options |= prefix_attention.packed_inputs(made, plan)
         try:
             out = model.base_model(**options).last_hidden_state
-        except RuntimeError:
+        except (RuntimeError, prefix_attention.UnknownAttention):
             return None
     del out
     return float(sum(kept.values()))

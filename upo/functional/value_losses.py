@@ -1,11 +1,14 @@
 """What a value head is fitted with: functions of the error u = R - V, each with another optimum V."""
 
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat
 from torch import Tensor
+
+from upo.errors import UserError
 
 
 class ValueLoss(ABC):
@@ -14,6 +17,14 @@ class ValueLoss(ABC):
     @abstractmethod
     def __call__(self, error: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """One value an error."""
+
+    def checked(self, lam: float) -> Self:
+        """This loss, for weights exp(lam (R - V)).
+
+        Raises:
+            UserError: it is one for another lam.
+        """
+        return self
 
 
 class Expectile(ValueLoss):
@@ -37,9 +48,17 @@ class Linex(ValueLoss):
     def __init__(self, lam: PositiveFloat = 5.0):
         """
         Args:
-            lam: the same lambda as in the weights.
+            lam: the same lambda as in the weights; methods refuse another one.
         """
         self.lam = lam
+
+    def checked(self, lam: float) -> Self:
+        if lam not in (0.0, self.lam):  # without weights any V will do
+            raise UserError(
+                f"value_loss: Linex has lam {self.lam:g}, the weights have {lam:g}, so that their mean would not be 1; "
+                f"set model.value_loss.init_args.lam: {lam:g}"
+            )
+        return self
 
     def __call__(self, error: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         x = self.lam * error

@@ -24,10 +24,11 @@ class LocalChat:
 
     def __call__(self, questions: Sequence[str]) -> list[str]:
         from upo.data.tokenize import Encoder
+        from upo.models.model_config import context_of
         from upo.rollout.sampling import sample
 
         turns = [({"role": "user", "content": question},) for question in questions]
-        context = getattr(self.model.config, "max_position_embeddings", None) or float("inf")
+        context = context_of(self.model.config) or float("inf")
         lengths = [len(ids) for ids in Encoder(self.tokenizer).prompts(turns)]
         fitting = [i for i, length in enumerate(lengths) if length + self.max_tokens <= context]
         written = sample(

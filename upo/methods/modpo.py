@@ -10,15 +10,18 @@ Verified: the loss. Deviations: the paper's weights sum to 1; here nothing force
 rewards; the authors may also take other policies' log-ratios.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from upo.data.batch import Batch
+from upo.methods.common.base import Stage
 from upo.methods.common.families import PairwiseMethod
 from upo.methods.common.needs import Needs
+from upo.metrics.means import wins
 from upo.models.logps import ResponseLogps
 
 
@@ -40,7 +43,16 @@ def modpo_loss(
 
 
 class MODPO(PairwiseMethod):
-    """Multi-Objective DPO: auxiliary rewards as margins."""
+    """Multi-Objective DPO: auxiliary rewards as margins.
+
+    Two rewards are reported, since tables may show either: `rewards/...` are those of all objectives together,
+    beta log(policy / reference); `preference_rewards/...` are the official code's, the users' reward r_0 that is left.
+    """
+
+    metric_names: ClassVar[tuple[str, ...]] = (
+        *PairwiseMethod.metric_names,
+        *(f"preference_rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")),
+    )
 
     def __init__(
         self,
@@ -68,6 +80,18 @@ class MODPO(PairwiseMethod):
         return modpo_loss(
             chosen.logratio, rejected.logratio, margin, beta=self.beta, preference_weight=self.preference_weight
         )
+
+    def update_metrics(self, stage: Stage, batch: Batch, logps: ResponseLogps) -> None:
+        super().update_metrics(stage, batch, logps)
+        reward = self.preference_reward(logps)
+        chosen, rejected = reward[0::2], reward[1::2]
+        values = (chosen, rejected, wins(chosen - rejected), chosen - rejected)
+        names = (name for name in self.metric_names if name.startswith("preference_rewards/"))
+        self.means(stage).update(**dict(zip(names, values, strict=True)))
+
+    def preference_reward(self, logps: ResponseLogps) -> Tensor:
+        """r_0 = (beta log(policy / reference) - sum_i w_i r_i) / w_0 of each response, up to a constant per prompt."""
+        return (self.reward(logps) - logps.objective(self.reward_weights)) / self.preference_weight
 
     def reward(self, logps: ResponseLogps) -> Tensor:
         """w_0 r_0 + sum_i w_i r_i, the reward of all objectives together, up to a constant per prompt."""

@@ -49,4 +49,9 @@ class LengthRegularizedDPO(PairwiseMethod):
         )
 
     def reward(self, logps: ResponseLogps) -> Tensor:
+        """beta log(policy / reference), the reward with its penalty on length, r - alpha |y|: what the policy follows.
+
+        Pairs were fitted by r alone, which is alpha |y| larger; accuracies are therefore lower where chosen responses
+        are longer.
+        """
         return self.beta * logps.logratio

@@ -108,12 +108,12 @@ class AuxiliaryRewards(Method):
             weight_clip: largest weight, before any normalisation; null leaves weights as they are (paper).
             normalize_weights: divide weights by their mean over the GLOBAL step, an estimate of the Z(x) that the paper
                 drops (ours: no). Costs one more forward pass of the policy; logged weights are not divided.
-            value_loss: the loss that fits V: Expectile (paper; tau is ours: 0.7) or Linex.
+            value_loss: the loss that fits V: Expectile (paper; tau is ours: 0.7) or Linex with the same lam.
             value_coefficient: c_V, weight of the value loss (paper: 0.1).
             value_warmup_steps: optimizer steps at the start without the auxiliary term, while V is fitted (paper: 100).
             value_at: whether V reads the state of the prompt's last token or the mean state of its tokens (ours: last).
-            value_per_reward: one head V_i per reward and V = sum_i w_i V_i, instead of one head for R (ours: no). With
-                Expectile V is then a sum of expectiles; with Linex the mean weight is no longer 1.
+            value_per_reward: one head V_i per reward and V = sum_i w_i V_i, instead of one for R (ours: no). L_V is
+                the mean of their losses, V with Expectile a sum of expectiles; with Linex the mean weight is not 1.
             value_lr: learning rate of the value head (ours: 0.001; at the policy's a fresh head would hardly move).
             value_grad_clip: gradient norm to which the value head is clipped by itself (HALOs: 0.1).
             value_dropout: dropout of the value head in L_V, in [0, 1] (paper: 0.1); the same in any split.
@@ -124,7 +124,7 @@ class AuxiliaryRewards(Method):
         super().__init__(*args, **kwargs)
         self.gamma, self.lam, self.length_normalize = gamma, lam, length_normalize
         self.weight_clip, self.normalize_weights = weight_clip, normalize_weights
-        self.value_loss, self.value_coefficient = value_loss, value_coefficient
+        self.value_loss, self.value_coefficient = value_loss.checked(lam), value_coefficient
         self.value_warmup_steps, self.value_dropout = value_warmup_steps, value_dropout
         self.value_per_reward = value_per_reward
         self.value_lr, self.value_grad_clip = float(value_lr), float(value_grad_clip)

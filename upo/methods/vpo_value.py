@@ -42,6 +42,7 @@ class VPO(PairwiseMethod):
     """Value-Incentivized Preference Optimization, offline."""
 
     initial_loss = 0.693147
+    reward_is_log_odds = True
 
     def __init__(self, *args: Any, beta: PositiveFloat = 0.1, alpha: NonNegativeFloat = 0.01, **kwargs: Any):
         """

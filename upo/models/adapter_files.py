@@ -9,7 +9,7 @@ from attrs import frozen
 
 from upo.errors import UserError, hub_errors
 from upo.models import quantization
-from upo.models.adapters import CONFIG, TRAINED, inject, owner, refuse_megatron
+from upo.models.adapters import CONFIG, TRAINED, for_changed_base, inject, owner, refuse_megatron
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,12 +122,12 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from upo.models.head import grow
-    from upo.models.loading import BASE, base_hash, check_base
+    from upo.models.loading import BASE, base_hash, check_base, check_whole
 
     adapter, config = PeftConfig.from_pretrained(folder), AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if is_whole(content):
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
-        inject(model, adapter, TRAINED)
+        inject(model, for_changed_base(adapter), TRAINED)
         model.load_state_dict(policy_weights(content))
         return model
     base, options = adapter.base_model_name_or_path, {}
@@ -135,7 +135,10 @@ def with_adapter(content: dict[str, Any], folder: str, rows: int, exact: bool = 
         options["quantization_config"] = quantization_config
     refuse_megatron(Path(str(base)))
     with hub_errors(base, "model below the adapter"):
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=config.dtype, trust_remote_code=False, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base, dtype=config.dtype, trust_remote_code=False, output_loading_info=True, **options
+        )
+    check_whole(model, info, base)
     quantization.keep_layout(model)
     check_base(content, content.get(BASE) and base_hash(model), base)
     if exact and options:

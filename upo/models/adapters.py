@@ -40,9 +40,13 @@ def inject(model: nn.Module, config: Any, name: str) -> None:
 
     if getattr(config, "megatron_config", None):
         raise UserError(MEGATRON)
+    random = "_niter_" in str(config.init_lora_weights)  # PiSSA by random projections: the same ones at every load
     try:
-        inject_adapter_in_model(copy.deepcopy(config), model, name)
-    except ValueError as error:
+        with torch.random.fork_rng(devices=[], enabled=random):
+            if random:
+                torch.manual_seed(0)
+            inject_adapter_in_model(copy.deepcopy(config), model, name)
+    except (ValueError, TypeError) as error:  # the second from initialisations that do not know the weights' dtype
         raise UserError(f"policy.adapter: {' '.join(str(error).split())[:300]}") from None
     for parameter in (p for n, p in model.named_parameters() if owner(n) == name and ".lora_" in n):
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -54,6 +58,17 @@ def refuse_megatron(folder: Path) -> None:
         content = read_json(file)
         if not isinstance(content, dict) or content.get("megatron_config"):
             raise UserError(f"{file}: {MEGATRON}")
+
+
+def for_changed_base(config: Any) -> Any:
+    """The same adapter's config for a model that was changed for it before.
+
+    Some adapters change the weights or the layers below them when they are initialised (PiSSA and OLoRA subtract what A
+    and B begin with, others repeat layers), which must happen once.
+    """
+    config = copy.deepcopy(config)
+    config.init_lora_weights, config.layer_replication = True, None
+    return config
 
 
 def owner(name: str) -> str | None:

@@ -10,6 +10,8 @@ from upo.errors import UserError, refuse_code
 from upo.models import quantization
 from upo.models.adapters import CONFIG, refuse_megatron
 from upo.models.checkpoint_files import find_checkpoint, policy_folder, read_checkpoint
+from upo.models.loading import check_whole
+from upo.models.vocabulary import check_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,15 +33,20 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
         return model_from(read_checkpoint(file), file)
     refuse_megatron(Path(path))
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype="auto", trust_remote_code=False)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
         quantization.keep_layout(model)
-        return model.eval(), AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError, SafetensorError) as error:  # KeyError from a broken adapter
         refuse_code(error, str(path))
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"no model at `{path}`: no run folder, checkpoint, model folder or hub name ({reason})"
         ) from None
+    check_whole(model, info, str(path))
+    check_embeddings(model, tokenizer, str(path))
+    return model.eval(), tokenizer
 
 
 def quiet() -> None:

@@ -59,18 +59,28 @@ class Head:
             name: of the model, for the error.
 
         Raises:
-            UserError: no combination of the values in the config reproduces the logits.
+            UserError: the output head reads other states than the layers' last ones, or no combination of the values in
+                the config reproduces the logits.
         """
         config, kind = model.config.get_text_config(), model.config.model_type
         factors = [float(x) for n in FACTORS if isinstance(x := getattr(config, n, None), int | float) and x > 0]
         caps = [c for c in (getattr(config, "final_logit_softcapping", None), None) if c != 0]
+        if model.base_model is model:
+            raise UserError(
+                f"{name}: {kind} does not say which of its parts is below its output head; take another model"
+            )
         parts = _parts(model, name)
         weight = parts["weight"]
         hidden = torch.randn(1, 4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
         hidden *= 100 / LinearHead(**parts).logits(hidden[0]).abs().max()
         hidden = torch.cat([hidden, hidden / 10], 1)
-        model_logits = _logits_of(model, hidden)
+        model_logits, states, last = _logits_of(model, hidden)
         tolerance = max(1e-3, 4 * torch.finfo(weight.dtype).eps)
+        if states is None or states.shape != last.shape or not (states - last).norm() <= tolerance * last.norm():
+            raise UserError(
+                f"{name}: {kind} changes its states between its layers and its output embeddings in a way that is not "
+                "supported; take another model"
+            )
         for scale, cap in product([1.0, *factors, *(1 / x for x in factors)], dict.fromkeys(caps)):
             logits = LinearHead(**parts, scale=scale, cap=cap).logits(hidden[0])
             if (logits - model_logits).norm() <= tolerance * model_logits.norm():
@@ -109,17 +119,32 @@ def _parts(model: "PreTrainedModel", name: str) -> dict[str, Tensor | None]:
     return parts
 
 
-def _logits_of(model: nn.Module, hidden: Tensor) -> Tensor:
-    """The model's own logits [tokens, V] for given last-layer states, which replace the output of its body."""
+def _logits_of(model: "PreTrainedModel", hidden: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The model's own logits [tokens, V] for given states, which replace those that its output embeddings read.
 
-    def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
-        output.last_hidden_state = hidden
-        return output
+    Returns:
+        The logits; the states [1, tokens, D] that were replaced, None where its forward does not call that module; and
+        the last hidden states [1, tokens, D] of its body.
+    """
+    replaced: list[Tensor] = []
+    last: list[Tensor] = []
 
-    hook = model.base_model.register_forward_hook(replace)
+    def replace(module: nn.Module, inputs: Any) -> Any:
+        replaced.append(inputs[0])
+        return (hidden, *inputs[1:])
+
+    inputs = {"input_ids": torch.zeros(1, hidden.shape[1], dtype=torch.long, device=hidden.device), "use_cache": False}
+    head: Any = model.get_output_embeddings()
+    hooks = [
+        head.register_forward_pre_hook(replace),
+        model.base_model.register_forward_hook(lambda module, inputs, output: last.append(output.last_hidden_state)),
+    ]
     try:
-        ids = torch.zeros(1, hidden.shape[1], dtype=torch.long, device=hidden.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0]
+        logits = model(**inputs).logits[0]
+        if not last:  # some go round it, to its parts
+            model.base_model(**inputs)
     finally:
-        hook.remove()
-    return logits if logits.dtype == torch.float64 else logits.float()
+        for hook in hooks:
+            hook.remove()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits, replaced[0] if replaced else None, last[0]

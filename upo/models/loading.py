@@ -5,7 +5,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def read_model(path: str, config: "PretrainedConfig", **options: Any) -> "PreTra
         options: of `from_pretrained`.
 
     Raises:
-        UserError: no model there.
+        UserError: no model there, or one with missing tensors or values that are no numbers.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -44,7 +44,10 @@ def read_model(path: str, config: "PretrainedConfig", **options: Any) -> "PreTra
     begun = time.monotonic()
     refuse_megatron(Path(path))
     with hub_errors(path, "model"):
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=False, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, config=config, trust_remote_code=False, output_loading_info=True, **options
+        )
+    check_whole(model, info, path)
     quantization.keep_layout(model)
     if (size := model.get_memory_footprint()) >= LARGE:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
@@ -54,6 +57,30 @@ def read_model(path: str, config: "PretrainedConfig", **options: Any) -> "PreTra
             f"{time.monotonic() - begun:.0f} s; this process has held {peak:.1f} GiB at most"
         )
     return model
+
+
+def check_whole(model: nn.Module, info: Mapping[str, Any], name: str) -> None:
+    """Checks that a model was read as a whole, and that all of its weights are numbers.
+
+    Args:
+        info: what `from_pretrained` says with `output_loading_info`; tied tensors are not missing.
+        name: of the model, for the error.
+
+    Raises:
+        UserError: tensors that its files lack, which would be random ones, or with inf or NaN in them.
+    """
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"{name} lacks {', '.join(f'`{x}`' for x in missing[:3])}{more}: these weights would be random; bring its "
+            "missing files, or the config.json that belongs to them"
+        )
+    for tensor_name, x in model.named_parameters():
+        if x.is_floating_point() and x.numel() and x.device.type != "meta":
+            low, high = torch.aminmax(x.detach())  # one pass without a copy; NaN comes through
+            if not (low.isfinite() and high.isfinite()):
+                wrong = "NaN" if low.isnan() else "inf"
+                raise UserError(f"{name}: `{tensor_name}` holds {wrong}; take weights that are numbers")
 
 
 def new_model(config: "PretrainedConfig", dtype: torch.dtype, quantization_config: Any = None) -> "PreTrainedModel":

@@ -9,9 +9,11 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from upo.errors import UserError
 from upo.models.adapter_files import StoredAdapter
-from upo.models.adapters import START, TRAINED, activate, inject, owner
+from upo.models.adapters import START, TRAINED, activate, for_changed_base, inject, owner
+from upo.models.merged_adapter import probe
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -79,10 +81,28 @@ class LoRA:
                 "set policy.adapter.modules_to_save: [embed_tokens] (or what the model calls its embeddings)"
             )
         if start is not None:
-            inject(model, config, START)
-            if model.device.type != "meta":  # on meta, the values come from rank 0
-                for name in (TRAINED, START):
-                    start.into(model, name)
+            if loads := model.device.type != "meta":  # on meta, the values come from rank 0
+                start.into(model, TRAINED)
+                before = probe(model)
+            inject(model, for_changed_base(config), START)
+            if loads:
+                start.into(model, START)
+                for name in (START, TRAINED):
+                    activate(model, name)
+                    check_same(probe(model), before, start.where)
             activate(model, TRAINED)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(owner(name) == TRAINED)
+
+
+def check_same(logps: "Tensor", before: "Tensor", where: str) -> None:
+    """Compares log-probs of random tokens with those of the adapter as peft loads it, before it got its twin.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    if not (gap := (logps - before).abs().max().item()) <= 1e-3:
+        raise UserError(
+            f"{where}: log-probs change by {gap:.3g} nats when the adapter is put on twice, as policy and reference; "
+            "this kind is not supported, merge it into its model and set policy.path"
+        )

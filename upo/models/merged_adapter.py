@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upo.errors import UserError
 from upo.models.adapters import TRAINED, parts
 from upo.models.checkpoint import model_from
 
@@ -15,7 +16,14 @@ def merged(model: "PreTrainedModel") -> "PreTrainedModel":
     """Adds the trained adapter to the weights of `model`, in place, and removes all of peft's modules.
 
     Tied input and output embeddings are untied if an adapter has changed one of them.
+
+    Raises:
+        UserError: the adapter has repeated layers of the model.
     """
+    if model.peft_config[TRAINED].layer_replication:
+        raise UserError(
+            "the adapter repeats layers, which share their weights and cannot be merged; keep it an adapter"
+        )
     peft_modules = set(parts(model))
     by_name = {name: module for name, module in model.named_modules() if module in peft_modules}
     if peft_modules & {model.get_input_embeddings(), model.get_output_embeddings()}:

@@ -19,12 +19,31 @@ def read_config(path: str) -> "PretrainedConfig":
         path: hub name or local folder.
 
     Raises:
-        UserError: there is no model.
+        UserError: there is no model, or none that a policy can be.
     """
     from transformers import AutoConfig
 
     with hub_errors(path, "model"):
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    check_causal(config, path)
+    return config
+
+
+def check_causal(config: "PretrainedConfig", name: str) -> None:
+    """Raises a `UserError` where a config describes something else than a causal language model.
+
+    Args:
+        name: of the model, for the error.
+    """
+    from transformers import AutoModelForCausalLM
+
+    what = None
+    if config.is_encoder_decoder:
+        what = "an encoder-decoder model: it reads prompts with another half than it writes responses with"
+    elif type(config) not in AutoModelForCausalLM._model_mapping:
+        what = "no language model that transformers knows as a causal one"
+    if what is not None:
+        raise UserError(f"{name}: {config.model_type} is {what}; take a causal (decoder-only) language model")
 
 
 def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
@@ -38,21 +57,37 @@ def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> 
     """
     from transformers import AutoConfig
 
-    fields = {"vocab_size": len(tokenizer)} | fields
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        fields.setdefault(name, getattr(tokenizer, name))
+    ours = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ours["vocab_size"] = len(tokenizer)
+    if "text_config" in fields:
+        fields = fields | {"text_config": ours | dict(fields["text_config"])}
+    else:
+        fields = ours | fields
     try:
-        return AutoConfig.for_model(**fields)
+        config = AutoConfig.for_model(**fields)
     except (ValueError, TypeError) as error:
         raise UserError(f"policy.config: {error}") from None
+    check_causal(config, "policy.config")
+    return config
 
 
 def without_dropout(config: "PretrainedConfig") -> "PretrainedConfig":
-    """Sets all dropout probabilities of a config to 0, in place: dropout would make log-ratios noisy."""
+    """Sets all probabilities with which training drops values or layers to 0, in place: log-ratios would be noisy.
+
+    Configs within it (of the language model in a multi-modal one) are set as well.
+    """
     for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+        if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
+    for name in config.sub_configs:
+        if (inner := getattr(config, name, None)) is not None:
+            without_dropout(inner)
     return config
+
+
+def context_of(config: "PretrainedConfig") -> int | None:
+    """The longest sequence that a model has positions for, in tokens; None: unknown."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def stopping(habits: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":

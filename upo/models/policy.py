@@ -20,7 +20,9 @@ from upo.models.hidden_states import hidden_states
 from upo.models.loading import base_hash, new_model, read_model
 from upo.models.logps import DIVERGENCES
 from upo.models.lora import LoRA
-from upo.models.model_config import folder_files, new_config, read_config, stopping, without_dropout
+from upo.models.model_config import context_of, folder_files, new_config, read_config, stopping, without_dropout
+from upo.models.self_check import check_layouts
+from upo.models.vocabulary import check_embeddings, check_shared
 from upo.models.writes_text import WritesText
 from upo.ops import linear_logps, prefix_attention
 from upo.ops.linear_head import LinearHead
@@ -34,6 +36,8 @@ class Policy(SavesAdapterOnly, WritesText):
     """A causal LM with its tokenizer; `build` loads the weights, so that a config can be checked without them."""
 
     model: "PreTrainedModel"
+    packable: int | None
+    """How long a prompt and its response may be in the packed layout, in tokens; None for any length."""
     provides: ClassVar[frozenset[str]] = frozenset(
         {"logps", *linear_logps.NAMES, *DIVERGENCES, "hidden", "layers", "prompt_hidden", "prompt_mean"}
     )
@@ -94,7 +98,7 @@ class Policy(SavesAdapterOnly, WritesText):
     @property
     def context(self) -> int | None:
         """The longest sequence that the model has positions for, in tokens; None: unknown."""
-        return getattr(self.model_config, "max_position_embeddings", None)
+        return context_of(self.model_config)
 
     def build(self) -> None:
         """Loads or initialises the weights at `path`, or from `config`."""
@@ -115,8 +119,9 @@ class Policy(SavesAdapterOnly, WritesText):
         """Sets a loaded model: dropout off, packed attention where supported, and checks that log-probs will be right.
 
         Raises:
-            UserError: more tokens than embeddings, or logits that `Head` cannot reproduce.
+            UserError: more tokens than embeddings, logits that `Head` cannot reproduce, or tokens that see later ones.
         """
+        own_attention = model.config.get_text_config()._attn_implementation
         if model._supports_attention_backend:
             prefix_attention.register()
             model.set_attn_implementation(prefix_attention.NAME)
@@ -126,26 +131,29 @@ class Policy(SavesAdapterOnly, WritesText):
         if self.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model
-        rows = model.get_input_embeddings().weight.shape[0]
-        if len(self.tokenizer) > rows:
-            raise UserError(
-                f"the tokenizer {self.tokenizer_path} has {len(self.tokenizer)} tokens, the model "
-                f"{self.path or 'config'} only {rows} embeddings; give policy.tokenizer and path that belong together"
-            )
-        if model.device.type != "meta":
-            self.head = Head.of(model, self.path or "policy.config")
-
-    @property
-    def packable(self) -> int | None:
-        """Longest prompt with its response that the packed layout can hold, in tokens; None: any length."""
-        return prefix_attention.longest(self.model)
+        check_embeddings(model, self.tokenizer, f"{self.tokenizer_path} (policy.tokenizer)")
+        self.packable = prefix_attention.longest(model)
+        if model.device.type != "meta":  # there are no weights to try; the rank that has them says what it found
+            name = self.path or "policy.config"
+            try:
+                self.head = Head.of(model, name)
+            except prefix_attention.UnknownAttention:
+                model.set_attn_implementation(own_attention)
+                self.head = Head.of(model, name)
+            self.packable = check_layouts(model, name)
 
     @property
     def hidden_size(self) -> int:
         return self.model.get_input_embeddings().weight.shape[1]
 
     def like(self, path: str, dtype: str | None = None) -> "Policy":
-        """Another model, not built yet, that reads and writes text as this one does; by default in its dtype."""
+        """Another model, not built yet, that reads and writes text as this one does; by default in its dtype.
+
+        Raises:
+            UserError: it has another vocabulary.
+        """
+        if path not in (self.path, self.tokenizer_path):
+            check_shared(self.tokenizer, path, self.model_config.get_text_config().vocab_size)
         dtype = dtype or str(self.dtype).removeprefix("torch.")
         return Policy(path, tokenizer=self.tokenizer_path, dtype=dtype, **self.text)  # type: ignore[arg-type]
 

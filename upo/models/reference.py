@@ -82,7 +82,8 @@ class FrozenReference(Reference):
     def __init__(self, path: str | None = None):
         """
         Args:
-            path: hub name or local folder of another model with the same tokenizer; null copies the policy.
+            path: hub name or local folder of another model with the same tokenizer; null copies the policy. Where it is
+                policy.path, log-ratios must be 0 before the first step, as for a copy.
         """
         self.path = path
         self.starts_as_policy = path is None
@@ -98,6 +99,7 @@ class FrozenReference(Reference):
             self.model = policy.frozen_copy()
             return
         self.model = policy.like(self.path)
+        self.starts_as_policy = is_start(policy, self.path)
         self.model.build()
         self.model.requires_grad_(False).eval()
 
@@ -206,6 +208,13 @@ def initial_policy(policy: Policy) -> Policy:
     if policy.adapter is None:
         raise UserError("AdapterReference needs policy.adapter; set model.reference: FrozenReference")
     return _AdapterView(policy, START if policy.adapter.path else None)
+
+
+def is_start(policy: Policy, path: str, dtype: str | None = None) -> bool:
+    """Whether the model at a path, in a dtype (null: the policy's), computes what the policy does before training."""
+    changed = policy.quantization or policy.controls or (policy.adapter is not None and policy.adapter.path)
+    same_dtype = dtype is None or getattr(torch, dtype) == policy.dtype
+    return path == policy.path and same_dtype and not changed
 
 
 def placed(model: Policy, device: torch.device) -> Policy:

@@ -24,7 +24,7 @@ from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.policy import Policy
 from upo.models.precompute import Precompute
-from upo.models.reference import Reference, initial_policy, placed
+from upo.models.reference import Reference, initial_policy, is_start, placed
 from upo.models.reference_source import InMemory, OnDisk, weights_hash
 from upo.models.store import LogpsStore
 
@@ -71,6 +71,7 @@ class StoredReference(Reference):
     def build(self, policy: Policy) -> None:
         if self.path is not None:
             self.source = self._on_disk(policy.like(self.path, self.dtype))
+            self.starts_as_policy = is_start(policy, self.path, self.dtype)
         elif policy.adapter is not None:
             shared = self.dtype is None
             self.source = InMemory(self._converted(initial_policy(policy if shared else policy.frozen_copy())), shared)

@@ -13,6 +13,17 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from upo.data.layout import Responses
+from upo.errors import UserError
+
+
+def check_rows(query: Tensor, key: Tensor, value: Tensor, size: int) -> None:
+    """Raises a `UserError` where a layer attends over other positions than those of a packed batch, R T = `size`."""
+    shapes = [(x.shape[0], x.shape[2]) for x in (query, key, value)]
+    if query.shape[0] * query.shape[2] != size or len(set(shapes)) > 1:
+        raise UserError(
+            f"a layer attends over rows x positions of {shapes}, a packed batch has {size} tokens: it reads something "
+            "else than the batch (pictures, a cache); set data.layout: padded"
+        )
 
 
 @define(eq=False)
@@ -24,11 +35,14 @@ class Blocks:
     """Whether FlexAttention is compiled; tests also run it uncompiled."""
     calls: int = field(default=0, init=False)
     """Number of layers that have called it in this forward pass."""
+    window: int | None = field(default=None, init=False)
+    """The narrowest sliding window that a layer has asked for, in tokens."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, cap: float | None = None
     ) -> Tensor:
         """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
+        check_rows(query, key, value, self.mask.shape[0] * self.mask.shape[2])
         attention: Any = _compiled() if self.compiled else flex_attention
         grouped = query.shape[1] != key.shape[1]
         out = attention(

@@ -18,10 +18,14 @@ from upo.data.layout import Responses
 from upo.errors import UserError
 from upo.ops import cpu_attention
 from upo.ops.capped_attention import capped_attention
-from upo.ops.flex_attention import Blocks, blocks
+from upo.ops.flex_attention import Blocks, blocks, check_rows
 
 NAME = "upo_prefix"
 """Name of this attention in transformers, after `register`."""
+
+
+class UnknownAttention(UserError):
+    """A layer asks for more than this attention computes, e.g. for a learned sink of its softmax (GPT-OSS)."""
 
 
 @frozen(eq=False)
@@ -57,11 +61,18 @@ class Segments:
     device: torch.device
     calls: int = field(default=0, init=False)
     """Number of layers that have called `attend`; if it stays 0, the model ignores this attention."""
+    window: int | None = field(default=None, init=False)
+    """The narrowest sliding window that a layer has asked for, in tokens."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, cap: float | None = None
     ) -> Tensor:
-        """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
+        """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D].
+
+        Raises:
+            UserError: other rows than those of the plan, e.g. of a picture's patches.
+        """
+        check_rows(query, key, value, self.size)
         if not cap and cpu_attention.fits(query, key, value):
             return cpu_attention.attend(query, key, value, self.pieces, self.units, self.longest, scale).transpose(1, 2)
         attention: Any = partial(capped_attention, cap=cap) if cap else scaled_dot_product_attention
@@ -199,11 +210,13 @@ def prefix_attention(
     cap = options.get("softcap")
     for name in ("s_aux",) if plan is None else ("s_aux", "position_bias"):
         if options.get(name) is not None:
-            raise UserError(
+            raise UnknownAttention(
                 f"{type(module).__name__} uses `{name}`, which this attention does not support; take another model"
             )
     if plan is not None:
         plan.calls += 1
+        windows = [w for w in (plan.window, options.get("sliding_window")) if w]
+        plan.window = min(windows, default=None)
         return plan.attend(query, key, value, options.get("scaling"), cap), None
     if cap:
         repeat, causal = query.shape[1] // key.shape[1], attention_mask is None and query.shape[2] > 1
@@ -221,10 +234,11 @@ def longest(model: Any) -> int | None:
     The packed layout implements full attention. It is right up to the length of a sliding window, and never for
     convolutions, recurrences and special attention of a model, which do not call it.
     """
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention", "sliding_attention"])
-    if not model._supports_attention_backend or kinds - {"full_attention", "sliding_attention"}:
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention", "sliding_attention"])
+    if config._attn_implementation != NAME or kinds - {"full_attention", "sliding_attention"}:
         return 0
-    return getattr(model.config, "sliding_window", None) if "sliding_attention" in kinds else None
+    return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
 
 def register() -> None:

@@ -126,7 +126,10 @@ class Sharded(ModelParallelStrategy):
         if not found:
             kind = policy.model.config.model_type
             raise UserError(f"{kind} does not say what its layers are; take trainer.strategy: ddp")
-        policy.head, policy.base_sha256 = self.broadcast((getattr(policy, "head", None), policy.base_sha256))
+        attention = policy.model.config.get_text_config()._attn_implementation
+        known = (getattr(policy, "head", None), policy.packable, attention, policy.base_sha256)
+        policy.head, policy.packable, attention, policy.base_sha256 = self.broadcast(known)
+        policy.model.set_attn_implementation(attention)
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
         for module in (*found, policy):
             receive(module, self.root_device, dtype)

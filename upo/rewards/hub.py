@@ -21,6 +21,8 @@ def load_scorer(name: str, what: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from upo.models import quantization
+    from upo.models.loading import check_whole
+    from upo.models.vocabulary import check_embeddings
 
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -35,6 +37,8 @@ def load_scorer(name: str, what: str) -> tuple[Any, Any]:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise UserError(f"`{name}` is no trained {what}: its weights lack `{missing}`")
+    check_whole(model, info, name)
+    check_embeddings(model, tokenizer, name)
     return model.eval(), tokenizer
 
 

@@ -57,8 +57,10 @@ class SafetyClassifier(VectorReward):
         """Probability of each category that counts, one a response, in [0, 1], larger is less safe."""
         import torch
 
+        from upo.models.model_config import context_of
+
         model, tokenizer, index, multi_label = self._load()
-        limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+        limit = min(tokenizer.model_max_length, context_of(model.config) or 512)
         rows = torch.zeros(len(responses), len(index))
         order = sorted(range(len(responses)), key=lambda i: len(responses[i]))  # like lengths together: little padding
         for start in range(0, len(order), self.batch_size):

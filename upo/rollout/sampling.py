@@ -19,6 +19,7 @@ from upo.data.control import never_written
 from upo.data.example import Prompt
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
+from upo.models.model_config import context_of
 from upo.rollout.ends import stop_tokens, up_to
 from upo.rollout.vllm import Backend, Write, engine
 
@@ -83,7 +84,7 @@ def sample(
     from tqdm import tqdm
 
     encoder = Encoder(tokenizer)
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_of(model.config)
     prompt_ids = [_shorten(ids, context, max_new_tokens, encoder.bos) for ids in encoder.prompts(prompts)]
     rows = [(i, k) for i in range(len(prompts)) for k in range(responses)]
     rows.sort(key=lambda row: -len(prompt_ids[row[0]]))
