@@ -2,7 +2,7 @@
 
 import torch
 from by_hand.answers import Answer, PlainStep
-from by_hand.case import Expected, Reward, case, log_sigmoid, of_pairs
+from by_hand.case import Expected, Reward, case, log_sigmoid, number, of_pairs
 from by_hand.units import pairs
 from torch import Tensor
 
