@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import upo.rewards  # noqa: F401  both make short class names known
 from upo.callbacks import loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO
 from upo.callbacks.checkpoints import Checkpoints
-from upo.callbacks.graceful_stop import GracefulStop, stop_at_once
+from upo.callbacks.graceful_stop import GracefulStop, Signals
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
@@ -26,7 +27,7 @@ from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, first_day, summarize
 from upo.callbacks.throughput import Throughput
 from upo.cli.parser import ShortErrors
-from upo.cli.resume import prepare_folder, short_restore
+from upo.cli.resume import prepare_folder, run_alone, short_restore
 from upo.cli.stages import beside, content_of, run_earlier_stages
 from upo.data.module import PreferenceData
 from upo.errors import UserError, short_errors
@@ -62,12 +63,19 @@ GROUPS = {
 class CLI(LightningCLI):
     """Method and data from YAML files and dotted overrides."""
 
-    def __init__(self, args: Sequence[str] | None = None):
+    def __init__(self, args: Sequence[str] | None = None, held: ExitStack | None = None):
+        """
+        Args:
+            args: of the command line; by default the process's.
+            held: what ends with the command: the lock of the run folder, the handlers of signals.
+        """
+        given = sys.argv[1:] if args is None else list(args)
+        self.held, self.signals = held or ExitStack(), Signals(given)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         for noise in QUIET:
             warnings.filterwarnings("ignore", noise)
-        self.files = _config_files(sys.argv[1:] if args is None else args)
+        self.files = _config_files(given)
         for file in self.files:
             if not file.is_file():
                 raise UserError(f"--config: no such file {no_such_file(file)}")
@@ -140,7 +148,13 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.folder = Path(self.config.trainer.default_root_dir)
-        self.checkpoint = prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
+        asked = self.folder, self.config.ckpt_path, self.config.overwrite
+        if not self.folder.is_dir():
+            prepare_folder(*asked)  # what is wrong is said before a folder is made
+        self.held.enter_context(run_alone(self.folder))
+        self.checkpoint = prepare_folder(*asked)
+        self.signals.folder = self.folder
+        self.held.enter_context(self.signals.handled())
         run_earlier_stages([beside(path, self.files) for path in self.config.after])
 
     def instantiate_trainer(self, **kwargs: Any):
@@ -149,7 +163,8 @@ class CLI(LightningCLI):
         for logger in given:
             loggers.prepare(logger, self.folder)
         every = [MetricsCSV(str(self.folder)), *given]
-        callbacks = [*(trainer.callbacks or []), Throughput(), ProgressLines(), RandomState(), GracefulStop()]
+        callbacks = [*(trainer.callbacks or []), Throughput(), ProgressLines(), RandomState()]
+        callbacks += [GracefulStop(self.signals)]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
         if type(trainer.strategy) is ModelParallelStrategy:
             raise UserError(
@@ -165,13 +180,10 @@ class CLI(LightningCLI):
         """Trains, evaluates, and closes the run folder with summary.json."""
         if self.config_init.evaluation is not None:
             self.config_init.evaluation.check()
-        stop_at_once(self.trainer)
         resumed = [RunPaths.of_checkpoint(Path(self.checkpoint))] if self.checkpoint else []
         self.datamodule.first_day = first_day(*resumed, RunPaths(self.folder))
         short_restore(self.trainer, self.checkpoint)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
-        if self.trainer.interrupted:
-            sys.exit(130)
         if len(self.datamodule.val) and "val/loss" not in self.trainer.callback_metrics:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
@@ -200,8 +212,8 @@ def main(args: Sequence[str] | None = None) -> None:
     (paper: x), (official code: x), (from knowledge: x) recalled and not confirmed, (ours) no source has a value.
     """
     keep_memory()
-    with short_errors():
-        CLI(args).fit()
+    with short_errors(), ExitStack() as held:
+        CLI(args, held).fit()
 
 
 def _config_files(args: Sequence[str]) -> list[Path]:

@@ -85,12 +85,27 @@ def _run(config: Path, run: RunPaths) -> None:
         print(f"first the earlier stage {config}", flush=True)
         resume = ["--ckpt_path", "last"] if latest(run.folder) else []
         command = [sys.executable, "-m", "upo.fit", "--config", str(config), *resume]
-        done = subprocess.run(command, env={k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
-        if done.returncode:
+        code = _finished(command, {k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
+        if code:
             killed = "was killed; the same command goes on from its newest checkpoint"
-            how = f"failed (exit code {done.returncode})" if done.returncode > 0 else killed
+            how = f"failed (exit code {code})" if code > 0 else killed
             raise UserError(f"the earlier stage {config} {how}")
     if not run.export.exists():
         from upo.models.export import export
 
         export(run.folder, run.export)
+
+
+def _finished(command: Sequence[str], env: dict[str, str]) -> int:
+    """The exit code of a command. Where a signal ends this process, the command saves what it has before."""
+    process = subprocess.Popen(command, env=env)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait()
+        except BaseException:  # Ctrl-C once more
+            process.kill()
+            raise
+        raise
