@@ -36,7 +36,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def short_errors(stopped: str | None = None) -> Iterator[None]:
-    """Around a command: a `UserError`, wrapped or not, a full disk, or Ctrl-C ends it with a sentence and its exit code.
+    """Around a command: a `UserError`, wrapped or not, a full disk, or Ctrl-C end it with a sentence and an exit code.
 
     Args:
         stopped: what to add after Ctrl-C, e.g. what is kept.

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from upo.callbacks.curves import draw_curves
 from upo.callbacks.metrics_csv import MetricsCSV
+from upo.errors import UserError
 from upo.runtime.atomic_files import write_json
 from upo.runtime.console import wide_console
 from upo.runtime.run_folder import RunPaths
@@ -41,12 +42,27 @@ class RunFolder(SaveConfigCallback):
         run.folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, run.config, skip_none=False, overwrite=True, multifile=False)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        write_json(run.environment, environment() | {"started": data.first_day})
+        fingerprint = data.fingerprint()
+        if trainer.ckpt_path is not None:
+            self._check_data(Path(trainer.ckpt_path), fingerprint)
+        write_json(run.environment, environment() | {"started": data.first_day, "data": fingerprint})
         report = data.report
         write_json(run.data_report, report.to_dict())
         wide_console().print(report.table())
         for logger in trainer.loggers:
             logger.log_hyperparams(self.plain_config)
+
+    def _check_data(self, checkpoint: Path, fingerprint: str) -> None:
+        """Refuses to go on with other training data, unless that is allowed."""
+        try:
+            before = json.loads(RunPaths.of_checkpoint(checkpoint).environment.read_text())["data"]
+        except (OSError, ValueError, LookupError, TypeError):  # of an earlier version, or lying alone
+            return
+        if before != fingerprint:
+            text = f"the training data, or their tokens, are other than those that {checkpoint} was trained with"
+            if not self.config.allow_changes:
+                raise UserError(f"{text}; restore them, add --allow_changes to go on with these, or start a new run")
+            print(f"--allow_changes: {text}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:

@@ -1,5 +1,6 @@
 """The command line of `upo.fit`: LightningCLI with short errors, one folder a run, stages and a final evaluation."""
 
+import json
 import logging
 import sys
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import upo.methods
@@ -26,6 +28,7 @@ from upo.callbacks.random_state import RandomState
 from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, first_day, summarize
 from upo.callbacks.throughput import Throughput
+from upo.cli.changes import check_changes
 from upo.cli.parser import ShortErrors
 from upo.cli.resume import prepare_folder, run_alone, short_restore
 from upo.cli.stages import beside, content_of, run_earlier_stages
@@ -34,6 +37,7 @@ from upo.errors import UserError, short_errors
 from upo.evaluation.evaluation import Evaluation
 from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
+from upo.models.checkpoint_files import settings_in
 from upo.ops.memory import keep_memory
 from upo.parallel.sharding import is_sharded
 from upo.runtime.moved import no_such_file
@@ -117,6 +121,12 @@ class CLI(LightningCLI):
             "--overwrite", type=bool, default=False, help="delete the contents of the run folder, then start anew"
         )
         parser.add_argument(
+            "--allow_changes",
+            type=bool,
+            default=False,
+            help="continue with other settings or data than the checkpoint was trained with; they are refused otherwise",
+        )
+        parser.add_argument(
             "--after",
             type=list[str],
             default=[],
@@ -153,6 +163,11 @@ class CLI(LightningCLI):
             prepare_folder(*asked)  # what is wrong is said before a folder is made
         self.held.enter_context(run_alone(self.folder))
         self.checkpoint = prepare_folder(*asked)
+        if self.checkpoint is not None:
+            now = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
+            file = Path(self.checkpoint)
+            if said := check_changes(file, settings_in(file), now, self.config.allow_changes):
+                rank_zero_only(print)(said)
         self.signals.folder = self.folder
         self.held.enter_context(self.signals.handled())
         run_earlier_stages([beside(path, self.files) for path in self.config.after])
