@@ -124,7 +124,7 @@ class CLI(LightningCLI):
             "--allow_changes",
             type=bool,
             default=False,
-            help="continue with other settings or data than the checkpoint was trained with; they are refused otherwise",
+            help="continue with other settings or data than the checkpoint was trained with, instead of refusing them",
         )
         parser.add_argument(
             "--after",

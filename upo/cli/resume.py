@@ -49,7 +49,8 @@ def _checkpoint(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | N
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
     newest = latest(folder)
-    if restarted() and newest is not None:
+    again = restarted() and newest is not None
+    if again:
         ckpt_path, overwrite = "last", False
     if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
         return str(newest) if ckpt_path == "last" else ckpt_path and str(Path(ckpt_path).resolve())
@@ -67,9 +68,13 @@ def _checkpoint(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | N
             else:
                 path.unlink()
         return None
-    if run.finished:
+    own = ckpt_path == "last" or (
+        ckpt_path is not None and Path(ckpt_path).resolve().parent == run.checkpoints.resolve()
+    )
+    if run.finished and (again or not own):
         raise UserError(
-            f"{folder} holds a finished run; add --overwrite to replace it or give another --trainer.default_root_dir"
+            f"{folder} holds a finished run; train it further with --ckpt_path last and a larger --trainer.max_steps "
+            "or max_epochs, add --overwrite to replace it, or give another --trainer.default_root_dir"
         )
     if ckpt_path == "last":
         if newest is None:
