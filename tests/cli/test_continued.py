@@ -14,6 +14,8 @@ from test_two_commands import CONFIG, here  # noqa: F401
 
 from upo.callbacks.metrics_csv import read_metrics
 from upo.cli.main import main
+from upo.data.example import Example, Response
+from upo.evaluation.measure import distinct_prompts
 from upo.runtime.run_folder import RunPaths
 
 refused = partial(mistakes.refused, main)
@@ -147,3 +149,30 @@ def test_a_signal_loses_no_cell(here: Path, upo_fit: Callable) -> None:  # noqa:
     number = len(table("run"))
     fit("whole", *STEPS, str(number))
     assert train_cells("run") == train_cells("whole")
+
+
+# ---- ends that surprise --------------------------------------------------------------------------------------------
+
+
+def warned(recwarn: pytest.WarningsRecorder) -> str:
+    return " ".join(str(x.message) for x in recwarn)
+
+
+def test_a_run_that_ends_before_its_steps_says_so(here: Path, recwarn: pytest.WarningsRecorder) -> None:  # noqa: F811
+    fit("run", "--trainer.max_steps", "5", "--trainer.max_epochs", "1")
+    assert "max_epochs: 1 ends this run after 3 of the 5 steps" in warned(recwarn)
+    recwarn.clear()
+    fit("other", "--trainer.max_steps", "3", "--trainer.max_epochs", "1")
+    assert "max_epochs" not in warned(recwarn) and "pairs_per_step" not in warned(recwarn)
+
+
+def test_steps_that_want_more_pairs_than_there_are(here: Path, recwarn: pytest.WarningsRecorder) -> None:  # noqa: F811
+    fit("run", "--trainer.max_steps", "1", "--data.pairs_per_step", "7")
+    assert "data.pairs_per_step is 7, but there are only 6 to train on" in warned(recwarn)
+
+
+def test_an_evaluation_of_more_prompts_than_are_held_out(capsys) -> None:
+    examples = [Example((("user", str(i)),), (Response("a"),)) for i in range(3)]
+    assert len(distinct_prompts(examples, 5, 0)) == 3
+    assert "5 prompts are asked for, and 3 are held out: raise data.validation" in capsys.readouterr().out
+    assert len(distinct_prompts(examples, 3, 0)) == 3 and not capsys.readouterr().out

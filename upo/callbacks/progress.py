@@ -4,6 +4,7 @@ Lightning's own counts depend on the hook in which a checkpoint was saved: after
 it would skip steps, train nothing, or number them one too high.
 """
 
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -33,6 +34,26 @@ def nothing_left(trainer: pl.Trainer, step: int, steps: int) -> bool:
     """Whether a run that has taken so many optimizer steps is at its end."""
     epochs = trainer.max_epochs
     return 0 <= trainer.max_steps <= step or (epochs is not None and 0 <= epochs <= step // steps)
+
+
+def check_length(trainer: pl.Trainer, steps: int, pairs: int, pairs_per_step: int) -> None:
+    """Warns where a run will be shorter, or its steps smaller, than the settings say.
+
+    Args:
+        steps: of an epoch.
+        pairs: that there are to train on, or what the method counts as one.
+    """
+    epochs = trainer.max_epochs
+    if epochs is not None and epochs > 0 and 0 < steps * epochs < trainer.max_steps:
+        warnings.warn(
+            f"trainer.max_epochs: {epochs} ends this run after {steps * epochs} of the {trainer.max_steps} steps that "
+            "trainer.max_steps asks for; set trainer.max_epochs: -1 to take all of them"
+        )
+    if pairs < pairs_per_step:
+        warnings.warn(
+            f"data.pairs_per_step is {pairs_per_step}, but there are only {pairs} to train on: each step has these; "
+            "lower data.pairs_per_step, or add data"
+        )
 
 
 def validate_if_cut_off(trainer: pl.Trainer) -> None:

@@ -29,6 +29,7 @@ from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, first_day, summarize
 from upo.callbacks.throughput import Throughput
 from upo.cli.changes import check_changes
+from upo.cli.launch import bound_waiting, check_launch
 from upo.cli.parser import ShortErrors
 from upo.cli.resume import prepare_folder, run_alone, short_restore
 from upo.cli.stages import beside, content_of, run_earlier_stages
@@ -187,9 +188,12 @@ class CLI(LightningCLI):
                 "upo.parallel.strategy.Sharded"
             )
         try:
-            return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
+            made = super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
         except (MisconfigurationException, ValueError) as error:  # no such accelerator, contradicting options
             raise UserError(f"trainer: {error}") from error
+        check_launch(made.num_devices, made.num_nodes)
+        bound_waiting(made)
+        return made
 
     def fit(self) -> None:
         """Trains, evaluates, and closes the run folder with summary.json."""
