@@ -138,7 +138,7 @@ def test_each_step_and_each_cell_once_after_a_kill(every: str, hook: str, step: 
     fit("killed", *length, "--trainer.callbacks", kill, "--ckpt_path", "last")
     fit("whole", *length)
     expected = table("whole")
-    assert sum("val/loss" in row for row in expected) >= 3 and len(expected) == 7
+    assert sum("val/loss" in row for row in expected) >= 2 and len(expected) == 7
     assert table("killed") == expected
 
 
