@@ -40,12 +40,8 @@ def main(args: Sequence[str] | None = None) -> None:
         "--sweep", type=Path | None, help="write the missing runs to this file as a W&B sweep; train nothing"
     )
     given = parser.parse_args(args)
-    try:
-        with short_errors():
-            failed = ablate(given.file, given.jobs, given.only, given.dry_run, given.sweep, given.league == "short")
-    except KeyboardInterrupt:
-        print(f"stopped; go on with: python -m upo.ablate {given.file}", file=sys.stderr)
-        sys.exit(130)
+    with short_errors(f"go on with: python -m upo.ablate {given.file}"):
+        failed = ablate(given.file, given.jobs, given.only, given.dry_run, given.sweep, given.league == "short")
     if failed:
         sys.exit(1)
 

@@ -36,10 +36,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def short_errors() -> Iterator[None]:
-    """Around a command: a `UserError`, wrapped or not, or a full disk ends it with a sentence and its exit code."""
+def short_errors(stopped: str | None = None) -> Iterator[None]:
+    """Around a command: a `UserError`, wrapped or not, a full disk, or Ctrl-C end it with a sentence and an exit code.
+
+    Args:
+        stopped: what to add after Ctrl-C, e.g. what is kept.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C" + (f"; {stopped}" if stopped else ""), file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if (told := next((x for x in causes(error) if isinstance(x, UserError)), None)) is None:
             if (full := full_disk(error)) is None:

@@ -10,12 +10,14 @@ kept.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from upo.errors import UserError, short_errors
 from upo.evaluation.evaluation import Evaluation
 from upo.runtime.atomic_files import read_json
+from upo.runtime.lock import alone
 from upo.runtime.run_folder import RunPaths, Which
 
 __all__ = ["Evaluation", "evaluate", "main"]
@@ -50,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(Evaluation, None)
     given = parser.parse_args(args, defaults=False).as_dict()
     own = {name: given.pop(name) for name in ("run", "config", "out", "checkpoint", "trust") if name in given}
-    with short_errors():
+    with short_errors("what was generated and judged is kept; the same command goes on"):
         evaluate(**own, **given)
 
 
@@ -67,18 +69,19 @@ def evaluate(
     from upo.callbacks.run_folder import summarize
     from upo.evaluation.runs import load_run
 
-    method, data, evaluation = load_run(run, config, settings, checkpoint, trust)
     paths = RunPaths.of_checkpoint(Path(run)) if run.endswith(".ckpt") else RunPaths(run)
-    if checkpoint == "best" and out is None:
-        out = paths.of_best.folder
-    if out is None and not paths.config.is_file():
-        raise UserError(f"{run} is no run folder; say with --out where the results go")
-    figures = evaluation.run(method, data, out or paths.folder)
-    if out is None:
-        with same_run(paths.folder, trust) as loggers:
-            log_evaluation(loggers, figures, paths.folder)
-    if out is None and paths.finished:
-        summarize(paths.folder, read_json(paths.summary) | figures)
+    target = out or (paths.of_best if checkpoint == "best" else paths).folder
+    here = out is None and checkpoint == "last"  # beside what the run itself has written
+    with alone(RunPaths(target).lock, f"another command works in {target}") if target.is_dir() else nullcontext():
+        method, data, evaluation = load_run(run, config, settings, checkpoint, trust)
+        if here and not paths.config.is_file():
+            raise UserError(f"{run} is no run folder; say with --out where the results go")
+        figures = evaluation.run(method, data, target)
+        if here:
+            with same_run(paths.folder, trust) as loggers:
+                log_evaluation(loggers, figures, paths.folder)
+            if paths.finished:
+                summarize(paths.folder, read_json(paths.summary) | figures)
     return figures
 
 

@@ -244,7 +244,7 @@ def test_a_stage_is_none_of_the_launchers_processes(tmp_path: Path, monkeypatch:
     (config := tmp_path / "first.yaml").write_text(f"trainer: {{default_root_dir: {tmp_path}/run}}")
     seen: dict[str, str] = {}
     monkeypatch.setattr(
-        "upo.cli.stages.subprocess.run", lambda command, env: seen.update(env) or SimpleNamespace(returncode=1)
+        "upo.cli.stages.subprocess.Popen", lambda command, env: seen.update(env) or SimpleNamespace(wait=lambda: 1)
     )
     launched = (
         "SLURM_NTASKS",
@@ -265,7 +265,7 @@ def test_a_stage_is_none_of_the_launchers_processes(tmp_path: Path, monkeypatch:
 def test_other_ranks_end_when_an_earlier_stage_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits for rank 0's export, which an earlier launch's failure does not forbid."""
     (config := tmp_path / "first.yaml").write_text(f"trainer: {{default_root_dir: {tmp_path}/runs/first}}")
-    monkeypatch.setattr("upo.cli.stages.subprocess.run", lambda command, env: SimpleNamespace(returncode=1))
+    monkeypatch.setattr("upo.cli.stages.subprocess.Popen", lambda command, env: SimpleNamespace(wait=lambda: 1))
     monkeypatch.setattr("upo.cli.stages.time.sleep", lambda seconds: pytest.fail("waits"))
     with pytest.raises(UserError, match=r"exit code 1"):
         run_earlier_stages([config])

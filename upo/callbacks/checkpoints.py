@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from upo.callbacks.progress import validate_if_cut_off
 from upo.errors import UserError, did_you_mean
 from upo.runtime.atomic_files import remove_partials, write_json
 from upo.runtime.collectives import max_over_ranks
@@ -48,6 +49,8 @@ class Checkpoints(ModelCheckpoint):
         self.kept, resumed = trainer.strategy.broadcast(known)
         if resumed is not None:
             self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, resumed
+        if trainer.ckpt_path is not None:
+            validate_if_cut_off(trainer)
 
     def _known(self, trainer: pl.Trainer) -> tuple[dict[str, float | None], str | None]:
         """What an earlier part of this run has left, and which of it the run goes on from.

@@ -44,7 +44,15 @@ class MetricsCSV(Logger):
         rows = [r for r in (read_metrics(self.path) if self.path.exists() else []) if r["step"] < step]
         if last is not None and (not rows or rows[-1]["step"] < last["step"]):
             rows.append(last)
+        elif last is not None and rows[-1]["step"] == last["step"]:
+            rows[-1] = last | rows[-1]
         self._rewrite(rows)
+        self.written = rows[-1] if rows else {}
+
+    def row_of(self, step: int) -> dict[str, float]:
+        """What is known of a step, if it is the newest."""
+        newest = self.row or self.written
+        return dict(newest) if newest.get("step") == step else {}
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

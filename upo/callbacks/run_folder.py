@@ -14,6 +14,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from upo.callbacks.curves import draw_curves
 from upo.callbacks.metrics_csv import MetricsCSV
+from upo.callbacks.progress import check_length, nothing_left, stand_at
+from upo.errors import UserError
 from upo.runtime.atomic_files import write_json
 from upo.runtime.console import wide_console
 from upo.runtime.run_folder import RunPaths
@@ -41,14 +43,37 @@ class RunFolder(SaveConfigCallback):
         run.folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, run.config, skip_none=False, overwrite=True, multifile=False)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        write_json(run.environment, environment() | {"started": data.first_day})
+        fingerprint = data.fingerprint()
+        if trainer.ckpt_path is not None:
+            self._check_data(Path(trainer.ckpt_path), fingerprint)
+        write_json(run.environment, environment() | {"started": data.first_day, "data": fingerprint})
         report = data.report
         write_json(run.data_report, report.to_dict())
         wide_console().print(report.table())
         for logger in trainer.loggers:
             logger.log_hyperparams(self.plain_config)
 
+    def _check_data(self, checkpoint: Path, fingerprint: str) -> None:
+        """Refuses to go on with other training data, unless that is allowed."""
+        try:
+            before = json.loads(RunPaths.of_checkpoint(checkpoint).environment.read_text())["data"]
+        except (OSError, ValueError, LookupError, TypeError):  # of an earlier version, or lying alone
+            return
+        if before != fingerprint:
+            text = f"the training data, or their tokens, are other than those that {checkpoint} was trained with"
+            if not self.config.allow_changes:
+                raise UserError(f"{text}; restore them, add --allow_changes to go on with these, or start a new run")
+            print(f"--allow_changes: {text}")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and (steps := data.steps_of_epoch()) is not None:
+            check_length(trainer, steps, len(data.train), data.pairs_per_step)
+        run = RunPaths(trainer.default_root_dir)
+        if trainer.is_global_zero and run.finished:  # it goes on, and so is not finished any more
+            run.summary.unlink()
+            if run.export.exists():  # a later stage would take it for this run's model
+                run.export.rename(run.folder / f"export-{trainer.global_step}")
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.continue_from(trainer.global_step, self._last_row)
@@ -57,19 +82,20 @@ class RunFolder(SaveConfigCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keeps the step's metrics, which reach the loggers only after the save, and repairs Lightning's progress."""
+        step, known = trainer.global_step - 1, {}
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.flush()
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+                known = logger.row_of(step)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "speed/"))}
         checkpoint["config"] = self.plain_config
-        checkpoint["metrics_row"] = {"step": float(trainer.global_step - 1)} | metrics
+        checkpoint["metrics_row"] = {"step": float(step)} | metrics | known
         loop = checkpoint["loops"]["fit_loop"]
         taken = loop["epoch_loop.batch_progress"]["current"]["processed"]
         if taken < trainer.num_training_batches:
-            # A run that max_steps ends within an epoch counts it as processed, and a resume would skip its rest; after
-            # a resume at the end of an epoch the next one is not counted as begun.
-            first = trainer.global_step - taken
-            epoch = trainer.datamodule.epochs_before(first, trainer.num_training_batches)  # type: ignore[attr-defined]
+            # A run that max_steps ends within an epoch counts it as processed; after a resume at the end of an epoch
+            # the next one is not counted as begun.
+            epoch = trainer.datamodule.epochs_before(step + 1 - taken, trainer.num_training_batches)  # type: ignore[attr-defined]
             for counts in loop["epoch_progress"].values():
                 counts |= {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
 
@@ -77,6 +103,17 @@ class RunFolder(SaveConfigCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._last_row = checkpoint.get("metrics_row")
+        step, steps = checkpoint["global_step"], trainer.datamodule.steps_of_epoch()  # type: ignore[attr-defined]
+        if not step or steps is None:
+            return
+        run = RunPaths(trainer.default_root_dir)
+        if run.finished and nothing_left(trainer, step, steps):
+            raise UserError(
+                f"{run.folder} holds a finished run of {step} steps ({step / steps:.3g} epochs), and nothing is left "
+                f"to do; to train on, raise --trainer.max_steps ({trainer.max_steps}) or --trainer.max_epochs "
+                f"({trainer.max_epochs})"
+            )
+        stand_at(checkpoint["loops"]["fit_loop"], step, steps)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:

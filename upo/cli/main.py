@@ -1,17 +1,19 @@
 """The command line of `upo.fit`: LightningCLI with short errors, one folder a run, stages and a final evaluation."""
 
+import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise, takewhile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import upo.methods
@@ -19,21 +21,24 @@ import upo.rewards  # noqa: F401  both make short class names known
 from upo.callbacks import loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO
 from upo.callbacks.checkpoints import Checkpoints
-from upo.callbacks.graceful_stop import GracefulStop, stop_at_once
+from upo.callbacks.graceful_stop import GracefulStop, Signals
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, first_day, summarize
 from upo.callbacks.throughput import Throughput
+from upo.cli.changes import check_changes
+from upo.cli.launch import bound_waiting, check_launch
 from upo.cli.parser import ShortErrors
-from upo.cli.resume import prepare_folder, short_restore
-from upo.cli.stages import beside, content_of, refuse_circles, run_earlier_stages
+from upo.cli.resume import prepare_folder, run_alone, short_restore
+from upo.cli.stages import as_configs, beside, config_files, content_of, refuse_circles, run_earlier_stages
 from upo.data.module import PreferenceData
 from upo.errors import UserError, causes, root_cause, short_errors
 from upo.evaluation.evaluation import Evaluation
 from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
+from upo.models.checkpoint_files import settings_in
 from upo.ops.memory import keep_memory
 from upo.parallel.sharding import is_sharded
 from upo.runtime.moved import no_such_file
@@ -63,12 +68,19 @@ GROUPS = {
 class CLI(LightningCLI):
     """Method and data from YAML files and dotted overrides."""
 
-    def __init__(self, args: Sequence[str] | None = None):
+    def __init__(self, args: Sequence[str] | None = None, held: ExitStack | None = None):
+        """
+        Args:
+            args: of the command line; by default the process's.
+            held: what ends with the command: the lock of the run folder, the handlers of signals.
+        """
+        given = sys.argv[1:] if args is None else list(args)
+        self.held, self.signals = held or ExitStack(), Signals(given)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         for noise in QUIET:
             warnings.filterwarnings("ignore", noise)
-        self.files = _config_files(sys.argv[1:] if args is None else args)
+        self.files = config_files(given)
         for file in self.files:
             if not file.is_file():
                 raise UserError(f"--config: no such file {no_such_file(file)}")
@@ -110,6 +122,12 @@ class CLI(LightningCLI):
             "--overwrite", type=bool, default=False, help="delete the contents of the run folder, then start anew"
         )
         parser.add_argument(
+            "--allow_changes",
+            type=bool,
+            default=False,
+            help="continue with other settings or data than the checkpoint was trained with, instead of refusing them",
+        )
+        parser.add_argument(
             "--after",
             type=list[str],
             default=[],
@@ -141,9 +159,20 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.folder = Path(self.config.trainer.default_root_dir)
-        self.checkpoint = prepare_folder(self.folder, self.config.ckpt_path, self.config.overwrite)
         for file in self.files:
             refuse_circles(Path(os.path.relpath(file)))
+        asked = self.folder, self.config.ckpt_path, self.config.overwrite
+        if not self.folder.is_dir():
+            prepare_folder(*asked)  # what is wrong is said before a folder is made
+        self.held.enter_context(run_alone(self.folder))
+        self.checkpoint = prepare_folder(*asked)
+        if self.checkpoint is not None:
+            now = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
+            file = Path(self.checkpoint)
+            if said := check_changes(file, settings_in(file), now, self.config.allow_changes):
+                rank_zero_only(print)(said)
+        self.signals.folder = self.folder
+        self.held.enter_context(self.signals.handled())
         run_earlier_stages([beside(path, self.files) for path in self.config.after])
 
     def instantiate_classes(self) -> None:
@@ -161,7 +190,8 @@ class CLI(LightningCLI):
         for logger in given:
             loggers.prepare(logger, self.folder)
         every = [MetricsCSV(str(self.folder)), *given]
-        callbacks = [*(trainer.callbacks or []), Throughput(), ProgressLines(), RandomState(), GracefulStop()]
+        callbacks = [*(trainer.callbacks or []), Throughput(), ProgressLines(), RandomState()]
+        callbacks += [GracefulStop(self.signals)]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
         if type(trainer.strategy) is ModelParallelStrategy:
             raise UserError(
@@ -169,21 +199,21 @@ class CLI(LightningCLI):
                 "upo.parallel.strategy.Sharded"
             )
         try:
-            return super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
+            made = super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
         except (MisconfigurationException, ValueError) as error:  # no such accelerator, contradicting options
             raise UserError(f"trainer: {error}") from error
+        check_launch(made.num_devices, made.num_nodes)
+        bound_waiting(made)
+        return made
 
     def fit(self) -> None:
         """Trains, evaluates, and closes the run folder with summary.json."""
         if self.config_init.evaluation is not None:
             self.config_init.evaluation.check()
-        stop_at_once(self.trainer)
         resumed = [RunPaths.of_checkpoint(Path(self.checkpoint))] if self.checkpoint else []
         self.datamodule.first_day = first_day(*resumed, RunPaths(self.folder))
         short_restore(self.trainer, self.checkpoint)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
-        if self.trainer.interrupted:
-            sys.exit(130)
         if len(self.datamodule.val) and "val/loss" not in self.trainer.callback_metrics:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
@@ -212,17 +242,5 @@ def main(args: Sequence[str] | None = None) -> None:
     (paper: x), (official code: x), (from knowledge: x) recalled and not confirmed, (ours) no source has a value.
     """
     keep_memory()
-    with short_errors():
-        CLI(as_configs(sys.argv[1:] if args is None else args)).fit()
-
-
-def as_configs(words: Sequence[str]) -> list[str]:
-    """`a.yaml b.yaml --model.beta 0.2` as `--config a.yaml --config b.yaml --model.beta 0.2`."""
-    files = list(takewhile(lambda word: not word.startswith("-"), words))
-    return [word for file in files for word in ("--config", file)] + list(words[len(files) :])
-
-
-def _config_files(args: Sequence[str]) -> list[Path]:
-    """The --config files of a command line, in order."""
-    given = [b for a, b in pairwise(args) if a == "--config"]
-    return [Path(x) for x in given + [a.partition("=")[2] for a in args if a.startswith("--config=")]]
+    with short_errors(), ExitStack() as held:
+        CLI(as_configs(sys.argv[1:] if args is None else args), held).fit()

@@ -27,11 +27,11 @@ class ShortErrors(LightningArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """`--overwrite` needs no value."""
+        """`--overwrite` and `--allow_changes` need no value."""
         given = list(sys.argv[1:] if args is None else args)
         for i, (arg, following) in enumerate(pairwise([*given, "--"])):
-            if arg == "--overwrite" and following.startswith("--"):
-                given[i] = "--overwrite=true"
+            if arg in ("--overwrite", "--allow_changes") and following.startswith("--"):
+                given[i] = f"{arg}=true"
         try:
             config = super().parse_args(given, *rest, **options)
             for key, number in numbers_of(config):

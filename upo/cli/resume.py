@@ -1,7 +1,8 @@
 """Where a run's folder begins, and what it goes on from."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,22 @@ from upo.callbacks.graceful_stop import restarted
 from upo.errors import UserError
 from upo.models.checkpoint_files import check_resumable, latest, step_of
 from upo.runtime.collectives import first_on_node
+from upo.runtime.lock import alone
 from upo.runtime.run_folder import RunPaths
+
+
+@contextmanager
+def run_alone(folder: Path) -> Iterator[None]:
+    """While a command writes into a run folder; rank 0 has it for all ranks.
+
+    Raises:
+        UserError: another command works there.
+    """
+    if rank_zero_only.rank != 0:
+        yield
+        return
+    with alone(RunPaths(folder).lock, f"another command works in {folder}"):
+        yield
 
 
 def prepare_folder(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
@@ -33,22 +49,32 @@ def _checkpoint(folder: Path, ckpt_path: str | None, overwrite: bool) -> str | N
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--trainer.default_root_dir {folder} is a file; give a folder")
     newest = latest(folder)
-    if restarted() and newest is not None:
+    again = restarted() and newest is not None
+    if again:
         ckpt_path, overwrite = "last", False
     if rank_zero_only.rank != 0:  # rank 0 has decided; what it has begun since then is no reason to refuse
         return str(newest) if ckpt_path == "last" else ckpt_path and str(Path(ckpt_path).resolve())
     if overwrite:
         if ckpt_path is not None:
             raise UserError("--overwrite deletes the checkpoint that --ckpt_path asks for; give one of them")
-        if folder.exists() and any(folder.iterdir()) and not run.config.exists():
+        there = [path for path in folder.iterdir() if path != run.lock] if folder.exists() else []
+        if there and not run.config.exists():
             raise UserError(
                 f"--overwrite: {folder} does not look like a run folder (no config.yaml); delete it yourself"
             )
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in there:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         return None
-    if run.finished:
+    own = ckpt_path == "last" or (
+        ckpt_path is not None and Path(ckpt_path).resolve().parent == run.checkpoints.resolve()
+    )
+    if run.finished and (again or not own):
         raise UserError(
-            f"{folder} holds a finished run; add --overwrite to replace it or give another --trainer.default_root_dir"
+            f"{folder} holds a finished run; train it further with --ckpt_path last and a larger --trainer.max_steps "
+            "or max_epochs, add --overwrite to replace it, or give another --trainer.default_root_dir"
         )
     if ckpt_path == "last":
         if newest is None:

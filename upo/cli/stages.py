@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ LAUNCHED = re.compile(r"SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|NODE_|ROLE_)?RANK$|(
 """What srun and torchrun tell their processes: a stage that rank 0 starts is not one of them."""
 
 STARTED = time.time()
+
+
+def as_configs(words: Sequence[str]) -> list[str]:
+    """`a.yaml b.yaml --model.beta 0.2` as `--config a.yaml --config b.yaml --model.beta 0.2`."""
+    files = list(takewhile(lambda word: not word.startswith("-"), words))
+    return [word for file in files for word in ("--config", file)] + list(words[len(files) :])
+
+
+def config_files(args: Sequence[str]) -> list[Path]:
+    """The --config files of a command line, in order."""
+    given = [b for a, b in pairwise(args) if a == "--config"]
+    return [Path(x) for x in given + [a.partition("=")[2] for a in args if a.startswith("--config=")]]
 
 
 def beside(path: str, configs: Sequence[Path]) -> Path:
@@ -90,12 +103,27 @@ def _run(config: Path, run: RunPaths) -> None:
         print(f"first the earlier stage {config}", flush=True)
         resume = ["--ckpt_path", "last"] if latest(run.folder) else []
         command = [sys.executable, "-m", "upo.fit", "--config", str(config), *resume]
-        done = subprocess.run(command, env={k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
-        if done.returncode:
+        code = _finished(command, {k: v for k, v in os.environ.items() if not LAUNCHED.match(k)})
+        if code:
             killed = "was killed; the same command goes on from its newest checkpoint"
-            how = f"failed (exit code {done.returncode})" if done.returncode > 0 else killed
+            how = f"failed (exit code {code})" if code > 0 else killed
             raise UserError(f"the earlier stage {config} {how}")
     if not run.export.exists():
         from upo.models.export import export
 
         export(run.folder, run.export)
+
+
+def _finished(command: Sequence[str], env: dict[str, str]) -> int:
+    """The exit code of a command. Where a signal ends this process, the command saves what it has before."""
+    process = subprocess.Popen(command, env=env)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait()
+        except BaseException:  # Ctrl-C once more
+            process.kill()
+            raise
+        raise

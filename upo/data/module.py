@@ -213,8 +213,15 @@ class PreferenceData(pl.LightningDataModule):
             return 0, 0
         if self.feeding is not None:
             return self.feeding.number, self.trainer.global_step - self.feeding.begun[-1]
-        limit = self.trainer.limit_train_batches
-        return divmod(self.trainer.global_step, int(steps * limit) if isinstance(limit, float) else min(steps, limit))
+        return divmod(self.trainer.global_step, self._limited(steps))
+
+    def _limited(self, steps: int) -> int:
+        limit = self.trainer.limit_train_batches  # type: ignore[union-attr]
+        return int(steps * limit) if isinstance(limit, float) else min(steps, limit)
+
+    def steps_of_epoch(self) -> int | None:
+        """Optimizer steps of an epoch; None where a feed decides round by round."""
+        return self._limited(len(self.loader(self.train, shuffle=True).sampler)) if self.feeding is None else None  # type: ignore[arg-type]
 
     def epochs_before(self, step: int, steps: int) -> int:
         """Epochs that had ended when the present one began, with this optimizer step and with so many steps."""
@@ -222,6 +229,10 @@ class PreferenceData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list:
         return self.loader(self.val, shuffle=False) if len(self.val) else []
+
+    def fingerprint(self) -> str:
+        """Equal for the same training data in the same tokens and order, whatever device and cache made it."""
+        return self.read.train.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
         learned = {name: state for name, reward in self.rewards.items() if (state := reward.state())}

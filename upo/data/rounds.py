@@ -1,6 +1,8 @@
 """Data flow forward: a feed gives rounds, a round holds units with named columns, and nothing changes one in place."""
 
+import hashlib
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -85,6 +87,17 @@ class Split:
             whole = values.new_full((self.rows,), float("nan") if values.is_floating_point() else 0)
             values = whole.index_copy(0, self.own.nonzero()[:, 0], values)
         return evolve(self, columns={**self.columns, name: values})
+
+    def fingerprint(self) -> str:
+        """sha256 of all tokens and of the columns that hold no floats: those may be measured, and rounded otherwise."""
+        digest = hashlib.sha256()
+        for group in self.groups():
+            for ids in (group.prompt, *group.responses):
+                digest.update(array("q", [len(ids), *ids]))
+        for name in self.names:
+            if not self.columns[name].is_floating_point():
+                digest.update(name.encode() + self.columns[name].numpy().tobytes())
+        return digest.hexdigest()
 
     def where(self, mask: Bool[Tensor, "units"]) -> "Split":
         """The units that the mask names, with their rows."""

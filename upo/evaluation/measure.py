@@ -201,6 +201,8 @@ def distinct_prompts(
         print(f"{left_out} held-out prompts are left out: the chat template cannot write them")
     if by_prompt and not asked:
         raise UserError("the chat template can write no held-out prompt; set policy.chat_template to one that fits")
+    if len(asked) < number:
+        print(f"{number} prompts are asked for, and {len(asked)} are held out: raise data.validation for more")
     return asked
 
 

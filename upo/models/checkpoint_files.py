@@ -179,6 +179,12 @@ def step_of(file: Path) -> int:
         return -1
 
 
+def settings_in(file: Path) -> Any:
+    """The configuration that a checkpoint's run had, as it was resolved then; None where it holds none."""
+    with _readable(file):
+        return load(file / REST if file.is_dir() else file, mmap=file.is_file()).get("config")
+
+
 def read_folder(folder: Path, *parts: str, tensors: bool = True) -> dict[str, Any]:
     """A sharded checkpoint as one process sees it, without ranks; nothing in it can run code.
 

@@ -5,7 +5,6 @@ fingerprint and of the tokens of prompt and response. Files appear whole or not 
 seconds of work and several processes may read and write at once.
 """
 
-import fcntl
 import hashlib
 import time
 import uuid
@@ -20,6 +19,7 @@ from safetensors.torch import save
 
 from upo.errors import UserError
 from upo.runtime.atomic_files import written_at_once
+from upo.runtime.lock import Lock
 
 
 class LogpsStore:
@@ -84,10 +84,9 @@ class LogpsStore:
                 they wait, because a single collective would time out if the other run takes hours.
             leader: whether this rank takes the lock, for all ranks.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         waiting = False
-        with (self.folder / "lock").open("w") as file:
-            while not agree(leader and _try_lock(file.fileno())):
+        with Lock(self.folder / "lock") as lock:
+            while not agree(leader and lock.take()):
                 if leader and not waiting:
                     print(f"waiting for another run, which is writing to {self.folder}", flush=True)
                 waiting = True
@@ -104,14 +103,3 @@ class LogpsStore:
 
 def _digest(keys: torch.Tensor, logps: torch.Tensor) -> str:
     return hashlib.sha256(keys.numpy().tobytes() + logps.numpy().tobytes()).hexdigest()
-
-
-def _try_lock(file: int) -> bool:
-    """Takes the lock; False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: at worst two runs compute the same log-probs
-        pass
-    return True

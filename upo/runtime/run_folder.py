@@ -58,6 +58,11 @@ class RunPaths:
         """The id of the W&B run that belongs to the folder."""
         return self.folder / "wandb_id.txt"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the command that writes into the folder; it stays there, also when everything else is deleted."""
+        return self.folder / ".lock"
+
     # ---- while it trains ---------------------------------------------------------------------------------------
 
     @property

@@ -1,17 +1,16 @@
 """A study from its file to its comparison: what is missing is trained, what is there is kept."""
 
-import fcntl
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from upo.errors import UserError, did_you_mean, short_errors
+from upo.runtime.lock import alone
 from upo.runtime.run_folder import RunPaths
 from upo.study import league, tasks
 from upo.study.manifest import Manifest, finished
@@ -65,7 +64,7 @@ def work(
     if dry_run:
         _list(study, wanted)
         return []
-    with _alone(study.folder):
+    with alone(RunPaths(study.folder).lock, f"another upo.ablate works in {study.folder}"):
         manifest = Manifest(study)
         todo = {run.label for run in missing}
         for run in study.runs:
@@ -131,18 +130,6 @@ def _list(study: Study, wanted: Sequence[Planned]) -> None:
         done = len(own) - len(todo)
         print(f"{name}: seeds to train: {', '.join(todo) or 'none'}" + (f" ({done} finished)" if done else ""))
     print(f"{sum(not finished(run) for run in wanted)} of {len(wanted)} runs are to be trained, into {study.folder}")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time works in a study's folder; the lock ends with it, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another upo.ablate works in {folder}; wait for it") from error
-        yield
 
 
 def _generate(study: Study) -> None:
