@@ -7,82 +7,17 @@ in a text column into a string.
 
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
-
+from upo.data.row import Row as Row
+from upo.data.row import Unusable as Unusable
 from upo.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-
-
-class Unusable(Exception):
-    """A record cannot become an example; the message is the reason under which it is dropped and counted."""
-
-
-@frozen
-class Row:
-    """One record, and where it stands, for errors.
-
-    The typed readers below raise `Unusable` naming the field: no value is ever converted, `true` is not a text.
-    """
-
-    data: dict[str, Any]
-    where: str
-    """For example "data/hh/helpful.jsonl.gz:17"."""
-    path: str = ""
-    """Of a nested record: its place within the outer one, with a dot at the end ("metadata.")."""
-
-    def __contains__(self, field: str) -> bool:
-        return self.data.get(field) is not None
-
-    def _value(self, field: str, kind: str, kinds: type | tuple[type, ...]) -> Any:
-        value = self.data.get(field)
-        if value is None:
-            raise Unusable(f"missing `{self.path}{field}`")
-        # bool is a subclass of int
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-            raise Unusable(f"`{self.path}{field}` is {type(value).__name__}, not {kind}")
-        return value
-
-    def text(self, field: str) -> str:
-        """A string, possibly empty."""
-        value = self._value(field, "text", str)
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON can hold one half of a surrogate pair, tokenizers then fail
-            raise Unusable(f"`{self.path}{field}` is not valid Unicode") from None
-        return value
-
-    def number(self, field: str) -> float:
-        """A finite number."""
-        value = float(self._value(field, "number", (int, float)))
-        if not math.isfinite(value):
-            raise Unusable(f"`{self.path}{field}` is {value}")
-        return value
-
-    def flag(self, field: str) -> bool:
-        """True or False; 0 and 1 are not taken for them."""
-        return self._value(field, "true or false", bool)
-
-    def items(self, field: str) -> list[Any]:
-        return self._value(field, "list", list)
-
-    def inner(self, field: str) -> "Row":
-        """A nested record."""
-        return Row(self._value(field, "object", dict), self.where, f"{self.path}{field}.")
-
-    def inners(self, field: str) -> list["Row"]:
-        """A list of nested records."""
-        items = self.items(field)
-        if not all(isinstance(item, dict) for item in items):
-            raise Unusable(f"`{self.path}{field}` holds something that is not an object")
-        return [Row(item, self.where, f"{self.path}{field}.") for item in items]
 
 
 def local_rows(path: Path, files: str | None = None) -> Iterator[Row]:

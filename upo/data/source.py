@@ -13,11 +13,15 @@ from attrs import evolve
 from tqdm import tqdm
 
 from upo.data import sources
-from upo.data.example import Example, Prompt, Response
-from upo.data.lines import Row, hub_rows, local_rows
+from upo.data.example import Example, Response, prompt_key
+from upo.data.lines import hub_rows, local_rows
+from upo.data.messages import dumped
 from upo.data.report import DataReport, SourceReport
+from upo.data.row import Columns, Row
 from upo.errors import UserError, did_you_mean
 
+LONGEST = 10_000_000
+"""Characters of a prompt with its responses: no model reads as much, and tokenising it would take minutes."""
 SourceFunction = Callable[..., Iterable[Example]]
 """`(rows, report, **options) -> examples`: rows in, what cannot be used counted in the report."""
 
@@ -63,9 +67,10 @@ class Source:
         function = self._function()
         label = self.label or self.name.rpartition(".")[2]
         rows, origin = self._rows()
+        columns = Columns()
         counts = SourceReport(origin=origin or "no file, made by code")
         # disable=None: no bar where the output is not a terminal
-        bar = tqdm(rows, desc=f"reading {label}", unit=" records", delay=1, leave=False, disable=None)
+        bar = tqdm((row.seen_by(columns) for row in rows), desc=f"reading {label}", unit=" records", delay=1, leave=False, disable=None)
         made = function(iter(bar), counts, **self.options)
         checked = (check_numbers(example, label, number) for number, example in enumerate(made, 1))
         usable = (clean for example in checked if (clean := usable_part(example, counts)) is not None)
@@ -75,10 +80,13 @@ class Source:
         ]
         bar.close()
         counts.keep(len(examples))
+        for column, number in columns.unread().items():
+            counts.note(f"not read: `{column}`", number=number)
+        _note_labels(examples, counts)
         report.add(label, counts)
         if not examples:
             where = origin or "no file (neither `path` nor `local` is set)"
-            raise UserError(f"{label}: no usable example in {where}{_main_reason(counts)}")
+            raise UserError(f"{label}: no usable example in {where}{_main_reason(counts, columns)}")
         return examples
 
     def _function(self) -> SourceFunction:
@@ -139,48 +147,68 @@ def usable_part(example: Example, report: SourceReport) -> Example | None:
     """The example without what nothing can be learned from; None where nothing is left.
 
     A pair (two ranked responses) goes as a whole when a response is empty, both are equal, or their ranks or scores
-    tie. In lists and labelled sets a response that is empty or repeats another is left out; ties stay.
+    tie; responses that differ in white space alone are a pair, as code may be. In lists and labelled sets a response
+    that is empty or repeats another, but for white space around it, is left out; ties stay. Prompts alone stay so.
     """
-    if _blank(example.prompt):
-        report.drop("empty prompt")
+    if reason := _defect(example):
+        report.drop(reason, example.where)
         return None
     responses = example.responses
+    if not responses:  # prompts alone
+        return example
     if len(responses) == 2 and all(r.rank is not None for r in responses):
         reason = _pair_defect(*sorted(responses, key=lambda r: r.rank))  # type: ignore[arg-type, return-value]
         if reason:
-            report.drop(reason)
+            report.drop(reason, example.where)
         return None if reason else example
     left: dict[str, Response] = {}
-    for response in responses:
-        text = response.text.strip()
-        if text not in left:
-            left[text] = response
-        elif text:
-            report.count("repeated response left out")
-    empty = sum(not r.text.strip() for r in responses)
-    left.pop("", None)
+    for response in filter(_says, responses):
+        if left.setdefault(_said(response).strip(), response) is not response:
+            report.count("repeated response left out", example.where)
+    empty = sum(not _says(r) for r in responses)
     if not left:
-        report.drop("empty response")
+        report.drop("empty response", example.where)
         return None
     if empty:
-        report.count("empty response left out", number=empty)
+        report.count("empty response left out", example.where, number=empty)
     return example.with_responses(tuple(left.values()))
 
 
+def _defect(example: Example) -> str | None:
+    """Why an example cannot be used, whatever its responses are."""
+    prompt = example.prompt
+    if not (prompt if isinstance(prompt, str) else "".join(m["content"] or "" for m in prompt)).strip():
+        return "empty prompt"
+    texts = [prompt_key(prompt), example.rationale or "", *map(_said, example.responses)]
+    if sum(map(len, texts)) > LONGEST:
+        return f"text of more than {LONGEST:,} characters"
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:  # one half of a surrogate pair
+        return "text that is not valid Unicode"
+    return None
+
+
 def _pair_defect(chosen: Response, rejected: Response) -> str | None:
-    if not chosen.text.strip():
+    if not _says(chosen):
         return "empty chosen"
-    if not rejected.text.strip():
+    if not _says(rejected):
         return "empty rejected"
-    if chosen.text.strip() == rejected.text.strip():
+    if _said(chosen) == _said(rejected):
         return "identical pair"
     if chosen.rank == rejected.rank or (chosen.score is not None and chosen.score == rejected.score):
         return "tie"
     return None
 
 
-def _blank(prompt: Prompt) -> bool:
-    return not prompt.strip() if isinstance(prompt, str) else not any(m["content"].strip() for m in prompt)
+def _says(response: Response) -> bool:
+    """Whether there is anything to learn: a text, or a call of a tool."""
+    return bool(response.text.strip() or response.message.get("tool_calls"))
+
+
+def _said(response: Response) -> str:
+    """All of a response, for comparison."""
+    return response.text + (f"\0{dumped(response.message)}" if response.message else "")
 
 
 def _hub_name(path: str) -> bool:
@@ -190,10 +218,22 @@ def _hub_name(path: str) -> bool:
     )
 
 
-def _main_reason(report: SourceReport) -> str:
+def _note_labels(examples: list[Example], counts: SourceReport) -> None:
+    """How many responses are good and bad: with one kind alone there is nothing to tell apart."""
+    labels = [r.desirable for e in examples for r in e.responses if r.desirable is not None]
+    if labels:
+        good, bad = sum(labels), len(labels) - sum(labels)
+        counts.note(f"labels: {good:,} desirable, {bad:,} undesirable", number=len(labels))
+        if not good or not bad:
+            counts.note(f"all labels are {'desirable' if good else 'undesirable'}", number=len(labels))
+
+
+def _main_reason(report: SourceReport, columns: Columns) -> str:
     reasons = report.dropped + report.altered
     if not reasons:
         return ": no record at all"
     reason, number = reasons.most_common(1)[0]
     place = f", first at {report.places[reason]}" if reason in report.places else ""
-    return f": {reason} ({number} times{place}); does `name` fit the file?"
+    known = ", ".join(f"`{name}`" for name in columns.present if "." not in name)[:300]
+    listed = f" The columns are: {known}." if known else ""
+    return f": {reason} ({number} times{place}); does `name` fit the file?{listed}"

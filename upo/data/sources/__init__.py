@@ -13,8 +13,10 @@ from upo.data.sources.odpo import odpo
 from upo.data.sources.odpo_tldr import odpo_tldr
 from upo.data.sources.pandalm import pandalm
 from upo.data.sources.prmbench import prmbench
+from upo.data.sources.prompts import prompts
 from upo.data.sources.qa_feedback import qa_feedback
 from upo.data.sources.rewardbench import rewardbench
+from upo.data.sources.sft import sft
 from upo.data.sources.sharegpt import sharegpt
 from upo.data.sources.shp import shp
 from upo.data.sources.topical_chat import topical_chat
@@ -35,8 +37,10 @@ __all__ = [
     "odpo_tldr",
     "pandalm",
     "prmbench",
+    "prompts",
     "qa_feedback",
     "rewardbench",
+    "sft",
     "sharegpt",
     "shp",
     "topical_chat",
