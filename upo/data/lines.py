@@ -98,7 +98,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         records = (record for batch in batches for record in batch.to_pylist())
         for i, record in enumerate(records, start=1):
             yield Row(record, f"{file}: record {i}")
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, OverflowError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{file}: not a readable Parquet file: {error}") from error
 
 
@@ -107,9 +107,14 @@ def _parse(raw: bytes, where: str) -> Any:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply to be read; leave this record out") from None
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         raise UserError(f"{where}: malformed JSON: {error.msg} at character {error.colno}{line}") from error
+    except ValueError as error:  # a number of too many digits
+        reason = str(error).partition(";")[0]
+        raise UserError(f"{where}: malformed JSON: {reason}; leave this record out") from error
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:

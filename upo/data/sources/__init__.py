@@ -3,11 +3,15 @@
 To add one: a file here with a function of the same name, an import and a name in `__all__` below.
 """
 
+from upo.data.sources.argilla import argilla
 from upo.data.sources.gsm8k_solutions import gsm8k_solutions
 from upo.data.sources.hanna import hanna
+from upo.data.sources.helpsteer2 import helpsteer2
+from upo.data.sources.helpsteer3 import helpsteer3
 from upo.data.sources.hh import hh
 from upo.data.sources.llmbar import llmbar
 from upo.data.sources.mlmb import mlmb
+from upo.data.sources.nectar import nectar
 from upo.data.sources.oasst import oasst
 from upo.data.sources.odpo import odpo
 from upo.data.sources.odpo_tldr import odpo_tldr
@@ -27,11 +31,15 @@ from upo.data.sources.ultrafeedback import ultrafeedback
 from upo.data.sources.world import world
 
 __all__ = [
+    "argilla",
     "gsm8k_solutions",
     "hanna",
+    "helpsteer2",
+    "helpsteer3",
     "hh",
     "llmbar",
     "mlmb",
+    "nectar",
     "oasst",
     "odpo",
     "odpo_tldr",

@@ -42,7 +42,7 @@ def grouped(
     rows: Iterable[Row], report: SourceReport, convert: Callable[[Row], tuple[Prompt, Response]]
 ) -> Iterator[Example]:
     """One example a prompt from records of one response each; unusable records are left out of lists and counted."""
-    lists: dict[str, tuple[Prompt, list[Response]]] = {}
+    lists: dict[str, tuple[Prompt, str, list[Response]]] = {}
     for row in rows:
         try:
             prompt, response = convert(row)
@@ -50,9 +50,9 @@ def grouped(
         except Unusable as reason:
             report.count(f"{reason}: response left out", row.where)
             continue
-        lists.setdefault(prompt_key(prompt), (prompt, []))[1].append(response)
-    for prompt, responses in lists.values():
-        yield Example(prompt, tuple(responses))
+        lists.setdefault(prompt_key(prompt), (prompt, row.where, []))[-1].append(response)
+    for prompt, where, responses in lists.values():
+        yield Example(prompt, tuple(responses), where=where)
 
 
 def pair(
