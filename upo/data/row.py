@@ -24,10 +24,9 @@ class Columns:
     """How many values each column has that are not empty."""
     read: set[str] = field(factory=set)
 
-    def unread(self) -> dict[str, int]:
-        """Columns that no record was asked for, with their values' number."""
-        unread = {name: n for name, n in self.present.items() if name not in self.read}
-        return {name: n for name, n in unread.items() if name.rpartition(".")[0] not in unread}
+    def unread(self) -> list[str]:
+        """Columns that no record was asked for."""
+        return [name for name in self.present if name not in self.read]
 
 
 class Fields(dict[str, Any]):
@@ -165,7 +164,7 @@ class Row:
         return [self._nested(field, item) for item in items]
 
     def _nested(self, field: str, value: Mapping[str, Any]) -> "Row":
-        path = f"{self.path}{field}."
+        path = self.path if f".{self.path}".endswith(f".{field}.") else f"{self.path}{field}."  # a tree has one name
         return Row(Fields(value, self.data.columns, path), self.where, path)
 
     def refuse_unread(self, names: Collection[str]) -> None:

@@ -13,8 +13,10 @@ from upo.data.sources.parts import per_row
 
 @per_row
 def helpsteer3(row: Row) -> Example:
-    """A conversation and two responses; `overall_preference` below 0 is for the first (-3: much better), above 0 for
-    the second, and 0 is a tie. The soft label is the share of annotators who prefer the chosen one, ties counting half.
+    """A conversation and two responses that several people compared.
+
+    `overall_preference` below 0 is for the first (-3: much better), above 0 for the second, and 0 is a tie. The soft
+    label is the share of annotators who prefer the chosen one, ties counting half.
     """
     turns = messages_in(row, "context")
     if turns is None:
