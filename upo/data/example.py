@@ -85,7 +85,7 @@ def as_text(prompt: Prompt) -> str:
     """A prompt as a reader wants it: turns on lines of their own, each behind its role, and the tools before them."""
     if isinstance(prompt, str):
         return prompt
-    tools = [f"tools: {json.dumps(m['tools'], ensure_ascii=False)}" for m in prompt if m.get("tools")]
+    tools = [f"tools: {json.dumps(m['tools'], ensure_ascii=False, default=str)}" for m in prompt if m.get("tools")]
     return "\n".join([*tools, *(f"{m['role']}: {said(m['content'] or '', m)}" for m in prompt)])
 
 
@@ -96,6 +96,6 @@ def said(text: str, message: Message) -> str:
     'Sure.\\n<tool_call>{"name": "clock", "arguments": {}}</tool_call>'.
     """
     thought = message.get("reasoning_content")
-    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False, default=str) for call in message.get("tool_calls") or ()]
     parts = [f"<think>{thought}</think>"] * bool(thought) + [text] * bool(text or not calls)
     return "\n".join([*parts, *(f"<tool_call>{call}</tool_call>" for call in calls)])

@@ -120,7 +120,7 @@ def _csv_rows(file: Path, stream: BufferedIOBase) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num}: malformed CSV: {error}") from error
+        raise UserError(f"{file}:{reader.line_num + 1}: malformed CSV: {error}") from error
 
 
 def _arrow_rows(file: Path, kind: str) -> Iterator[Row]:

@@ -29,8 +29,11 @@ class Columns:
         return [name for name in self.present if name not in self.read]
 
 
-class Fields(dict[str, Any]):
-    """A record that remembers what was asked of it; otherwise a dict like any other."""
+class Fields(dict):
+    """A record that remembers what was asked of it; otherwise a dict like any other.
+
+    Not `dict[str, Any]`: a type checker at run time would look into it, which counts as asking.
+    """
 
     def __init__(self, data: Mapping[str, Any], columns: Columns, path: str = ""):
         super().__init__(data)
@@ -70,7 +73,7 @@ class Fields(dict[str, Any]):
         return {name: value for name, value in super().items() if name not in self.asked and value not in EMPTY}
 
 
-def _fields(data: Mapping[str, Any]) -> Fields:
+def _fields(data: Any) -> Fields:
     return data if isinstance(data, Fields) else Fields(data, Columns())
 
 

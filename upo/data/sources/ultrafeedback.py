@@ -12,6 +12,8 @@ from upo.data.sources.parts import per_row, user
 
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 
+GRADES = {str(grade) for grade in range(11)}
+
 
 @per_row
 def ultrafeedback(row: Row) -> Example:
@@ -37,5 +39,5 @@ def _completion(row: Row) -> Response:
         row.text("response"),
         score=row.number("fine-grained_score" if "fine-grained_score" in row else "overall_score"),
         # ratings are texts, "N/A" where GPT-4 gave none
-        attributes={aspect: float(str(rating)) for aspect, rating in ratings.items() if str(rating).isdecimal()},
+        attributes={aspect: float(str(rating)) for aspect, rating in ratings.items() if str(rating) in GRADES},
     )
