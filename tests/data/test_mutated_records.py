@@ -104,7 +104,7 @@ def accounted(name: str, records: list[dict[str, Any]]) -> None:
     else:
         kept = {e.where.partition(",")[0] for e in made}
         texts = {r.text for e in made for r in e.responses} | {m["content"] for e in made for m in _turns(e)}
-        parents = {str(dict.get(r.data, "message_id")): r for r in rows}
+        parents = {str(dict.get(r.data, "message_id")): r for r in reversed(rows)}
 
         def known(row: Row | None) -> bool:
             return row is not None and (row.where in kept | lost or str(dict.get(row.data, "text")) in texts)
