@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from families import tokenizer
 from tiny import tokenizer as plain_tokenizer
 
@@ -13,6 +14,7 @@ from upo.data.report import DataReport, SourceReport
 from upo.data.source import Source
 from upo.data.tokenize import Encoder, Limits, truncate
 from upo.errors import UserError
+
 
 @pytest.fixture
 def awkward(shared: Path) -> Path:
@@ -99,13 +101,7 @@ def test_swift(awkward):
     examples, _ = read(awkward / "swift.jsonl", "sharegpt")
     assert [e.prompt for e in examples] == [user("Hi"), user("Bye")]
     assert [texts(e) for e in examples] == [["Hello!", "Go away."], ["See you.", "Whatever."]]
-    assert read(awkward / "swift.jsonl")[0] == [*map(lambda e: _of(e, "trl"), examples)]
-
-
-def _of(example: Example, source: str) -> Example:
-    from attrs import evolve
-
-    return evolve(example, source=source)
+    assert read(awkward / "swift.jsonl")[0] == [evolve(e, source="trl") for e in examples]
 
 
 def test_sharegpt_both(awkward):
@@ -221,7 +217,10 @@ def test_kto_null_content(awkward):
     examples, report = read(awkward / "kto_chosen_fields.jsonl")
     assert len(examples) == 1 and report.dropped == {"missing `completion`": 1}
     examples, report = read(awkward / "kto.parquet")
-    assert [e.responses[0].shown for e in examples] == ["Hello", '<tool_call>{"name": "x", "arguments": {}}</tool_call>']
+    assert [e.responses[0].shown for e in examples] == [
+        "Hello",
+        '<tool_call>{"name": "x", "arguments": {}}</tool_call>',
+    ]
     assert "not read: `score`" in report.notes
 
 
@@ -253,7 +252,11 @@ def test_nectar(awkward):
         ("deep.jsonl", "trl", r"deep\.jsonl:\d+: JSON nested too deeply"),
         ("huge_int.jsonl", "trl", r"huge_int\.jsonl:\d+: malformed JSON: Exceeds the limit \(4300 digits\)"),
         ("far_timestamp.parquet", "trl", r"far_timestamp\.parquet: .*date value out of range"),
-        ("overflow_llmbar.jsonl", "llmbar", r"`label` is too large a number \(1 times, first at .*overflow_llmbar\.jsonl:1\)"),
+        (
+            "overflow_llmbar.jsonl",
+            "llmbar",
+            r"`label` is too large a number \(1 times, first at .*overflow_llmbar\.jsonl:1\)",
+        ),
         ("prmbench_surrogate.jsonl", "prmbench", r"not valid Unicode"),
         ("oasst_cycle_lost.jsonl", "oasst", r"message below itself, or below one that is left out \(3 times"),
         ("oasst_self_parent.jsonl", "oasst", r"no usable example"),

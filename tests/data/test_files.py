@@ -45,7 +45,11 @@ BOTH = ("train.jsonl", "test.jsonl")
         (BOTH, None, ["train.jsonl"]),
         (BOTH, "train", ["train.jsonl"]),
         (BOTH, "test", ["test.jsonl"]),
-        (("a-train-00000-of-00002.jsonl", "a-train-00001-of-00002.jsonl", "a-dev.jsonl"), "validation", ["a-dev.jsonl"]),
+        (
+            ("a-train-00000-of-00002.jsonl", "a-train-00001-of-00002.jsonl", "a-dev.jsonl"),
+            "validation",
+            ["a-dev.jsonl"],
+        ),
         (("data/train-0.jsonl", "data/test-0.jsonl"), None, ["data/train-0.jsonl"]),
         (("train/0.jsonl", "test/0.jsonl"), "test", ["test/0.jsonl"]),
         (("train_prefs.jsonl", "train_sft.jsonl", "test_prefs.jsonl"), "train_sft", ["train_sft.jsonl"]),

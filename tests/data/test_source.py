@@ -241,7 +241,12 @@ def test_reports_add_up_and_print():
 
 
 def test_every_source_is_listed_and_documented():
-    files = {f.stem for f in Path(sources.__file__).parent.glob("*.py")} - {"__init__", "__main__", "parts", "world_grammar"}
+    files = {f.stem for f in Path(sources.__file__).parent.glob("*.py")} - {
+        "__init__",
+        "__main__",
+        "parts",
+        "world_grammar",
+    }
     assert files == set(sources.__all__)
     assert all(getattr(sources, name).__doc__ for name in sources.__all__)
 

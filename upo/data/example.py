@@ -96,6 +96,9 @@ def said(text: str, message: Message) -> str:
     'Sure.\\n<tool_call>{"name": "clock", "arguments": {}}</tool_call>'.
     """
     thought = message.get("reasoning_content")
-    calls = [json.dumps(call.get("function", call), ensure_ascii=False, default=str) for call in message.get("tool_calls") or ()]
+    calls = [
+        json.dumps(call.get("function", call), ensure_ascii=False, default=str)
+        for call in message.get("tool_calls") or ()
+    ]
     parts = [f"<think>{thought}</think>"] * bool(thought) + [text] * bool(text or not calls)
     return "\n".join([*parts, *(f"<tool_call>{call}</tool_call>" for call in calls)])

@@ -58,7 +58,9 @@ def _as_messages(text: str) -> list[Any] | dict[str, Any] | None:
         return None
     value = parsed(text)
     items = value if isinstance(value, list) else [value]
-    alike = all(isinstance(x, dict) and ({"role", "content"} <= x.keys() or {"from", "value"} <= x.keys()) for x in items)
+    alike = all(
+        isinstance(x, dict) and ({"role", "content"} <= x.keys() or {"from", "value"} <= x.keys()) for x in items
+    )
     return value if items and alike else None
 
 
@@ -144,7 +146,7 @@ def tools_in(row: Row, field: str) -> list[dict[str, Any]]:
 
 
 def _calls(value: Any) -> list[dict[str, Any]]:
-    """Calls as {"type": "function", "function": {"name", "arguments"}}, the arguments as an object where they are one."""
+    """Calls as {"type": "function", "function": {"name", "arguments"}}; arguments in JSON text become an object."""
     calls = []
     for call in value if isinstance(value, list) else [value]:
         inner = call.get("function", call) if isinstance(call, dict) else None

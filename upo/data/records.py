@@ -33,7 +33,11 @@ MARK, ASKED = (
         re.IGNORECASE,
     )
     for words, tokens, more in (
-        ("assistant|response|answer|gpt|bot|ai|a", "assistant|model", r"\[/INST\]|<\uff5cAssistant\uff5c>|<\|CHATBOT_TOKEN\|>"),
+        (
+            "assistant|response|answer|gpt|bot|ai|a",
+            "assistant|model",
+            r"\[/INST\]|<\uff5cAssistant\uff5c>|<\|CHATBOT_TOKEN\|>",
+        ),
         ("human|user|question|instruction|prompter|q", "user", r"\[INST\]|<\uff5cUser\uff5c>|<\|USER_TOKEN\|>"),
     )
 )
@@ -234,4 +238,6 @@ def _check_beside(row: Row, prompt: Prompt) -> None:
     asked = "".join(as_text(prompt).split())
     for name, value in row.data.unread().items():
         if name in BESIDE and "".join(str(value).split()) not in asked:
-            raise Unusable(f"`{name}` is not read beside the prompt: name the prompt's column by options: {{prompt: NAME}}")
+            raise Unusable(
+                f"`{name}` is not read beside the prompt: name the prompt's column by options: {{prompt: NAME}}"
+            )

@@ -112,7 +112,12 @@ class DataReport:
         for name, part in self.sources.items():
             table.add_section()
             table.add_row(Text(name), "read from", "", Text(part.origin or "-"))
-            for label, counts in (("kept", part.kept), ("dropped", part.dropped), ("altered", part.altered), ("note", part.notes)):
+            for label, counts in (
+                ("kept", part.kept),
+                ("dropped", part.dropped),
+                ("altered", part.altered),
+                ("note", part.notes),
+            ):
                 for reason, number in counts.most_common():
                     # Text, not str: reasons and paths may hold square brackets, which rich takes for markup
                     table.add_row("", label, f"{number:,}", Text(reason), Text(_short(part, reason)))

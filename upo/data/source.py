@@ -75,7 +75,14 @@ class Source:
         if note:
             counts.note(note)
         # disable=None: no bar where the output is not a terminal
-        bar = tqdm((row.seen_by(columns) for row in rows), desc=f"reading {label}", unit=" records", delay=1, leave=False, disable=None)
+        bar = tqdm(
+            (row.seen_by(columns) for row in rows),
+            desc=f"reading {label}",
+            unit=" records",
+            delay=1,
+            leave=False,
+            disable=None,
+        )
         made = function(iter(bar), counts, **self.options)
         checked = (check_numbers(example, label, number) for number, example in enumerate(made, 1))
         usable = (clean for example in checked if (clean := usable_part(example, counts)) is not None)
@@ -145,9 +152,7 @@ def _configuration(path: Path, config: str) -> Path:
 
 def _hub_name(path: str) -> bool:
     """Whether it looks like `owner/name` or `name` rather than like a file that is not there."""
-    return (
-        path.count("/") <= 1 and path[0] not in "./~" and not path.endswith(("/", ".gz", *SUFFIXES))
-    )
+    return path.count("/") <= 1 and path[0] not in "./~" and not path.endswith(("/", ".gz", *SUFFIXES))
 
 
 def _note_labels(examples: list[Example], counts: SourceReport) -> None:

@@ -25,7 +25,9 @@ def main(args: Sequence[str] | None = None) -> None:
             print(f"  {json.dumps(example['record'], ensure_ascii=False)}\n    -> {example['becomes']}")
         print()
     if not wanted:
-        print("data.sources: [{name: NAME, path: FILE}]; python -m upo.data.sources NAME describes one with its options")
+        print(
+            "data.sources: [{name: NAME, path: FILE}]; python -m upo.data.sources NAME describes one with its options"
+        )
 
 
 if __name__ == "__main__":

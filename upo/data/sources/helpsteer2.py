@@ -28,7 +28,10 @@ def _rated(row: Row) -> tuple[Prompt, Response]:
     first, *further = TURN.split(asked)
     if "<extra_id_" in "".join((first, *further)):
         raise Unusable("a mark of a turn that is not known in the prompt")
-    turns = [("user", first), *((ROLES[who.lower()], said) for who, said in zip(further[::2], further[1::2], strict=True))]
+    turns = [
+        ("user", first),
+        *((ROLES[who.lower()], said) for who, said in zip(further[::2], further[1::2], strict=True)),
+    ]
     if turns[-1][0] == "assistant" and not turns[-1][1].strip():
         turns.pop()
     return conversation(turns), response

@@ -25,7 +25,9 @@ def helpsteer3(row: Row) -> Example:
     if not -3 <= verdict <= 3:
         raise Unusable("`overall_preference` is not in -3..3")
     texts = [row.text("response1"), row.text("response2")]
-    votes = [vote.number("score") for vote in row.inners("individual_preference")] if "individual_preference" in row else []
+    votes = (
+        [vote.number("score") for vote in row.inners("individual_preference")] if "individual_preference" in row else []
+    )
     second = verdict > 0
     ranks = (0, 1) if verdict else (0, 0)
     ordered = texts[::-1] if second else texts

@@ -21,7 +21,7 @@ def prompts(
     """{prompt}, {question}, {instruction, input} or {messages} that end with the user; no method can train on them.
 
     Args:
-        prompt: column of the prompt; null: prompt, messages, conversations, question, instruction (with input) or query.
+        prompt: column of the prompt; null: prompt, messages, question, instruction (with input) or query.
         system: column of the system text, the first turn of the prompt; null: `system` or `system_prompt`.
         tools: column of the functions that the model may call; null: `tools` or `functions`.
         chat: text prompts are requests of a user, which the chat template writes. Those in columns named question,

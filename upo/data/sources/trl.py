@@ -1,4 +1,4 @@
-"""The preference formats of TRL (https://huggingface.co/docs/trl/dataset_formats) and their relatives: pairs or labels."""
+"""TRL's preference formats (https://huggingface.co/docs/trl/dataset_formats) and their relatives: pairs or labels."""
 
 from collections.abc import Iterable, Iterator
 
@@ -24,9 +24,9 @@ def trl(
 ) -> Iterator[Example]:
     """{prompt, chosen, rejected}, {chosen, rejected} with the prompt in both, or {prompt, completion, label}.
 
-    Each field is a text or a list of messages, also as JSON text. Without a prompt column the prompt is all messages but
-    the last, or what both texts begin with up to an assistant's turn; without turns, what they share up to the last
-    white space, if that is most of both. Also read: question, instruction (with input) or query in place of prompt;
+    Each field is a text or a list of messages, also as JSON text. Without a prompt column the prompt is all messages
+    but the last, or what both texts begin with up to an assistant's turn; without turns, what they share up to the
+    last white space, if that is most of both. Also read: question, instruction (with input) or query in place of prompt;
     response, output or answer in place of completion; messages or conversations; no label (a response to imitate).
 
     Args:
