@@ -38,9 +38,9 @@ DEEP: Any = "x"
 for _ in range(60):
     DEEP = [DEEP]
 HOSTILE: list[Any] = [
-    None, "", " ", "x", True, False, 0, 1, -1, 1.0, 2.5, float("nan"), float("inf"), 10**400, [], {}, [None], [[]], [{}],
-    DEEP, {"x": None}, "\ud800", "\x00", "[", '[{"role": "user", "content": null}]', '{"from": 3, "value": 4}', "²", ["a"],
-    [1, 2], [["a", "b"]], [{"role": "user", "content": "x"}], [{"role": "assistant", "content": ""}],
+    None, "", " ", "x", True, False, 0, 1, -1, 1.0, 2.5, float("nan"), float("inf"), 10**400, [], {}, [None], [[]],
+    [{}], DEEP, {"x": None}, "\ud800", "\x00", "[", '[{"role": "user", "content": null}]', '{"from": 3, "value": 4}',
+    "²", ["a"], [1, 2], [["a", "b"]], [{"role": "user", "content": "x"}], [{"role": "assistant", "content": ""}],
     [{"role": ["x"], "content": {"x": 1}}], {"role": "assistant", "content": [{"type": "image"}]}, b"x", "1" * 50,
     [{"role": "assistant", "tool_calls": [{"function": 3}]}], {"from": "gpt", "value": "x", "name": []}, "tie", 7,
 ]  # fmt: skip

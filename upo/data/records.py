@@ -120,6 +120,8 @@ def _pair(row: Row, names: Names) -> Example:
             return _preference(prompt, other, good, bad)
     if before is None and not _is_talk(row, chosen) and not _is_talk(row, rejected):
         return _implicit(row, names)
+    if isinstance(before, str) and _is_talk(row, chosen) != _is_talk(row, rejected):
+        before = [{"role": "user", "content": before}]
     prompt, good = _complete(row, names, chosen, before)
     other, bad = _complete(row, names, rejected, before)
     return _preference(prompt, other, good, bad)

@@ -26,8 +26,9 @@ def trl(
 
     Each field is a text or a list of messages, also as JSON text. Without a prompt column the prompt is all messages
     but the last, or what both texts begin with up to an assistant's turn; without turns, what they share up to the
-    last white space, if that is most of both. Also read: question, instruction (with input) or query in place of prompt;
-    response, output or answer in place of completion; messages or conversations; no label (a response to imitate).
+    last white space, if that is most of both. Also read: question, instruction (with input) or query in place of
+    prompt; response, output or answer in place of completion; messages or conversations; no label (a response to
+    imitate).
 
     Args:
         prompt: column of the prompt; null: the usual names.
