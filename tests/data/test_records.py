@@ -94,7 +94,7 @@ def test_a_missing_column_lists_those_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "shared"),
+    ("prompt", "begun"),
     [
         ("\n\nHuman: Which?\n\nAssistant:", " The sky is "),
         ("<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n", "The sky is "),
@@ -106,13 +106,13 @@ def test_a_missing_column_lists_those_that_are_there(tmp_path):
         ("Q: Which?\nA:", " It "),
     ],
 )
-def test_an_implicit_prompt_ends_at_the_assistants_turn(prompt, shared):
+def test_an_implicit_prompt_ends_at_the_assistants_turn(prompt, begun):
     ending = "blue and grey and anything else that one may think of", "green"
     ((example,), _) = read(
-        "trl", {k: f"{prompt}{shared}{x}" for k, x in zip(("chosen", "rejected"), ending, strict=True)}
+        "trl", {k: f"{prompt}{begun}{x}" for k, x in zip(("chosen", "rejected"), ending, strict=True)}
     )
     assert example.prompt == prompt
-    assert [r.text for r in example.responses] == [shared + x for x in ending]
+    assert [r.text for r in example.responses] == [begun + x for x in ending]
 
 
 def test_texts_that_share_little_have_no_prompt():

@@ -93,7 +93,7 @@ class Source:
         bar.close()
         counts.keep(len(examples))
         if unread := columns.unread():
-            number = max(columns.present[name] for name in unread)
+            number = max(columns.present[name.partition(".")[0]] for name in unread)
             counts.note(f"not read: {', '.join(f'`{name}`' for name in unread)}", number=number)
         _note_labels(examples, counts)
         report.add(label, counts)
