@@ -42,7 +42,6 @@ BOTH = ("train.jsonl", "test.jsonl")
 @pytest.mark.parametrize(
     ("names", "split", "read"),
     [
-        (BOTH, None, ["train.jsonl"]),
         (BOTH, "train", ["train.jsonl"]),
         (BOTH, "test", ["test.jsonl"]),
         (
@@ -50,13 +49,13 @@ BOTH = ("train.jsonl", "test.jsonl")
             "validation",
             ["a-dev.jsonl"],
         ),
-        (("data/train-0.jsonl", "data/test-0.jsonl"), None, ["data/train-0.jsonl"]),
+        (("data/train-0.jsonl", "data/test-0.jsonl"), "train", ["data/train-0.jsonl"]),
         (("train/0.jsonl", "test/0.jsonl"), "test", ["test/0.jsonl"]),
         (("train_prefs.jsonl", "train_sft.jsonl", "test_prefs.jsonl"), "train_sft", ["train_sft.jsonl"]),
-        ((*BOTH, "notes.jsonl"), None, ["train.jsonl"]),
-        (("a.jsonl", "b.jsonl"), None, ["a.jsonl", "b.jsonl"]),
-        (("latest.jsonl", "contrast.jsonl"), None, ["contrast.jsonl", "latest.jsonl"]),
-        (("x.test.jsonl", "y.test.jsonl"), None, ["x.test.jsonl", "y.test.jsonl"]),
+        ((*BOTH, "notes.jsonl"), "train", ["train.jsonl"]),
+        (("a.jsonl", "b.jsonl"), "train", ["a.jsonl", "b.jsonl"]),
+        (("latest.jsonl", "contrast.jsonl"), "train", ["contrast.jsonl", "latest.jsonl"]),
+        (("x.test.jsonl", "y.test.jsonl"), "train", ["x.test.jsonl", "y.test.jsonl"]),
     ],
 )
 def test_names_of_files_say_the_split(folder, names, split, read):
@@ -67,11 +66,12 @@ def test_names_of_files_say_the_split(folder, names, split, read):
     ("names", "split", "words"),
     [
         (BOTH, "validation", "has no split `validation`; there are: test, train"),
-        (("x.test.jsonl",), "train", "has no split `train`; there are: test"),
+        (("x.test.jsonl",), "validation", "has no split `validation`; there are: test"),
+        (("test.jsonl", "dev.jsonl"), "train", "has no split `train`; there are: test, validation"),
         (("a.jsonl",), "test", "has no split `test`; nothing in it is named by a split"),
         (("train_prefs.jsonl",), "train_sft", "has no split `train_sft`; there are: train"),
         (BOTH, "train[:10%]", "has no split `train"),
-        (("train_and_test.jsonl", "train.jsonl"), None, "its name says test and train; choose files by `files`"),
+        (("train_and_test.jsonl", "train.jsonl"), "train", "its name says test and train; choose files by `files`"),
     ],
 )
 def test_a_split_that_is_not_there_is_refused(folder, names, split, words):
@@ -82,11 +82,13 @@ def test_a_split_that_is_not_there_is_refused(folder, names, split, words):
 
 def test_a_file_is_one_part(folder):
     put(folder, *BOTH, "x.jsonl")
-    assert prompts(folder / "test.jsonl") == ["test.jsonl"]
+    report = DataReport()
+    assert prompts(folder / "test.jsonl", report) == ["test.jsonl"]
+    assert list(report.of("trl").notes) == ["read from a file of the split `test`"]
     assert prompts(folder / "test.jsonl", split="test") == ["test.jsonl"]
     for name in ("x.jsonl", "test.jsonl"):
-        with pytest.raises(UserError, match="cannot give `split: train`: one file is one part"):
-            prompts(folder / name, split="train")
+        with pytest.raises(UserError, match="cannot give `split: validation`: one file is one part"):
+            prompts(folder / name, split="validation")
 
 
 def test_what_is_chosen_by_hand_or_stands_in_is_read_and_said(folder):
@@ -217,5 +219,7 @@ def test_a_configuration_reaches_the_hub(monkeypatch, folder):
     assert report.of("trl").origin == "hub: owner/name, preference [train]"
     put(folder, "preference/train.jsonl", "edit/train.jsonl")
     assert prompts(folder, config="preference") == ["preference/train.jsonl"]
+    with pytest.raises(UserError, match="holds several folders of records: edit, preference; choose one by `config`"):
+        prompts(folder)
     with pytest.raises(UserError, match="has no folder `other`"):
         prompts(folder, config="other")

@@ -31,28 +31,35 @@ class LocalFiles:
     """What the report should say of the choice."""
 
 
-def local_files(path: Path, pattern: str | None, split: str | None, stands_in: bool = False) -> LocalFiles:
+def local_files(path: Path, pattern: str | None = None, wanted: str = "train", stands_in: bool = False) -> LocalFiles:
     """What to read.
+
+    "train", which is what nobody has to say, is all of a file, and all of a folder whose names hold no splits.
 
     Args:
         path: a file or a folder.
         pattern: which files of a folder; null: all that lie in it or, where none does, below it.
-        split: the part that is wanted; null: "train" where there are several parts.
+        wanted: the split.
         stands_in: the path stands in for a hub data set: a file is taken for the split, whatever its name.
 
     Raises:
         UserError: no such file, or no such split.
     """
+    split = None if wanted == "train" else wanted
     if not path.is_dir():
         if split and not stands_in and split not in _words(path.name) and _split_of(split) not in _splits(path.name):
             raise UserError(
                 f"{path} cannot give `split: {split}`: one file is one part, and its name does not say so; "
                 "leave `split` out, or name the file of that split"
             )
-        return LocalFiles((path,))
+        own = sorted(_splits(path.name))
+        note = (
+            f"read from a file of the split `{own[0]}`" if len(own) == 1 and own[0] != (_split_of(wanted) or "") else ""
+        )
+        return LocalFiles((path,), note=note)
     if (path / "dataset_dict.json").is_file():
         parts = {p.name: p for p in sorted(path.iterdir()) if p.is_dir()}
-        if (wanted := split or "train") not in parts:
+        if wanted not in parts:
             raise _no_split(path, wanted, list(parts))
         return LocalFiles((), saved=parts[wanted])
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
@@ -67,6 +74,11 @@ def _in_folder(path: Path, pattern: str | None, split: str | None, stands_in: bo
     if not found:
         raise UserError(f"{path}: no {', '.join(SUFFIXES)} file matches `files: {pattern or '*'}`")
     names = {file: str(file.relative_to(path)) for file in found[0]}
+    folders = sorted({name.partition("/")[0] for name in names.values() if "/" in name})
+    if not pattern and len([folder for folder in folders if not _splits(folder)]) > 1:
+        raise UserError(
+            f"{path} holds several folders of records: {', '.join(folders)}; choose one by `config` or `files`"
+        )
     splits = {file: _splits(name) for file, name in names.items()}
     known = sorted({split for own in splits.values() for split in own})
     if pattern and (split is None or stands_in):  # the files were chosen by hand
@@ -77,11 +89,11 @@ def _in_folder(path: Path, pattern: str | None, split: str | None, stands_in: bo
     if not chosen and (wanted in SPLITS or stands_in):
         chosen = [f for f in names if _split_of(wanted) in splits[f]]
     if not known and not chosen:
-        if split and split != "train" and not stands_in:
+        if split and not stands_in:
             raise _no_split(path, split, [])
         return LocalFiles(tuple(names))
     alone = len(known) == 1 and all(splits.values())
-    if not chosen and alone and (split is None or (stands_in and split == "train")):
+    if not chosen and alone and split is None:
         note = f"read from files of the split `{known[0]}`: no file is named {wanted}"
         return LocalFiles(tuple(names), note=note)
     if not chosen:

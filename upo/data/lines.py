@@ -23,7 +23,7 @@ CELL = 2**31 - 1
 """Largest size of a CSV cell, in characters."""
 
 
-def local_rows(path: Path, files: str | None = None, split: str | None = None) -> Iterator[Row]:
+def local_rows(path: Path, files: str | None = None, split: str = "train") -> Iterator[Row]:
     """Records of a file, or of the files of a folder in the order of their names.
 
     Args:
@@ -31,7 +31,7 @@ def local_rows(path: Path, files: str | None = None, split: str | None = None) -
             column names), all of them also with .gz, .parquet or .arrow; a folder with such files; or a folder that
             `datasets.save_to_disk` wrote.
         files: which files of a folder, e.g. "*.test.jsonl.gz" or "**/train.parquet"; by default all that lie in it.
-        split: which of them, where their names hold splits; by default train.
+        split: which of them, where their names hold splits.
 
     Raises:
         UserError: no such file or split, unknown kind of file, not UTF-8, malformed JSON: with file and line.

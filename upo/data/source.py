@@ -35,8 +35,7 @@ class Source:
         path: where the records are: a local file or folder (.jsonl, .json, .csv, also .gz; .parquet, .arrow; what
             `datasets.save_to_disk` wrote), or a hub name.
         local: a local file or folder that is read instead of `path` wherever it exists.
-        split: part of a hub data set or of a local folder whose file names hold splits (train, validation, test); by
-            default train.
+        split: part of a hub data set or of a local folder whose file names hold splits (train, validation, test).
         config: configuration of a hub data set that has several (`name` in its documentation).
         files: which files of a folder or hub data set, e.g. "*/train.jsonl.gz"; by default all directly in the folder.
         weight: how often each example is used an epoch, above 0: 0.5 takes a fixed random half, 2 takes each twice.
@@ -48,7 +47,7 @@ class Source:
     name: str
     path: str | None = None
     local: str | None = None
-    split: str | None = None
+    split: str = "train"
     config: str | None = None
     files: str | None = None
     weight: float = 1.0
@@ -131,10 +130,9 @@ class Source:
                     path = _configuration(path, self.config)
                 chosen = local_files(path, self.files, self.split, stands_in)
                 return rows_of(chosen), str(path), chosen.note
-        split = self.split or "train"
         if self.path and _hub_name(self.path):
             name = f"{self.path}, {self.config}" if self.config else self.path
-            return hub_rows(self.path, self.files, split, self.config), f"hub: {name} [{split}]", ""
+            return hub_rows(self.path, self.files, self.split, self.config), f"hub: {name} [{self.split}]", ""
         if self.path or self.local:
             raise UserError(
                 f"data source `{self.name}`: nothing at path={self.path}, local={self.local}\n"
