@@ -52,6 +52,7 @@ def test_reads_a_file_and_reports(tmp_path):
             "kept": {"examples": 2},
             "dropped": {"`chosen` is bool, not text": 1, "missing `rejected`": 1},
             "altered": {},
+            "notes": {},
             "places": {"`chosen` is bool, not text": f"{path}:2", "missing `rejected`": f"{path}:3"},
         }
     }
@@ -112,8 +113,8 @@ def test_unknown_names_and_options(tmp_path):
         load(name="upo.data.nowhere.f", path=path)
     with pytest.raises(UserError, match=r"has no option `max_pair`; did you mean `max_pairs`\?"):
         load(name="shp", path=path, options={"max_pair": 3})
-    with pytest.raises(UserError, match="`trl` has no option `a`; It has none"):
-        load(name="trl", path=path, options={"a": 1})
+    with pytest.raises(UserError, match="`llmbar` has no option `a`; It has none"):
+        load(name="llmbar", path=path, options={"a": 1})
 
 
 def test_own_function_by_import_path(tmp_path):
@@ -183,7 +184,9 @@ def pair(chosen="good", rejected="bad", ranks=(0, 1), scores=(None, None), promp
         (pair(" \n"), "empty chosen"),
         (pair(rejected=""), "empty rejected"),
         (pair("", ranks=(1, 0)), "empty rejected"),
-        (pair("same ", " same"), "identical pair"),
+        (pair("same ", "same "), "identical pair"),
+        (pair("if x:\n    y()", "if x:\n  y()"), None),
+        (pair("    return x", "return x"), None),
         (pair(ranks=(0, 0)), "tie"),
         (pair(scores=(7.0, 7.0)), "tie"),
         (pair(scores=(7.0, None)), None),
@@ -238,7 +241,12 @@ def test_reports_add_up_and_print():
 
 
 def test_every_source_is_listed_and_documented():
-    files = {f.stem for f in Path(sources.__file__).parent.glob("*.py")} - {"__init__", "parts", "world_grammar"}
+    files = {f.stem for f in Path(sources.__file__).parent.glob("*.py")} - {
+        "__init__",
+        "__main__",
+        "parts",
+        "world_grammar",
+    }
     assert files == set(sources.__all__)
     assert all(getattr(sources, name).__doc__ for name in sources.__all__)
 

@@ -42,7 +42,7 @@ def annotate(
     Raises:
         UserError: a reward gave the wrong number of values, or one that is not finite.
     """
-    texts = {_key(e.prompt, r.text): (e.prompt, r.text) for e in examples for r in e.responses}
+    texts = {_key(e.prompt, r.shown): (e.prompt, r.shown) for e in examples for r in e.responses}
     columns: dict[str, dict[str, float]] = {}
     names: dict[str, str] = {}
     for name, reward in rewards.items():
@@ -54,7 +54,7 @@ def annotate(
             columns |= {name + column.removeprefix(twin): columns[column] for column in own}
 
     def filled(example: Example) -> Example:
-        keys = [_key(example.prompt, r.text) for r in example.responses]
+        keys = [_key(example.prompt, r.shown) for r in example.responses]
         return example.with_responses(
             tuple(
                 evolve(r, rewards=r.rewards | {name: values[key] for name, values in columns.items()})

@@ -39,6 +39,11 @@ class Response:
     message: dict[str, Any] = field(factory=dict)
     """What the turn holds besides its text, for the chat template, e.g. {"reasoning_content": "17 * 24 is ..."}."""
 
+    @property
+    def shown(self) -> str:
+        """The text with all that the turn holds besides it: what rewards, judges and readers see."""
+        return said(self.text, self.message)
+
 
 @frozen
 class Example:
@@ -77,5 +82,23 @@ def _further(message: Message) -> list[str]:
 
 
 def as_text(prompt: Prompt) -> str:
-    """A prompt as a reader wants it: turns on lines of their own, each behind its role."""
-    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    """A prompt as a reader wants it: turns on lines of their own, each behind its role, and the tools before them."""
+    if isinstance(prompt, str):
+        return prompt
+    tools = [f"tools: {json.dumps(m['tools'], ensure_ascii=False, default=str)}" for m in prompt if m.get("tools")]
+    return "\n".join([*tools, *(f"{m['role']}: {said(m['content'] or '', m)}" for m in prompt)])
+
+
+def said(text: str, message: Message) -> str:
+    """A turn as a reader wants it: what was thought before the text, and the tools that are called behind it.
+
+    Example: said("Sure.", {"tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}) is
+    'Sure.\\n<tool_call>{"name": "clock", "arguments": {}}</tool_call>'.
+    """
+    thought = message.get("reasoning_content")
+    calls = [
+        json.dumps(call.get("function", call), ensure_ascii=False, default=str)
+        for call in message.get("tool_calls") or ()
+    ]
+    parts = [f"<think>{thought}</think>"] * bool(thought) + [text] * bool(text or not calls)
+    return "\n".join([*parts, *(f"<tool_call>{call}</tool_call>" for call in calls)])

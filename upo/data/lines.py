@@ -5,107 +5,55 @@ JSON is parsed here and not by `datasets`, which names neither file nor line of 
 in a text column into a string.
 """
 
+import csv
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Iterator
-from io import BufferedIOBase
+from io import BufferedIOBase, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
-
+from upo.data.files import SUFFIXES, LocalFiles, local_files
+from upo.data.row import Row as Row
+from upo.data.row import Unusable as Unusable
 from upo.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+CELL = 2**31 - 1
+"""Largest size of a CSV cell, in characters."""
 
 
-class Unusable(Exception):
-    """A record cannot become an example; the message is the reason under which it is dropped and counted."""
-
-
-@frozen
-class Row:
-    """One record, and where it stands, for errors.
-
-    The typed readers below raise `Unusable` naming the field: no value is ever converted, `true` is not a text.
-    """
-
-    data: dict[str, Any]
-    where: str
-    """For example "data/hh/helpful.jsonl.gz:17"."""
-    path: str = ""
-    """Of a nested record: its place within the outer one, with a dot at the end ("metadata.")."""
-
-    def __contains__(self, field: str) -> bool:
-        return self.data.get(field) is not None
-
-    def _value(self, field: str, kind: str, kinds: type | tuple[type, ...]) -> Any:
-        value = self.data.get(field)
-        if value is None:
-            raise Unusable(f"missing `{self.path}{field}`")
-        # bool is a subclass of int
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-            raise Unusable(f"`{self.path}{field}` is {type(value).__name__}, not {kind}")
-        return value
-
-    def text(self, field: str) -> str:
-        """A string, possibly empty."""
-        value = self._value(field, "text", str)
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON can hold one half of a surrogate pair, tokenizers then fail
-            raise Unusable(f"`{self.path}{field}` is not valid Unicode") from None
-        return value
-
-    def number(self, field: str) -> float:
-        """A finite number."""
-        value = float(self._value(field, "number", (int, float)))
-        if not math.isfinite(value):
-            raise Unusable(f"`{self.path}{field}` is {value}")
-        return value
-
-    def flag(self, field: str) -> bool:
-        """True or False; 0 and 1 are not taken for them."""
-        return self._value(field, "true or false", bool)
-
-    def items(self, field: str) -> list[Any]:
-        return self._value(field, "list", list)
-
-    def inner(self, field: str) -> "Row":
-        """A nested record."""
-        return Row(self._value(field, "object", dict), self.where, f"{self.path}{field}.")
-
-    def inners(self, field: str) -> list["Row"]:
-        """A list of nested records."""
-        items = self.items(field)
-        if not all(isinstance(item, dict) for item in items):
-            raise Unusable(f"`{self.path}{field}` holds something that is not an object")
-        return [Row(item, self.where, f"{self.path}{field}.") for item in items]
-
-
-def local_rows(path: Path, files: str | None = None) -> Iterator[Row]:
-    """Records of a file, or of all files of a folder in the order of their names.
+def local_rows(path: Path, files: str | None = None, split: str = "train") -> Iterator[Row]:
+    """Records of a file, or of the files of a folder in the order of their names.
 
     Args:
-        path: a file ending in .jsonl, .json (a list of objects, or one object as the only record), either also
-            with .gz, or .parquet; or a folder with such files.
+        path: a file ending in .jsonl, .json (a list of objects, or one object as the only record), .csv (with a line of
+            column names), all of them also with .gz, .parquet or .arrow; a folder with such files; or a folder that
+            `datasets.save_to_disk` wrote.
         files: which files of a folder, e.g. "*.test.jsonl.gz" or "**/train.parquet"; by default all that lie in it.
+        split: which of them, where their names hold splits.
 
     Raises:
-        UserError: no such file, unknown kind of file, not UTF-8, malformed JSON: with file and line.
+        UserError: no such file or split, unknown kind of file, not UTF-8, malformed JSON: with file and line.
     """
-    for file in _files(path, files):
+    yield from rows_of(local_files(path, files, split))
+
+
+def rows_of(chosen: LocalFiles) -> Iterator[Row]:
+    """Records of local files."""
+    if chosen.saved is not None:
+        yield from _saved_rows(chosen.saved)
+    for file in chosen.files:
         yield from _file_rows(file)
 
 
-def hub_rows(name: str, files: str | None, split: str) -> Iterator[Row]:
+def hub_rows(name: str, files: str | None, split: str, config: str | None = None) -> Iterator[Row]:
     """Records of a data set of the Hugging Face hub, downloaded and cached by `datasets`."""
     import datasets
 
+    named = {"name": config} if config else {}
     try:
-        records = datasets.load_dataset(name, data_files=files, split=split)
+        records = datasets.load_dataset(name, **named, data_files=files, split=split)
     except Exception as error:  # from no network to no such split: every library below raises its own kinds
         reason = str(error).strip().split("\n")[0]
         raise UserError(
@@ -114,28 +62,33 @@ def hub_rows(name: str, files: str | None, split: str) -> Iterator[Row]:
             "If the hub is not reachable from here, give `local:` a file or folder with the same records."
         ) from error
     for i, record in enumerate(records):
-        yield Row(record, f"{name}[{split}]:{i + 1}")  # type: ignore[arg-type]
+        yield Row(_without_nulls(record), f"{name}[{split}]:{i + 1}")  # type: ignore[arg-type]
 
 
-def _files(path: Path, pattern: str | None) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(f for f in path.glob(pattern or "*") if f.is_file() and f.name.endswith(SUFFIXES))
-    if not files:
-        raise UserError(f"{path}: no {', '.join(SUFFIXES)} file matches `files: {pattern or '*'}`")
-    return files
+def _without_nulls(record: Any) -> Any:
+    """A record without nested nulls: Arrow gives every object of a column the fields of all others, as null."""
+    if isinstance(record, dict):
+        return {name: _bare(value) for name, value in record.items()}
+    return record
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _bare(inner) for name, inner in value.items() if inner is not None}
+    return [_bare(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _file_rows(file: Path) -> Iterator[Row]:
     kind = file.name.removesuffix(".gz").rpartition(".")[2]
     if not file.name.endswith(SUFFIXES):
         raise UserError(f"{file}: unknown kind of file; known: {', '.join(SUFFIXES)}")
-    if kind == "parquet":
-        yield from _parquet_rows(file)
+    if kind in ("parquet", "arrow"):
+        yield from _arrow_rows(file, kind)
         return
+    readers = {"jsonl": _json_lines, "json": _json_file, "csv": _csv_rows}
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            yield from (_json_lines if kind == "jsonl" else _json_file)(file, stream)
+            yield from readers[kind](file, stream)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
 
@@ -154,17 +107,57 @@ def _json_file(file: Path, stream: BufferedIOBase) -> Iterator[Row]:
         yield Row(_object(record, where), where)
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _csv_rows(file: Path, stream: BufferedIOBase) -> Iterator[Row]:
+    """All cells are texts: `Row` reads numbers, lists and objects from them. An empty cell is a missing value."""
+    csv.field_size_limit(CELL)
+    reader = csv.DictReader(TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
+    try:
+        for record in reader:
+            where = f"{file}:{reader.line_num}"
+            if None in record or None in record.values():
+                raise UserError(f"{where}: this row has another number of cells than there are column names")
+            yield Row({name: cell or None for name, cell in record.items()}, where, as_text=True)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{file}:{reader.line_num + 1}: malformed CSV: {error}") from error
+
+
+def _arrow_rows(file: Path, kind: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches()
-        records = (record for batch in batches for record in batch.to_pylist())
-        for i, record in enumerate(records, start=1):
-            yield Row(record, f"{file}: record {i}")
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{file}: not a readable Parquet file: {error}") from error
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches() if kind == "parquet" else _arrow_batches(file)
+        for i, record in enumerate((record for batch in batches for record in batch.to_pylist()), start=1):
+            yield Row(_without_nulls(record), f"{file}: record {i}")
+    except (OSError, OverflowError, ValueError, pyarrow.ArrowException) as error:
+        name = "Parquet" if kind == "parquet" else "Arrow"
+        raise UserError(f"{file}: not a readable {name} file: {error}") from error
+
+
+def _arrow_batches(file: Path) -> Any:
+    """Of a stream, as `datasets` writes it, or of a file with an index."""
+    import pyarrow
+
+    with file.open("rb") as stream:
+        indexed = stream.read(6) == b"ARROW1"
+    source = pyarrow.memory_map(str(file))
+    if not indexed:
+        return pyarrow.ipc.open_stream(source)
+    reader = pyarrow.ipc.open_file(source)
+    return (reader.get_batch(i) for i in range(reader.num_record_batches))
+
+
+def _saved_rows(folder: Path) -> Iterator[Row]:
+    import datasets
+
+    try:
+        records = datasets.load_from_disk(str(folder))
+    except Exception as error:  # each format version fails in its own way
+        raise UserError(f"{folder}: not a readable folder of datasets.save_to_disk: {error}") from error
+    for i, record in enumerate(records, start=1):
+        yield Row(_without_nulls(record), f"{folder}: record {i}")
 
 
 def _parse(raw: bytes, where: str) -> Any:
@@ -172,9 +165,14 @@ def _parse(raw: bytes, where: str) -> Any:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply to be read; leave this record out") from None
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         raise UserError(f"{where}: malformed JSON: {error.msg} at character {error.colno}{line}") from error
+    except ValueError as error:  # a number of too many digits
+        reason = str(error).partition(";")[0]
+        raise UserError(f"{where}: malformed JSON: {reason}; leave this record out") from error
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from upo.data.example import Example
 from upo.data.partners import with_partners
 from upo.data.report import DataReport
 from upo.data.rounds import Split
-from upo.data.tokenize import Limits
+from upo.data.tokenize import BOTH_LONG, Limits
 from upo.data.views import View
 from upo.errors import UserError
 
@@ -31,9 +31,10 @@ def nothing_left(view: View, max_length: int, report: DataReport) -> UserError:
     dropped = {name: part["dropped"] for name, part in report.to_dict().items()}
     refused = any("chat template" in reason for part in dropped.values() for reason in part)
     hint = "; policy.chat_template takes a template that fits these conversations" if refused else ""
+    notes = "".join(f"; {what}" for part in report.to_dict().values() for what in part["notes"] if what == BOTH_LONG)
     return UserError(
         f"nothing to train on: the method wants a {view.wants} that fits into max_length={max_length}; what was "
-        f"dropped: {json.dumps(dropped)}{hint}"
+        f"dropped: {json.dumps(dropped)}{hint}{notes}"
     )
 
 

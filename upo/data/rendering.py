@@ -44,6 +44,8 @@ def rendered(form: ChatFormat, example: Example) -> Rendered:
     notes = [CLOSED] if any(end is not None for _, end in bare) else []
     prompt = example.prompt
     if isinstance(prompt, str):
+        if further := {name for r in example.responses for name in r.message}:
+            raise Unrenderable(f"a text prompt has no turn to write `{min(further)}` in")
         start = form.prompt(prompt)
         written = [(form.text(text), end or form.eos) for text, end in bare]
     else:

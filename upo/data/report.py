@@ -21,6 +21,8 @@ class SourceReport:
     """What was lost as a whole, by reason."""
     altered: Counter[str] = field(factory=Counter)
     """What was kept in another form (a response left out of a list, a truncation), by reason."""
+    notes: Counter[str] = field(factory=Counter)
+    """What is worth knowing of records that were kept, such as a column that nobody read, with their number."""
     places: dict[str, str] = field(factory=dict)
     """Where a reason was met first, file and line, where that is known."""
 
@@ -36,6 +38,11 @@ class SourceReport:
         self.altered[reason] += number
         if where:
             self.places.setdefault(reason, where)
+
+    def note(self, what: str, where: str = "", number: int = 1) -> None:
+        self.notes[what] += number
+        if where:
+            self.places.setdefault(what, where)
 
 
 @define
@@ -60,6 +67,10 @@ class DataReport:
         """Counts what is kept in another form, e.g. `count("hh", "prompt cut on the left")`."""
         self.of(source).count(reason, where, number)
 
+    def note(self, source: str, what: str, where: str = "", number: int = 1) -> None:
+        """Says what is worth knowing of records that are kept, e.g. `note("hh", "not read: `category`")`."""
+        self.of(source).note(what, where, number)
+
     def add(self, source: str, counts: SourceReport) -> None:
         """Adds the counts of one source to what is known of it."""
         whole = self.of(source)
@@ -68,6 +79,7 @@ class DataReport:
         whole.kept.update(counts.kept)
         whole.dropped.update(counts.dropped)
         whole.altered.update(counts.altered)
+        whole.notes.update(counts.notes)
         whole.places = {**counts.places, **whole.places}
 
     def __add__(self, other: "DataReport") -> "DataReport":
@@ -85,6 +97,7 @@ class DataReport:
                 "kept": dict(part.kept),
                 "dropped": dict(part.dropped.most_common()),
                 "altered": dict(part.altered.most_common()),
+                "notes": dict(part.notes),
                 "places": dict(part.places),
             }
             for name, part in self.sources.items()
@@ -99,7 +112,12 @@ class DataReport:
         for name, part in self.sources.items():
             table.add_section()
             table.add_row(Text(name), "read from", "", Text(part.origin or "-"))
-            for label, counts in (("kept", part.kept), ("dropped", part.dropped), ("altered", part.altered)):
+            for label, counts in (
+                ("kept", part.kept),
+                ("dropped", part.dropped),
+                ("altered", part.altered),
+                ("note", part.notes),
+            ):
                 for reason, number in counts.most_common():
                     # Text, not str: reasons and paths may hold square brackets, which rich takes for markup
                     table.add_row("", label, f"{number:,}", Text(reason), Text(_short(part, reason)))

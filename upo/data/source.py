@@ -1,7 +1,6 @@
 """A data source: which function reads which records, and how often its examples are used."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -13,9 +12,13 @@ from attrs import evolve
 from tqdm import tqdm
 
 from upo.data import sources
-from upo.data.example import Example, Prompt, Response
-from upo.data.lines import Row, hub_rows, local_rows
+from upo.data.example import Example
+from upo.data.files import SUFFIXES, local_files
+from upo.data.lines import hub_rows, rows_of
 from upo.data.report import DataReport, SourceReport
+from upo.data.row import Columns, Row
+from upo.data.usable import check_numbers
+from upo.data.usable import usable_part as usable_part
 from upo.errors import UserError, did_you_mean
 
 SourceFunction = Callable[..., Iterable[Example]]
@@ -29,9 +32,11 @@ class Source:
     Args:
         name: how records become examples: a function of `upo.data.sources` (hh, shp, oasst, ultrafeedback, trl,
             sharegpt, ...), or the import path `package.module.function` of your own.
-        path: where the records are: a local file or folder (.jsonl, .json, also .gz; .parquet), or a hub name.
+        path: where the records are: a local file or folder (.jsonl, .json, .csv, also .gz; .parquet, .arrow; what
+            `datasets.save_to_disk` wrote), or a hub name.
         local: a local file or folder that is read instead of `path` wherever it exists.
-        split: split of a hub data set; local files are chosen with `files`.
+        split: part of a hub data set or of a local folder whose file names hold splits (train, validation, test).
+        config: configuration of a hub data set that has several (`name` in its documentation).
         files: which files of a folder or hub data set, e.g. "*/train.jsonl.gz"; by default all directly in the folder.
         weight: how often each example is used an epoch, above 0: 0.5 takes a fixed random half, 2 takes each twice.
         limit: at most this many examples, the first ones.
@@ -43,6 +48,7 @@ class Source:
     path: str | None = None
     local: str | None = None
     split: str = "train"
+    config: str | None = None
     files: str | None = None
     weight: float = 1.0
     limit: int | None = None
@@ -62,10 +68,20 @@ class Source:
         """
         function = self._function()
         label = self.label or self.name.rpartition(".")[2]
-        rows, origin = self._rows()
+        rows, origin, note = self._rows()
+        columns = Columns()
         counts = SourceReport(origin=origin or "no file, made by code")
+        if note:
+            counts.note(note)
         # disable=None: no bar where the output is not a terminal
-        bar = tqdm(rows, desc=f"reading {label}", unit=" records", delay=1, leave=False, disable=None)
+        bar = tqdm(
+            (row.seen_by(columns) for row in rows),
+            desc=f"reading {label}",
+            unit=" records",
+            delay=1,
+            leave=False,
+            disable=None,
+        )
         made = function(iter(bar), counts, **self.options)
         checked = (check_numbers(example, label, number) for number, example in enumerate(made, 1))
         usable = (clean for example in checked if (clean := usable_part(example, counts)) is not None)
@@ -75,10 +91,14 @@ class Source:
         ]
         bar.close()
         counts.keep(len(examples))
+        if unread := columns.unread():
+            number = max(columns.present[name.partition(".")[0]] for name in unread)
+            counts.note(f"not read: {', '.join(f'`{name}`' for name in unread)}", number=number)
+        _note_labels(examples, counts)
         report.add(label, counts)
         if not examples:
             where = origin or "no file (neither `path` nor `local` is set)"
-            raise UserError(f"{label}: no usable example in {where}{_main_reason(counts)}")
+            raise UserError(f"{label}: no usable example in {where}{_main_reason(counts, columns)}")
         return examples
 
     def _function(self) -> SourceFunction:
@@ -101,99 +121,54 @@ class Source:
                     raise UserError(f"data source `{self.name}` has no option `{option}`; {hint}")
         return function
 
-    def _rows(self) -> tuple[Iterator[Row], str]:
-        """The records, and where they come from: nothing where neither `path` nor `local` is set."""
+    def _rows(self) -> tuple[Iterator[Row], str, str]:
+        """The records, where they come from, and a note: nothing where neither `path` nor `local` is set."""
         for place in (self.local, self.path):
             if place and (path := Path(place).expanduser()).exists():
-                return local_rows(path, self.files), str(path)
+                stands_in = place is self.local and self.path is not None
+                if self.config and not stands_in:
+                    path = _configuration(path, self.config)
+                chosen = local_files(path, self.files, self.split, stands_in)
+                return rows_of(chosen), str(path), chosen.note
         if self.path and _hub_name(self.path):
-            return hub_rows(self.path, self.files, self.split), f"hub: {self.path} [{self.split}]"
+            name = f"{self.path}, {self.config}" if self.config else self.path
+            return hub_rows(self.path, self.files, self.split, self.config), f"hub: {name} [{self.split}]", ""
         if self.path or self.local:
             raise UserError(
                 f"data source `{self.name}`: nothing at path={self.path}, local={self.local}\n"
                 "Set `path` to a hub name (owner/name) or `local` to an existing file or folder."
             )
-        return iter(()), ""
+        return iter(()), "", ""
 
 
-def check_numbers(example: Example, label: str, number: int) -> Example:
-    """The example, whose numbers are finite and whose soft label is a probability.
-
-    Raises:
-        UserError: names the source, the example and the field; the source function made it.
-    """
-    soft = example.soft_label
-    if soft is not None and not 0 <= soft <= 1:
-        raise UserError(f"{label}: example {number} has soft_label={soft}; give a probability in [0, 1], or None")
-    for i, r in enumerate(example.responses):
-        named = {"rank": r.rank, "score": r.score, **r.attributes, **r.rewards}
-        for name, value in named.items():
-            if value is not None and not math.isfinite(value):
-                raise UserError(
-                    f"{label}: example {number}, response {i} has {name}={value}; give a finite number or None"
-                )
-    return example
-
-
-def usable_part(example: Example, report: SourceReport) -> Example | None:
-    """The example without what nothing can be learned from; None where nothing is left.
-
-    A pair (two ranked responses) goes as a whole when a response is empty, both are equal, or their ranks or scores
-    tie. In lists and labelled sets a response that is empty or repeats another is left out; ties stay.
-    """
-    if _blank(example.prompt):
-        report.drop("empty prompt")
-        return None
-    responses = example.responses
-    if len(responses) == 2 and all(r.rank is not None for r in responses):
-        reason = _pair_defect(*sorted(responses, key=lambda r: r.rank))  # type: ignore[arg-type, return-value]
-        if reason:
-            report.drop(reason)
-        return None if reason else example
-    left: dict[str, Response] = {}
-    for response in responses:
-        text = response.text.strip()
-        if text not in left:
-            left[text] = response
-        elif text:
-            report.count("repeated response left out")
-    empty = sum(not r.text.strip() for r in responses)
-    left.pop("", None)
-    if not left:
-        report.drop("empty response")
-        return None
-    if empty:
-        report.count("empty response left out", number=empty)
-    return example.with_responses(tuple(left.values()))
-
-
-def _pair_defect(chosen: Response, rejected: Response) -> str | None:
-    if not chosen.text.strip():
-        return "empty chosen"
-    if not rejected.text.strip():
-        return "empty rejected"
-    if chosen.text.strip() == rejected.text.strip():
-        return "identical pair"
-    if chosen.rank == rejected.rank or (chosen.score is not None and chosen.score == rejected.score):
-        return "tie"
-    return None
-
-
-def _blank(prompt: Prompt) -> bool:
-    return not prompt.strip() if isinstance(prompt, str) else not any(m["content"].strip() for m in prompt)
+def _configuration(path: Path, config: str) -> Path:
+    """The folder of a configuration, as hub data sets keep them."""
+    if not (path / config).is_dir():
+        raise UserError(f"{path} has no folder `{config}`: leave `config` out, or name a hub data set by `path`")
+    return path / config
 
 
 def _hub_name(path: str) -> bool:
     """Whether it looks like `owner/name` or `name` rather than like a file that is not there."""
-    return (
-        path.count("/") <= 1 and path[0] not in "./~" and not path.endswith(("/", ".json", ".jsonl", ".gz", ".parquet"))
-    )
+    return path.count("/") <= 1 and path[0] not in "./~" and not path.endswith(("/", ".gz", *SUFFIXES))
 
 
-def _main_reason(report: SourceReport) -> str:
+def _note_labels(examples: list[Example], counts: SourceReport) -> None:
+    """How many responses are good and bad: with one kind alone there is nothing to tell apart."""
+    labels = [r.desirable for e in examples for r in e.responses if r.desirable is not None]
+    if labels:
+        good, bad = sum(labels), len(labels) - sum(labels)
+        counts.note(f"labels: {good:,} desirable, {bad:,} undesirable", number=len(labels))
+        if not good or not bad:
+            counts.note(f"all labels are {'desirable' if good else 'undesirable'}", number=len(labels))
+
+
+def _main_reason(report: SourceReport, columns: Columns) -> str:
     reasons = report.dropped + report.altered
     if not reasons:
         return ": no record at all"
     reason, number = reasons.most_common(1)[0]
     place = f", first at {report.places[reason]}" if reason in report.places else ""
-    return f": {reason} ({number} times{place}); does `name` fit the file?"
+    known = ", ".join(f"`{name}`" for name in columns.present if "." not in name)[:300]
+    listed = f" The columns are: {known}." if known else ""
+    return f": {reason} ({number} times{place}); does `name` fit the file?{listed}"

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 Overlong = Literal["drop", "truncate_prompt_left", "truncate_response", "error"]
 
+PLAIN = "text prompt: continued as it is, without the chat template (options: {chat: true} of trl and sft uses it)"
 ANCHORS = ("\n", ".", "x")
 """Text that keeps a tokenizer's own space off the response behind it: the first that does not merge with it."""
+
+BOTH_LONG = "too long because prompt and response both are: with data.max_response below data.max_length both are cut"
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -132,6 +135,8 @@ class Encoder:
             except Unrenderable as refusal:
                 report.drop(example.source, refusal.reason, example.where)
                 continue
+            if isinstance(example.prompt, str) and self.tokenizer.chat_template and not self.format.preformatted:
+                report.note(example.source, PLAIN, example.where)
             for note in written.notes:
                 report.count(example.source, note, example.where)
             kept.append((place, example, written))
@@ -206,7 +211,9 @@ def truncate(unit: Unit, limits: Limits, report: DataReport) -> Unit | None:
         else:
             break
     if not fits():
-        report.drop(source, "too long")
+        report.drop(source, "too long", unit.example.where)
+        if {"truncate_prompt_left", "truncate_response"} <= set(limits.overlong) and len(prompt) >= max_length - 1:
+            report.note(source, BOTH_LONG, unit.example.where)
         return None
     for what in altered:
         report.count(source, what)

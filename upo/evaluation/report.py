@@ -171,6 +171,6 @@ def alpaca_eval(asked: Sequence[Example], outputs: Sequence[str], generator: str
 
 def instruction(prompt: Prompt) -> str:
     """What was asked: a single turn as it is, a longer conversation with its roles."""
-    if not isinstance(prompt, str) and len(prompt) == 1:
+    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0].keys() == {"role", "content"}:
         return prompt[0]["content"]
     return as_text(prompt)

@@ -88,7 +88,7 @@ def chosen_texts(examples: Sequence[Example], encoder: Encoder) -> Texts | None:
     pairs = [pairs_of(example, 1) for example in examples]
     if not all(pairs):
         return None
-    texts = [pair[0].responses[0].text for pair in pairs]
+    texts = [pair[0].responses[0].shown for pair in pairs]
     return Texts(texts, [len(ids) for ids in encoder.responses(texts)], [True] * len(texts))
 
 

@@ -46,7 +46,7 @@ class RationaleView(PairedView):
 
 def question(pair: Example) -> DraftGroup:
     """A prompt that shows both responses and asks why the chosen one is better, with the rationale as its response."""
-    chosen, rejected = (response.text for response in pair.responses)
+    chosen, rejected = (response.shown for response in pair.responses)
     why = f"Another answer:\n{rejected}\n\nWhy is the first one better?"
     if isinstance(pair.prompt, str):
         prompt: Prompt = f"{pair.prompt}{chosen}\n\n{why}\n\n"

@@ -63,7 +63,7 @@ class SRPOView(PairedView):
 
 def improvers(pair: Example) -> tuple[DraftGroup, ...]:
     """Both responses under two improver prompts: one that shows the chosen and one that shows the rejected response."""
-    return tuple(DraftGroup("improver", improver_prompt(pair.prompt, r.text)) for r in pair.responses)
+    return tuple(DraftGroup("improver", improver_prompt(pair.prompt, r.shown)) for r in pair.responses)
 
 
 class SRPO(PairwiseMethod):

@@ -5,6 +5,7 @@ from typing import Any
 
 from upo.data.example import Message, Prompt
 from upo.data.rewards import Reward
+from upo.data.templates import apply_template
 from upo.errors import UserError
 from upo.rewards.hub import content_of, load_scorer
 
@@ -54,7 +55,7 @@ class HuggingFaceReward(Reward):
         limit = min(self.max_length or 10**9, self._context)
         cut = {"truncation": True, "max_length": limit, "return_attention_mask": True}
         if tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(turns(prompt, response), tokenize=False)
+            text = apply_template(tokenizer, turns(prompt, response))
             return dict(tokenizer(text, add_special_tokens=False, **cut))
         before = prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n\n" for m in prompt)
         if tokenizer.sep_token is not None:

@@ -44,9 +44,9 @@ class Similarity(Reward):
             grades = [preference(r) for r in example.responses]
             known = [g for g in grades if g is not None]
             if any(r.desirable is not None for r in example.responses):
-                best = [r.text for r in example.responses if r.desirable]
+                best = [r.shown for r in example.responses if r.desirable]
             else:
-                best = [r.text for r, g in zip(example.responses, grades, strict=True) if known and g == max(known)]
+                best = [r.shown for r, g in zip(example.responses, grades, strict=True) if known and g == max(known)]
             found.setdefault(prompt_key(example.prompt), set()).update(best)
         self.chosen = {key: sorted(texts) for key, texts in found.items() if texts}
 

@@ -30,17 +30,48 @@ def oasst(rows: Iterable[Row], report: SourceReport, *, language: str | None = N
         except Unusable as reason:
             report.drop(str(reason), row.where)
             continue
-        yield from _lists(root, _nested, report, language)
+        lost = report.dropped.total()
+        lists = list(_lists(root, _nested, report, language))
+        if not lists and report.dropped.total() == lost:
+            report.drop("no message with replies", row.where)
+        yield from lists
+    yield from _forest(messages, report, language)
 
-    children: dict[str, list[Row]] = defaultdict(list)
-    known = {message.data["message_id"] for message in messages}
+
+def _forest(messages: list[Row], report: SourceReport, language: str | None) -> Iterator[Example]:
+    """The ranked lists of trees whose messages came one by one; those in no tree are counted."""
+    known: dict[str, Row] = {}
+    children: dict[str | None, list[Row]] = defaultdict(list)
     for message in messages:
-        parent = message.data.get("parent_id")
-        if parent is not None and parent not in known:
-            report.drop("message without its parent", message.where)
-        children[parent or ""].append(message)
-    for root in children[""]:
-        yield from _lists(root, lambda message: children[message.data["message_id"]], report, language)
+        try:
+            name = message.text("message_id")
+            parent = message.text("parent_id") if "parent_id" in message else None
+        except Unusable as reason:
+            report.drop(str(reason), message.where)
+            continue
+        if name in known:
+            report.drop("message_id given twice", message.where)
+            continue
+        known[name] = message
+        children[parent].append(message)
+    orphans = [m for parent in children if parent is not None and parent not in known for m in children[parent]]
+    for orphan in orphans:
+        report.drop("message without its parent", orphan.where)
+    seen = {orphan.text("message_id") for orphan in orphans}
+
+    def replies(message: Row) -> list[Row]:
+        seen.add(message.text("message_id"))
+        return children[message.text("message_id")]
+
+    for root in children[None]:
+        lost = report.dropped.total()
+        lists = list(_lists(root, replies, report, language))
+        if not lists and report.dropped.total() == lost:
+            report.drop("no message with replies", root.where)
+        yield from lists
+    for name, message in known.items():
+        if name not in seen:
+            report.drop("message below itself, or below one that is left out", message.where)
 
 
 def _nested(message: Row) -> list[Row]:
@@ -53,11 +84,12 @@ def _lists(root: Row, replies: Replies, report: SourceReport, language: str | No
     while stack:
         message, before = stack.pop()
         try:
-            said = _turn(message)
             answers = replies(message)
+            said = _turn(message)
             stack += [(answer, [*before, said]) for answer in reversed(answers)]
             if answers and said[0] == "user":
-                yield Example(conversation([*before, said]), _ranked(answers, report, language))
+                asked = conversation([*before, said])
+                yield Example(asked, _ranked(answers, report, language), where=message.where)
         except Unusable as reason:
             report.drop(str(reason), message.where)
 

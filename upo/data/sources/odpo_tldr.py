@@ -13,12 +13,15 @@ def odpo_tldr(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
 
     A plain text prompt as in the TL;DR data (Stiennon et al. 2020): the post, then "TL;DR:", then the summary.
     """
-    posts = (
-        Row({"post": post, "summaries": summaries}, f"{row.where}, post {i}")
-        for row in rows
-        for i, (post, summaries) in enumerate(row.data.items(), start=1)
-    )
-    return each(posts, report, _post)
+
+    def posts() -> Iterator[Row]:
+        for row in rows:
+            if not row.data:
+                report.drop("no post", row.where)
+            for i, (post, summaries) in enumerate(row.data.items(), start=1):
+                yield Row({"post": post, "summaries": summaries}, f"{row.where}, post {i}")
+
+    return each(posts(), report, _post)
 
 
 def _post(row: Row) -> Example:

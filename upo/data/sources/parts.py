@@ -6,18 +6,12 @@ from functools import wraps
 from attrs import evolve
 
 from upo.data.example import Example, Prompt, Response, prompt_key
-from upo.data.lines import Row, Unusable
+from upo.data.messages import ROLES as ROLES
+from upo.data.messages import conversation as talk
+from upo.data.messages import message
+from upo.data.records import MEANING
 from upo.data.report import SourceReport
-
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-"""The role that the names found in data stand for."""
+from upo.data.row import Row, Unusable
 
 Turn = tuple[str, str]
 """Role as in `ROLES`' values, and what was said."""
@@ -27,7 +21,9 @@ def each(rows: Iterable[Row], report: SourceReport, convert: Callable[[Row], Exa
     """One example a record; a record for which `convert` raises `Unusable` is dropped and counted."""
     for row in rows:
         try:
-            yield evolve(convert(row), where=row.where)
+            example = convert(row)
+            row.refuse_unread(MEANING)
+            yield evolve(example, where=row.where)
         except Unusable as reason:
             report.drop(str(reason), row.where)
 
@@ -46,16 +42,17 @@ def grouped(
     rows: Iterable[Row], report: SourceReport, convert: Callable[[Row], tuple[Prompt, Response]]
 ) -> Iterator[Example]:
     """One example a prompt from records of one response each; unusable records are left out of lists and counted."""
-    lists: dict[str, tuple[Prompt, list[Response]]] = {}
+    lists: dict[str, tuple[Prompt, str, list[Response]]] = {}
     for row in rows:
         try:
             prompt, response = convert(row)
+            row.refuse_unread(MEANING)
         except Unusable as reason:
             report.count(f"{reason}: response left out", row.where)
             continue
-        lists.setdefault(prompt_key(prompt), (prompt, []))[1].append(response)
-    for prompt, responses in lists.values():
-        yield Example(prompt, tuple(responses))
+        lists.setdefault(prompt_key(prompt), (prompt, row.where, []))[-1].append(response)
+    for prompt, where, responses in lists.values():
+        yield Example(prompt, tuple(responses), where=where)
 
 
 def pair(
@@ -82,25 +79,19 @@ def conversation(turns: Iterable[Turn]) -> Prompt:
     Raises:
         Unusable: the turns are not like that, or one is empty.
     """
-    turns = list(turns)
-    roles = [role for role, _ in turns]
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not all(text.strip() for _, text in turns):
-        raise Unusable("empty turn in the prompt")
-    if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
-        raise Unusable("turns of the prompt do not alternate")
-    if spoken[-1:] != ["user"]:
-        raise Unusable("prompt does not end with a user turn")
-    return tuple({"role": role, "content": text} for role, text in turns)
+    return talk([{"role": role, "content": text} for role, text in turns])
 
 
 def turn(row: Row) -> Turn:
-    """A message in either of the usual schemas: {"role", "content"} or ShareGPT's {"from", "value"}."""
-    role, content = ("from", "value") if "from" in row else ("role", "content")
-    name = row.text(role)
-    if name not in ROLES:
-        raise Unusable(f"unknown role `{name}`")
-    return ROLES[name], row.text(content)
+    """A message in either of the usual schemas: {"role", "content"} or ShareGPT's {"from", "value"}.
+
+    Raises:
+        Unusable: it holds more than a text, such as a call of a tool.
+    """
+    said = message(row)
+    if further := said.keys() - {"role", "content"}:
+        raise Unusable(f"`{row.path}{min(further)}` is not read by this source: leave it out, or write a source")
+    return said["role"], said["content"]
 
 
 def split_response(turns: list[Turn]) -> tuple[list[Turn], str]:

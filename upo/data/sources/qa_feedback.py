@@ -15,9 +15,10 @@ def qa_feedback(row: Row) -> Example:
     also get their rank in it; where they run in a circle, the score alone.
     """
     answers = [row.text(f"prediction {i}") for i in (1, 2, 3, 4)]
-    verdicts = row.items("preference")
-    if len(verdicts) != 6 or not all(verdict in (0, 1, 2) for verdict in verdicts):
+    given = row.items("preference")
+    if len(given) != 6 or not all(verdict in (0, 1, 2) for verdict in given):
         raise Unusable("`preference` is not six verdicts of 0, 1 or 2")
+    verdicts = [int(verdict) for verdict in given]
     compared = list(zip(combinations(range(4), 2), verdicts, strict=True))
     wins = [0.0] * 4
     for (i, j), verdict in compared:

@@ -1,22 +1,38 @@
 """LLaMA-Factory's ShareGPT formats (https://github.com/hiyouga/LLaMA-Factory/tree/main/data): pairs or labels."""
 
-from upo.data.example import Example, Response
-from upo.data.lines import Row
-from upo.data.sources.parts import conversation, pair, per_row, split_response, turn
+from collections.abc import Iterable, Iterator
+
+from upo.data.example import Example
+from upo.data.records import Names, example_of
+from upo.data.report import SourceReport
+from upo.data.row import Row
+from upo.data.sources.parts import each
 
 
-@per_row
-def sharegpt(row: Row) -> Example:
+def sharegpt(
+    rows: Iterable[Row],
+    report: SourceReport,
+    *,
+    prompt: str | None = None,
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    label: str | None = None,
+    system: str | None = None,
+    tools: str | None = None,
+) -> Iterator[Example]:
     """A conversation with `chosen` and `rejected` messages, or one whose last message has a `label` (or `kto_tag`).
 
-    Messages are {"from", "value"} or {"role", "content"}, in `conversations` or `messages`; `system` may stand apart.
+    Messages are {"from", "value"} or {"role", "content"}, in `conversations` or `messages`; `system` and `tools` may
+    stand apart. Without a label the last message is a response to imitate. Also read: LLaMA-Factory's Alpaca formats
+    (instruction, input, history), and swift's `rejected_response` or `rejected_messages`.
+
+    Args:
+        prompt: column of the conversation; null: `conversations` or `messages`.
+        chosen: column of the better response.
+        rejected: column of the worse response.
+        label: column that is true (1) for a good response and false (0) for a bad one; null: `label` or `kto_tag`.
+        system: column of the system text; null: `system` or `system_prompt`.
+        tools: column of the functions that the model may call; null: `tools` or `functions`.
     """
-    turns = [turn(message) for message in row.inners("conversations" if "conversations" in row else "messages")]
-    if "system" in row and row.text("system"):
-        turns.insert(0, ("system", row.text("system")))
-    if "chosen" in row or "rejected" in row:
-        chosen, rejected = (split_response([turn(row.inner(field))])[1] for field in ("chosen", "rejected"))
-        return pair(conversation(turns), chosen, rejected)
-    before, text = split_response(turns)
-    label = row.flag("kto_tag" if "kto_tag" in row else "label")
-    return Example(conversation(before), (Response(text, desirable=label),))
+    names = Names(prompt, chosen, rejected, label=label, system=system, tools=tools, chat=True)
+    return each(rows, report, lambda row: example_of(row, names))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from attrs import evolve
+
 from upo.data.example import Example, Response
 from upo.data.lines import Row, Unusable
 from upo.data.report import SourceReport
@@ -21,7 +23,10 @@ def tot_game24(rows: Iterable[Row], report: SourceReport) -> Iterator[Example]:
     """
     for row in rows:
         try:
-            yield from [_depth(step) for step in row.inners("steps")]
+            depths = [evolve(_depth(step), where=row.where) for step in row.inners("steps")]
+            if not depths:
+                raise Unusable("no steps")
+            yield from depths
         except Unusable as reason:
             report.drop(str(reason), row.where)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from attrs import evolve
+
 from upo.data.example import Example, Response
 from upo.data.lines import Row, Unusable
 from upo.data.report import SourceReport
@@ -20,7 +22,10 @@ def tot_game24_chain(rows: Iterable[Row], report: SourceReport, solved: bool = T
     """
     for row in rows:
         try:
-            yield from _puzzle(row, solved)
+            thoughts = list(_puzzle(row, solved))
+            if not thoughts:
+                raise Unusable("no thought beside one that leads to an answer")
+            yield from (evolve(example, where=row.where) for example in thoughts)
         except Unusable as reason:
             report.drop(str(reason), row.where)
 

@@ -3,11 +3,16 @@
 Hub: openbmb/UltraFeedback (lists), HuggingFaceH4/ultrafeedback_binarized with `split: train_prefs` (pairs).
 """
 
+from attrs import evolve
+
 from upo.data.example import Example, Response
-from upo.data.lines import Row
-from upo.data.sources.parts import pair, per_row, split_response, turn, user
+from upo.data.records import Names, example_of
+from upo.data.row import Row, Unusable
+from upo.data.sources.parts import per_row, user
 
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+
+GRADES = {str(grade) for grade in range(11)}
 
 
 @per_row
@@ -20,19 +25,11 @@ def ultrafeedback(row: Row) -> Example:
     if "completions" in row:
         return Example(user(row.text("instruction")), tuple(map(_completion, row.inners("completions"))))
     scores = row if "score_chosen" in row else row.inner("metadata")
-    return pair(
-        user(row.text("prompt")),
-        _text(row, "chosen"),
-        _text(row, "rejected"),
-        scores=(scores.number("score_chosen"), scores.number("score_rejected")),
-    )
-
-
-def _text(row: Row, field: str) -> str:
-    """The response itself, or the last message of a conversation."""
-    if not isinstance(row.data.get(field), list):
-        return row.text(field)
-    return split_response([turn(message) for message in row.inners(field)])[1]
+    made = example_of(row, Names(chat=True))
+    if len(made.responses) != 2:
+        raise Unusable("missing `chosen`")
+    known = zip(made.responses, ("score_chosen", "score_rejected"), strict=True)
+    return made.with_responses(tuple(evolve(r, score=scores.number(field)) for r, field in known))
 
 
 def _completion(row: Row) -> Response:
@@ -42,5 +39,5 @@ def _completion(row: Row) -> Response:
         row.text("response"),
         score=row.number("fine-grained_score" if "fine-grained_score" in row else "overall_score"),
         # ratings are texts, "N/A" where GPT-4 gave none
-        attributes={aspect: float(str(rating)) for aspect, rating in ratings.items() if str(rating).isdigit()},
+        attributes={aspect: float(str(rating)) for aspect, rating in ratings.items() if str(rating) in GRADES},
     )
