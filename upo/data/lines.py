@@ -51,7 +51,7 @@ def hub_rows(name: str, files: str | None, split: str, config: str | None = None
     """Records of a data set of the Hugging Face hub, downloaded and cached by `datasets`."""
     import datasets
 
-    named = {"name": config} if config else {}
+    named: dict[str, Any] = {"name": config} if config else {}
     try:
         records = datasets.load_dataset(name, **named, data_files=files, split=split)
     except Exception as error:  # from no network to no such split: every library below raises its own kinds
@@ -107,7 +107,7 @@ def _json_file(file: Path, stream: BufferedIOBase) -> Iterator[Row]:
         yield Row(_object(record, where), where)
 
 
-def _csv_rows(file: Path, stream: BufferedIOBase) -> Iterator[Row]:
+def _csv_rows(file: Path, stream: Any) -> Iterator[Row]:
     """All cells are texts: `Row` reads numbers, lists and objects from them. An empty cell is a missing value."""
     csv.field_size_limit(CELL)
     reader = csv.DictReader(TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)

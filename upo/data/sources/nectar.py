@@ -3,8 +3,6 @@
 Hub: berkeley-nest/Nectar.
 """
 
-from attrs import evolve
-
 from upo.data.example import Example, Response
 from upo.data.row import Row, Unusable
 from upo.data.sources.hh import TURN
@@ -19,6 +17,6 @@ def nectar(row: Row) -> Example:
     if before.strip() or not turns or turns[-1] != ("assistant", ""):
         raise Unusable("`prompt` is no dialogue that ends with an Assistant turn")
     answers = row.inners("answers")
-    responses = tuple(Response(a.text("answer").strip(), rank=a.number("rank")) for a in answers)
-    best = min((r.rank for r in responses), default=0)
-    return Example(conversation(turns[:-1]), tuple(evolve(r, rank=r.rank - best) for r in responses))
+    ranks = [a.number("rank") for a in answers]
+    responses = (Response(a.text("answer").strip(), rank=r - min(ranks)) for a, r in zip(answers, ranks, strict=True))
+    return Example(conversation(turns[:-1]), tuple(responses))
