@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from upo.callbacks.checkpoints import is_finite
 from upo.models.checkpoint_files import latest

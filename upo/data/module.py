@@ -160,8 +160,7 @@ class PreferenceData(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the data for the Trainer's method; what was made for one that sees the same serves it too."""
-        method = self.trainer.lightning_module
-        policy = method.policy
+        policy = (method := self.trainer.lightning_module).policy
         self.first_day = self.trainer.strategy.broadcast(self.first_day)  # rank 0's: midnight may lie between them
         keep_date(policy.tokenizer, self.first_day)
         wanted = (TextCodec(policy.tokenizer).fingerprint, method.view, tuple(method.rewards))
@@ -195,8 +194,7 @@ class PreferenceData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader | list:
         if self.feeding is not None:
-            trainer = self.trainer
-            step, method = trainer.global_step, trainer.lightning_module
+            step, method = self.trainer.global_step, self.trainer.lightning_module
             if (round := self.feeding.advance(step, self.read, method, self.pairs_per_step)) is None:
                 return []
             self.use(round)
@@ -205,10 +203,8 @@ class PreferenceData(pl.LightningDataModule):
         return loader
 
     def _start(self, steps: int) -> tuple[int, int]:
-        """Epoch and step of it that come next, where an epoch has so many: the steps taken tell.
-
-        Lightning's own count may miss an epoch after a resume at its end, and begins behind a loader with workers.
-        """
+        """Epoch and step of it that come next, where an epoch has so many: the optimizer steps taken tell (Lightning's
+        count may miss an epoch after a resume at its end, and begins behind a loader with workers)."""
         if self.trainer is None:
             return 0, 0
         if self.feeding is not None:
