@@ -118,7 +118,7 @@ EVERY = {
 }
 KILLS = [
     *(("within epochs", hook, 4) for hook in ("on_validation_start", "on_validation_end", "on_train_batch_start")),
-    *(("each epoch", hook, 3) for hook in ("on_validation_end", "on_train_epoch_end")),
+    *(("each epoch", hook, 3) for hook in ("on_validation_start", "on_validation_end", "on_train_epoch_end")),
 ]
 MORE = [
     *(("within epochs", hook, step) for step in (2, 3, 6) for hook in ("on_validation_end", "on_train_batch_end")),
