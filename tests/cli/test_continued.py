@@ -172,7 +172,7 @@ def test_steps_that_want_more_pairs_than_there_are(here: Path, recwarn: pytest.W
 
 
 def test_an_evaluation_of_more_prompts_than_are_held_out(capsys) -> None:
-    examples = [Example((("user", str(i)),), (Response("a"),)) for i in range(3)]
+    examples = [Example(f"prompt {i}", (Response("a"),)) for i in range(3)]
     assert len(distinct_prompts(examples, 5, 0)) == 3
     assert "5 prompts are asked for, and 3 are held out: raise data.validation" in capsys.readouterr().out
     assert len(distinct_prompts(examples, 3, 0)) == 3 and not capsys.readouterr().out

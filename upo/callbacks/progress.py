@@ -68,10 +68,13 @@ def validate_if_cut_off(trainer: pl.Trainer) -> None:
         return
     loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
     first = connector._first_loop_iter
+    counts = trainer.fit_loop.epoch_progress.current
+    completed, counts.completed = counts.completed, (trainer.global_step - 1) // int(trainer.num_training_batches)
     trainer.validating = True
     loop.restarting = False
     loop.run()
     trainer.training = True
+    counts.completed = completed
     connector._first_loop_iter = first
 
 

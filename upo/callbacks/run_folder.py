@@ -43,7 +43,7 @@ class RunFolder(SaveConfigCallback):
         run.folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, run.config, skip_none=False, overwrite=True, multifile=False)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        fingerprint = data.fingerprint()
+        fingerprint = data.read.train.fingerprint()
         if trainer.ckpt_path is not None:
             self._check_data(Path(trainer.ckpt_path), fingerprint)
         write_json(run.environment, environment() | {"started": data.first_day, "data": fingerprint})

@@ -226,10 +226,6 @@ class PreferenceData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         return self.loader(self.val, shuffle=False) if len(self.val) else []
 
-    def fingerprint(self) -> str:
-        """Equal for the same training data in the same tokens and order, whatever device and cache made it."""
-        return self.read.train.fingerprint()
-
     def state_dict(self) -> dict[str, Any]:
         learned = {name: state for name, reward in self.rewards.items() if (state := reward.state())}
         feeding = {} if self.feeding is None else {"feeding": self.feeding.state_dict()}
