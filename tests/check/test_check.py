@@ -120,7 +120,7 @@ def test_missing_files_and_columns(folder: Path, capsys) -> None:
     assert "no such config: none.yaml" in refused(capsys, "none.yaml")
     Path("broken.yaml").write_text("model:\n\tclass_path: DPO\n")
     assert "broken.yaml, line 2 is no valid YAML" in refused(capsys, "broken.yaml")
-    rows = [{"question": p, "chosen": c, "rejected": r} for p, c, r in PAIRS]
+    rows = [{"ask": p, "good": c, "bad": r} for p, c, r in PAIRS]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = refused(capsys, "run.yaml")
     assert "no usable example" in text and "prompt" in text

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import mistakes
 import pytest
 import torch
+from rotation import taking_turns
 from test_two_commands import CONFIG, here  # noqa: F401
 
 from upo.callbacks.metrics_csv import read_metrics
@@ -56,11 +57,11 @@ EPOCHS = ("--trainer.max_steps", "-1", "--trainer.max_epochs")
     ("first", "then", "number", "more"),
     [
         ((*STEPS, "3"), (*STEPS, "8"), 8, ()),  # an epoch has three steps: an end at an epoch's end
-        ((*STEPS, "4"), (*STEPS, "8"), 8, ()),  # and within one
-        ((*EPOCHS, "1"), (*EPOCHS, "3"), 9, ()),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                ((*STEPS, "4"), (*STEPS, "8"), 8, ()),  # and within one
+                ((*EPOCHS, "1"), (*EPOCHS, "3"), 9, ()),
                 ((*EPOCHS, "2"), (*STEPS, "8"), 8, ()),
                 ((*STEPS, "2"), (*EPOCHS, "2"), 6, ()),
                 ((*STEPS, "3"), (*STEPS, "7"), 7, LORA),
@@ -85,7 +86,7 @@ def test_a_finished_run_is_trained_further(first, then, number, more, here: Path
     assert RunPaths("parts").finished
 
 
-@pytest.mark.parametrize("length", [(*STEPS, "3"), (*STEPS, "4"), (*EPOCHS, "2")])
+@pytest.mark.parametrize("length", taking_turns([(*STEPS, "3"), (*STEPS, "4"), (*EPOCHS, "2")]))
 def test_where_nothing_is_left_it_is_said(length, here: Path, capsys) -> None:  # noqa: F811
     fit("run", *length)
     before = (here / "run/summary.json").stat().st_mtime_ns, (here / "run/metrics.csv").read_text()
@@ -126,9 +127,7 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("every", "hook", "step"), [*KILLS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
-)
+@pytest.mark.parametrize(("every", "hook", "step"), taking_turns(pytest.param(*case) for case in [*KILLS, *MORE]))
 def test_each_step_and_each_cell_once_after_a_kill(every: str, hook: str, step: int, here: Path) -> None:  # noqa: F811
     """Killed at places where the row of a step was known in part: before and after it was validated, or saved."""
     length = (*STEPS, "7", *EVERY[every], "--checkpoint.every_n_train_steps", "1")

@@ -97,7 +97,7 @@ def test_what_changes_tokens_changes_the_fingerprint() -> None:
 def test_policies_and_their_likes_write_alike() -> None:
     options = {"strftime_now": "2024-07-06"}
     policy = Policy("nowhere", tokenizer="families.dated", template_options=options, preformatted=True)
-    for made in (policy, policy.like("elsewhere")):
+    for made in (policy, policy.like("nowhere")):
         assert options_of(made.tokenizer) == options and Encoder(made.tokenizer).format.preformatted
     with pytest.raises(UserError, match="no variable `thinking`"):
         _ = Policy("nowhere", tokenizer="families.dated", template_options={"thinking": True}).tokenizer

@@ -1,5 +1,7 @@
 """PRMBench (Song et al. 2025, https://arxiv.org/abs/2501.03124): PRM800K solutions and versions with errors put in."""
 
+from typing import Any
+
 from upo.data.example import Example, Response
 from upo.data.lines import Row, Unusable
 from upo.data.sources.parts import per_row, user
@@ -20,7 +22,7 @@ def prmbench(row: Row) -> Example:
     return Example(user(row.text("original_question")), (chosen, rejected), rationale=reason or None)
 
 
-def _solution(row: Row, field: str, rank: int, errors: list[int]) -> Response:
+def _solution(row: Row, field: str, rank: int, errors: list[Any]) -> Response:
     steps = row.items(field)
     if not all(isinstance(step, str) for step in steps):
         raise Unusable(f"`{field}` holds something that is not a text")
