@@ -123,7 +123,7 @@ def test_missing_files_and_columns(folder: Path, capsys) -> None:
     rows = [{"ask": p, "good": c, "bad": r} for p, c, r in PAIRS]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = refused(capsys, "run.yaml")
-    assert "no usable example" in text and "prompt" in text
+    assert "no usable example" in text and "`ask`, `good`, `bad`" in text
 
 
 def test_an_adapter_is_tried_against_the_model_below_it(folder: Path, capsys) -> None:

@@ -122,12 +122,18 @@ KILLS = [
     *(("each epoch", hook, 3) for hook in ("on_validation_start", "on_validation_end", "on_train_epoch_end")),
 ]
 MORE = [
-    *(("within epochs", hook, step) for step in (2, 3, 6) for hook in ("on_validation_end", "on_train_batch_end")),
+    *(("within epochs", "on_validation_end", step) for step in (2, 6)),
+    *(("within epochs", "on_train_batch_end", step) for step in (2, 3, 6)),
     *(("each epoch", hook, step) for step in (2, 4, 6) for hook in ("on_train_batch_start", "on_train_batch_end")),
 ]
 
 
-@pytest.mark.parametrize(("every", "hook", "step"), taking_turns(pytest.param(*case) for case in [*KILLS, *MORE]))
+NIGHTLY = [pytest.param(*case, marks=pytest.mark.nightly) for case in MORE]
+
+
+@pytest.mark.parametrize(
+    ("every", "hook", "step"), [*taking_turns((pytest.param(*case) for case in KILLS), days=6), *NIGHTLY]
+)
 def test_each_step_and_each_cell_once_after_a_kill(every: str, hook: str, step: int, here: Path) -> None:  # noqa: F811
     """Killed at places where the row of a step was known in part: before and after it was validated, or saved."""
     length = (*STEPS, "7", *EVERY[every], "--checkpoint.every_n_train_steps", "1")

@@ -95,6 +95,18 @@ class MetricsCSV(Logger):
             writer.writerows(map(_plain, rows))
 
 
+def last_validation(trainer: Any, data: Any, path: Path) -> dict[str, float]:
+    """Figures of the run's last validation: this process's; of one that went on behind it, those in metrics.csv. Where
+    there was none, one is made."""
+    if len(data.val) and "val/loss" not in trainer.callback_metrics:
+        rows = read_metrics(path) if trainer.is_global_zero and path.exists() else []
+        known = next((row for row in reversed(rows) if "val/loss" in row), None)
+        if (known := trainer.strategy.broadcast(known)) is not None:
+            return {name: x for name, x in known.items() if name.startswith("val/")}
+        trainer.validate(trainer.lightning_module, data, verbose=False)
+    return {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("val/")}
+
+
 def _plain(row: dict[str, float]) -> dict[str, float]:
     return row | {"step": int(row["step"])}
 

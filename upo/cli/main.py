@@ -22,7 +22,7 @@ from upo.callbacks import loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO
 from upo.callbacks.checkpoints import Checkpoints
 from upo.callbacks.graceful_stop import GracefulStop, Signals
-from upo.callbacks.metrics_csv import MetricsCSV
+from upo.callbacks.metrics_csv import MetricsCSV, last_validation
 from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.run_end import RunCallback, TrainedRun
@@ -214,9 +214,7 @@ class CLI(LightningCLI):
         self.datamodule.first_day = first_day(*resumed, RunPaths(self.folder))
         short_restore(self.trainer, self.checkpoint)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
-        if len(self.datamodule.val) and "val/loss" not in self.trainer.callback_metrics:
-            self.trainer.validate(self.model, self.datamodule, verbose=False)
-        values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        values = last_validation(self.trainer, self.datamodule, RunPaths(self.folder).metrics)
         if self.trainer.is_global_zero:
             run = TrainedRun(self.model, self.datamodule, self.folder)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
