@@ -102,7 +102,7 @@ def resumed(name: str) -> None:
         ("upo", "upo.yaml"),
         pytest.param("stored", "made/stored/config.yaml", marks=SLOW),
         pytest.param("tr_dpo", "made/tr_dpo/config.yaml", marks=SLOW),
-        ("lora", "made/lora/config.yaml"),
+        pytest.param("lora", "made/lora/config.yaml", marks=SLOW),
         pytest.param("world", "made/world/config.yaml", marks=SLOW),
         *(pytest.param(name, f"{name}.yaml", marks=SLOW) for name in STEPS if name != "upo"),
         pytest.param("upo", "made/upo/config.yaml", marks=SLOW),

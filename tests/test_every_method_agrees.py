@@ -122,7 +122,7 @@ def moved(kind: type[Method]) -> Method:
     return method
 
 
-@pytest.mark.parametrize("kind", CORE_OR_THIRD)
+@pytest.mark.parametrize("kind", [x for x in CORE_OR_THIRD if x.id not in ("SFT", "DPO", "KTO")])
 def test_mixed_precision_starts_where_full_precision_does(kind, pairs, run, tmp_path):
     mixed, full = fit(kind, pairs, tmp_path, 1, precision="bf16-mixed").rows[0], run(kind).rows[0]
     assert mixed["train/loss"] == pytest.approx(full["train/loss"], rel=2e-2)

@@ -161,9 +161,7 @@ def test_a_run_with_a_stored_reference_is_evaluated_against_it(upo_fit, tmp_path
     assert results[1] == pytest.approx(results[0], rel=1e-5, abs=1e-5) and "policy/kl" in results[1]
 
 
-@pytest.mark.parametrize(
-    ("at", "method"), cases((4, "DPO"), (9, "UPO"), of=(4, 9), nightly=[(4, "UPO"), (9, "DPO"), (9, "KTO")])
-)
+@pytest.mark.parametrize(("at", "method"), cases((9, "UPO"), of=(4, 9), nightly=[(4, "UPO"), (9, "DPO"), (9, "KTO")]))
 def test_killed_and_resumed_equals_uninterrupted(at: int, method: str, baseline, upo_fit, tmp_path: Path) -> None:
     """SIGKILL in the middle of the first and of the second epoch; step for step and bit for bit the same."""
     expected = plain(method, baseline, upo_fit, tmp_path)

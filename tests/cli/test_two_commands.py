@@ -77,6 +77,7 @@ def test_a_second_command_in_a_folder_is_refused(here: Path, upo_fit: Callable, 
     assert steps() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_run_hold_no_lock(here: Path, upo_fit: Callable) -> None:
     """They notice only after seconds that they are alone."""
     running = lambda: len(steps()) > 2  # noqa: E731
@@ -99,7 +100,7 @@ def test_overwriting_keeps_the_lock(here: Path) -> None:
 def test_a_mistake_leaves_no_folder_and_no_lock(here: Path, capsys) -> None:
     refused(capsys, "--config", "run.yaml", "--ckpt_path", "last")
     assert not RUN.exists()
-    refused(capsys, "--config", "run.yaml", "--model.policy.tokenizer", "nowhere.tokenizer")
+    refused(capsys, "--config", "run.yaml", "--model.policy.tokenizer", "no/such/folder")
     main(["--config", "run.yaml"])
     assert steps() == [0, 1, 2, 3]
 

@@ -99,7 +99,10 @@ def real(shared, name: str, place: str) -> tuple[list[Example], SourceReport]:
     return Source(name, **where).examples(report), report.of(name)
 
 
-@pytest.mark.parametrize(("name", "place", "kept", "responses", "dropped", "altered"), REAL, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(
+    ("name", "place", "kept", "responses", "dropped", "altered"),
+    taking_turns(pytest.param(*row, id="-".join(row[:2])) for row in REAL),
+)
 def test_real_set(shared, name, place, kept, responses, dropped, altered):
     examples, report = real(shared, name, place)
     assert report.dropped == dropped

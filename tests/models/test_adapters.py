@@ -231,6 +231,7 @@ def test_an_adapter_belongs_to_one_model(base, tmp_path):
     assert load_model(run), "an older checkpoint does not say"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(base, tmp_path):
     whole = fit(method(DPO, base), tmp_path, steps=6).watch.losses
     fit(method(DPO, base), tmp_path, steps=6, stop_at=5, save_every=3)

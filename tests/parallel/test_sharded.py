@@ -98,7 +98,8 @@ def train(upo_fit, tmp_path: Path) -> Callable[..., list[float]]:
 TIED = {"UPO": True, "NCAListwise": False, "LoRA": True, "MODPO": True, "DPO": True, "KTO": False, "QLoRA": True}
 """Whether embeddings and head share their weights."""
 WAYS = {"DDP 2": (2, ("--trainer.strategy", "ddp")), "sharded 2": (2, sharded()), "sharded 4": (4, sharded())}
-QUICK = [("UPO", "sharded 2"), ("NCAListwise", "sharded 2"), ("LoRA", "sharded 2"), ("MODPO", "DDP 2")]
+QUICK = [("UPO", "sharded 2"), ("MODPO", "DDP 2")]
+SLOW = [("NCAListwise", "sharded 2"), ("LoRA", "sharded 2")]
 CASES = [(method, way) for method in TIED for way in WAYS]
 
 
@@ -117,7 +118,7 @@ def plain(known: dict, train, method: str, way: str | None = None) -> list[float
 
 def when(method: str, way: str) -> list[pytest.MarkDecorator]:
     """By default some, in the slow suite of a day four shards of a third, at night the rest."""
-    today = way == "sharded 4" and list(TIED).index(method) % 3 == DAY % 3
+    today = (method, way) in SLOW or (way == "sharded 4" and list(TIED).index(method) % 3 == DAY % 3)
     return [] if (method, way) in QUICK else [pytest.mark.slow if today else pytest.mark.nightly]
 
 
@@ -204,6 +205,7 @@ def test_decoder_layers_are_found(kind: str) -> None:
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_anywhere(known, train, tmp_path: Path) -> None:
     """On two ranks bit for bit, on one within rounding; and its policy leaves without ranks.
 

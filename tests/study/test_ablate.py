@@ -128,6 +128,7 @@ def test_changes_name_runs(key: str, value: object, name: str) -> None:
     assert named(key, value) == name
 
 
+@pytest.mark.slow
 def test_wandb_groups_the_study(here: Path) -> None:
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p"}}
     (here / "exp" / "w.yaml").write_text(BASE.replace("trainer: {", f"trainer: {{logger: {json.dumps(logger)}, "))
@@ -188,6 +189,7 @@ def statuses(folder: str = "runs/s") -> dict[str, str]:
     return {f"{row['name']}_seed{row['seed']}": row["status"] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_study_from_end_to_end(here: Path, capfd) -> None:
     """A stage, a generated set, a run that fails; then a second call, which trains nothing."""
     (here / "exp" / "sft.yaml").write_text(
