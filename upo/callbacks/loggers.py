@@ -150,6 +150,7 @@ def same_run(folder: Path, trust: bool) -> Iterator[list[Logger]]:
         yield []
         return
     options: dict[str, Any] = (ours[0].get("init_args") or {}) | (ours[0].get("dict_kwargs") or {})
+    options = {name: x for name, x in options.items() if x is not None}  # config.yaml lists all that wandb.init takes
     if not trust and (other := sorted(options.keys() - PLAIN)):
         raise UserError(f"{RunPaths(folder).config} sets the W&B logger's {other[0]}; {TRUST}, or name another --out")
     options["log_model"] = False

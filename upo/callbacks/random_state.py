@@ -27,6 +27,8 @@ class RandomState(pl.Callback):
         return every[0] | {"ranks": every}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not isinstance(state_dict, dict) or not {"python", "numpy", "torch"} <= state_dict.keys():
+            raise ValueError("no states of random generators")
         self._restore = state_dict
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
