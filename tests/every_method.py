@@ -56,7 +56,6 @@ CORE_OR_THIRD = [
 """A third of the other methods is tested in the slow run of a day, all of them at night."""
 CORE_AND_THIRD = taking_turns(METHODS, always=CORE)
 """A third of the other methods is tested in the default run of a day, all of them in the slow one."""
-CORE_OR_SLOW = [pytest.param(*x.values, id=x.id, marks=[] if x.id in CORE else [pytest.mark.slow]) for x in METHODS]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import torch
 import training
 from cases import case_of
 from every_method import (
-    CORE_OR_SLOW,
     CORE_OR_THIRD,
     Watch,
     fit,
@@ -29,7 +28,7 @@ from upo.rewards.length import Words
 pairs, run = every_method.pairs, every_method.run
 
 
-@pytest.mark.parametrize("kind", CORE_OR_SLOW)
+@pytest.mark.parametrize("kind", CORE_OR_THIRD)
 def test_layouts_give_the_same_losses(kind, pairs, tmp_path):
     """At a rate at which rounding does not grow; micro-batches differ as well."""
     packed, padded = (fit(kind, pairs, tmp_path, 4, 1e-3, layout=layout).rows for layout in ("packed", "padded"))
