@@ -147,6 +147,7 @@ def test_each_step_and_each_cell_once_after_a_kill(every: str, hook: str, step: 
     assert table("killed") == expected
 
 
+@pytest.mark.nightly
 def test_a_signal_loses_no_cell(here: Path, upo_fit: Callable) -> None:  # noqa: F811
     args = ("--config", "run.yaml", *FAST, *STEPS, "100000", "--trainer.default_root_dir", "run")
     running = lambda: Path("run/metrics.csv").exists() and len(table("run")) > 3  # noqa: E731
