@@ -147,7 +147,29 @@ def test_each_step_and_each_cell_once_after_a_kill(every: str, hook: str, step: 
     assert table("killed") == expected
 
 
-@pytest.mark.nightly
+class Send(Kill):
+    """Sends a signal to its own process in a hook, after so many steps."""
+
+    def _end(self, trainer: pl.Trainer, step: int) -> None:
+        if trainer.global_step == step and trainer.ckpt_path is None:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [("on_train_batch_start", 1), ("on_train_batch_end", 3), ("on_validation_start", 3), ("on_train_epoch_end", 3)],
+)
+def test_a_signal_is_obeyed_wherever_it_comes(hook: str, step: int, here: Path, capfd) -> None:  # noqa: F811
+    """An epoch has three steps: also where Lightning, which would end a run with 0 and save nothing, looks for it."""
+    send = json.dumps([{"class_path": "test_continued.Send", "init_args": {"hook": hook, "step": step}}])
+    with pytest.raises(SystemExit) as end:
+        fit("run", *STEPS, "7", "--trainer.callbacks", send)
+    assert end.value.code == 143 and "-stopped.ckpt is saved; continue with" in capfd.readouterr().err
+    fit("run", *STEPS, "7", "--trainer.callbacks", send, "--ckpt_path", "last")
+    fit("whole", *STEPS, "7")
+    assert table("run") == table("whole")
+
+
 def test_a_signal_loses_no_cell(here: Path, upo_fit: Callable) -> None:  # noqa: F811
     args = ("--config", "run.yaml", *FAST, *STEPS, "100000", "--trainer.default_root_dir", "run")
     running = lambda: Path("run/metrics.csv").exists() and len(table("run")) > 3  # noqa: E731

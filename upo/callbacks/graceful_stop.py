@@ -111,6 +111,8 @@ class GracefulStop(pl.Callback):
         self.signals = signals
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # in front of ours Lightning would put its own, which ends a run with 0 and nothing saved between two epochs
+        trainer._signal_connector.register_signal_handlers = lambda: None
         environment = trainer._accelerator_connector.cluster_environment
         self.signals.requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
 
