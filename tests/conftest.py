@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rotation import put_off
 
 ROOT = Path(__file__).parent.parent
 FIRST = (
@@ -49,7 +50,9 @@ def fixtures_of(nodeid: str) -> str:
     return "::".join(found.groups()) if found else nodeid.partition("::")[0]
 
 
+@pytest.hookimpl(tryfirst=True)  # marks count only before the suite's tests are chosen by them
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    put_off(items)
     if hasattr(config, "workerinput"):
         places = {name: i - len(FIRST) for i, name in enumerate(FIRST)} | {name: i + 1 for i, name in enumerate(LAST)}
         items.sort(key=lambda item: places.get(item.path.stem, 0))

@@ -49,11 +49,9 @@ def metrics_of(kind: type[Method]) -> set[str]:
 
 
 METHODS = [pytest.param(getattr(upo.methods, name), id=name) for name in upo.methods.__all__]
-CORE_OR_THIRD = [
-    x if x.id in CORE else y
-    for x, y in zip(METHODS, taking_turns(METHODS, suite=pytest.mark.slow, rest=pytest.mark.nightly), strict=True)
-]
-"""A third of the other methods is tested in the slow run of a day, all of them at night."""
+_QUARTER = taking_turns(METHODS, days=4, suite=pytest.mark.slow, rest=pytest.mark.nightly)
+CORE_OR_QUARTER = [x if x.id in CORE else y for x, y in zip(METHODS, _QUARTER, strict=True)]
+"""A quarter of the other methods is tested in the slow run of a day, all of them at night."""
 CORE_AND_THIRD = taking_turns(METHODS, always=CORE)
 """A third of the other methods is tested in the default run of a day, all of them in the slow one."""
 

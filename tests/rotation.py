@@ -1,15 +1,18 @@
 """Tests that take turns: each day a share of them runs in the suite that they belong to.
 
 The shares go by the date, so that all have run after a few days; the rest of a day waits for a longer suite.
+UPO_TEST_DAY, a number, stands for another date.
 """
 
 import datetime
+import os
 from collections.abc import Iterable
 from typing import Any
+from zlib import crc32
 
 import pytest
 
-DAY = datetime.date.today().toordinal()
+DAY = int(os.environ.setdefault("UPO_TEST_DAY", str(datetime.date.today().toordinal())))  # one for all workers
 
 
 def taking_turns(
@@ -30,3 +33,17 @@ def taking_turns(
         today = i % days == DAY % days or (given.id or str(value)) in always
         result.append(pytest.param(*given.values, id=given.id, marks=suite if today else rest))
     return result
+
+
+def put_off(items: Iterable[pytest.Item]) -> None:
+    """Tests marked `turns(days)` have one turn in so many days: on the others they wait for the next longer suite.
+
+    The cases of one test take turns among themselves.
+    """
+    seen: dict[str, int] = {}
+    for item in items:
+        if mark := item.get_closest_marker("turns"):
+            test = item.nodeid.partition("[")[0]
+            place = seen[test] = seen.get(test, crc32(test.encode())) + 1
+            if (place + DAY) % mark.args[0]:
+                item.add_marker(pytest.mark.nightly if item.get_closest_marker("slow") else pytest.mark.slow)

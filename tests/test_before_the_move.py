@@ -29,6 +29,8 @@ from upo.export import export
 from upo.fit import main as fit
 from upo.merge import main as merge
 
+pytestmark = pytest.mark.turns(3)
+
 BEFORE = Path(__file__).parent / "fixtures" / "before_the_move"
 MADE_ON = json.loads((BEFORE / "machine.json").read_text())
 SAME = machine() == MADE_ON

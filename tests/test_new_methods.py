@@ -85,6 +85,7 @@ def test_new_methods_pass_whatever_holds_for_all(house: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(3)
 @pytest.mark.timeout(1800)
 def test_what_a_test_file_forgets_is_found(house: Path) -> None:
     """A metric that the case does not name, and a missing reference by hand."""

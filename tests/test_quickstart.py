@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rotation import taking_turns
 
 ROOT = Path(__file__).parent.parent
 YAMLS = [f"experiments/quickstart/{name}.yaml" for name in ("quickstart", "quickstart_kto", "quickstart_upo_lambda0")]
@@ -13,8 +14,10 @@ YAMLS = [f"experiments/quickstart/{name}.yaml" for name in ("quickstart", "quick
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((YAMLS[:1], 1), marks=pytest.mark.slow), pytest.param((YAMLS, 3), marks=pytest.mark.nightly)],
-    ids=["UPO, one seed", "three seeds"],
+    params=[
+        *taking_turns([pytest.param((YAMLS[:1], 1), id="UPO, one seed")], 2, pytest.mark.slow, pytest.mark.nightly),
+        pytest.param((YAMLS, 3), id="three seeds", marks=pytest.mark.nightly),
+    ],
 )
 def comparison(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """`upo.compare` trains UPO, and at night two other methods, from one SFT model."""

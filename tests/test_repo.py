@@ -111,6 +111,7 @@ def within(asked: Any, found: Any) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_studies_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Every run that a study plans has a config that the parser accepts."""

@@ -14,6 +14,8 @@ import pytest
 
 from upo.callbacks.metrics_csv import read_metrics
 
+pytestmark = pytest.mark.turns(2)
+
 METHODS = ("DPO", "KTO", "UPO")
 
 

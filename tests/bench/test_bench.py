@@ -17,6 +17,8 @@ from upo.bench.report import verdict
 from upo.bench.work import Work, rows
 from upo.errors import UserError
 
+pytestmark = pytest.mark.turns(2)
+
 
 def test_the_head_is_left_out_of_memory(monkeypatch: pytest.MonkeyPatch):
     """A stand-in for both workers: 16 KiB above the head's gradient against 8 KiB above it."""

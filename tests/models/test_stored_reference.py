@@ -140,7 +140,7 @@ def test_workers_and_double_precision(folder, tmp_path):
     "kind",
     [
         pytest.param(*x.values, id=x.id, marks=x.marks or pytest.mark.slow)
-        for x in every_method.CORE_OR_THIRD
+        for x in every_method.CORE_OR_QUARTER
         if x.values[0].needs.reference is not None
     ],
 )

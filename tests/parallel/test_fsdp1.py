@@ -11,6 +11,8 @@ from upo.evaluation.runs import load_run
 from upo.models.checkpoint import load_model
 from upo.models.merged_adapter import probe
 
+pytestmark = pytest.mark.turns(3)
+
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "experiments" / "hardware" / "fsdp1_8gpu.yaml"
 

@@ -30,6 +30,8 @@ from upo.models.head import layers
 from upo.models.merged_adapter import probe
 from upo.runtime.checksums import read_sums
 
+pytestmark = pytest.mark.turns(3)
+
 MODEL = {
     "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 24, "max_position_embeddings": 256, "initializer_range": 0.2,
@@ -122,6 +124,7 @@ def when(method: str, way: str) -> list[pytest.MarkDecorator]:
     return [] if (method, way) in QUICK else [pytest.mark.slow if today else pytest.mark.nightly]
 
 
+@pytest.mark.turns(1)
 @pytest.mark.parametrize(("method", "way"), [pytest.param(*c, marks=when(*c)) for c in CASES])
 def test_ranks_equal_one(method: str, way: str, known, train) -> None:
     expected = plain(known, train, method)

@@ -14,6 +14,8 @@ from test_trajectories import losses
 from upo.data.example import Prompt
 from upo.rewards.length import Words
 
+pytestmark = pytest.mark.turns(2)
+
 STEPS = ("--trainer.max_steps", "60")
 
 

@@ -19,6 +19,8 @@ from upo.errors import UserError
 from upo.study.ablation import ablate
 from upo.study.plan import expand, load, named, put
 
+pytestmark = pytest.mark.turns(2)
+
 BASE = """
 model:
   class_path: DPO

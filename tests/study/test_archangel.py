@@ -23,6 +23,8 @@ from upo.errors import UserError
 from upo.models.policy import Policy
 from upo.study.ablation import ablate
 
+pytestmark = pytest.mark.turns(3)
+
 PAPER = Path(__file__).parent.parent.parent / "experiments" / "paper"
 CHAT = (
     {"role": "user", "content": "Hi! I'm looking for a cake recipe."},

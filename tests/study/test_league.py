@@ -14,6 +14,8 @@ from upo.study.ablation import ablate
 from upo.study.league import rounds, short
 from upo.study.plan import Study, load
 
+pytestmark = pytest.mark.turns(3)
+
 ROOT = Path(__file__).parent.parent.parent
 STORIES = ROOT / "experiments" / "studies" / "stories"
 LRS = [1e-4, 1e-3, 1e-2]

@@ -8,6 +8,8 @@ import yaml
 
 from upo.study.ablation import ablate
 
+pytestmark = pytest.mark.turns(3)
+
 ROOT = Path(__file__).parent.parent.parent
 WORLD = {"name": "world", "options": {"n": 200, "seed": 7}}
 SMALL = {"data.sources": [WORLD], "data.validation": 40, "data.tokens_cache": None, "trainer.accelerator": "cpu"}
