@@ -14,7 +14,6 @@ import pytest
 import tiny
 import torch
 import yaml
-from rotation import taking_turns
 
 from upo.check.__main__ import main as check
 from upo.cli.main import main as fit
@@ -31,6 +30,8 @@ from upo.models.checkpoint import load_model
 from upo.models.checkpoint_files import check_resumable, is_plain, read_checkpoint
 from upo.models.lora import LoRA
 from upo.rewards.__main__ import main as rewards
+
+pytestmark = pytest.mark.turns(2)
 
 ROOT = Path(__file__).parent.parent
 SHAPE = {
@@ -207,7 +208,8 @@ BAD_STATE = {
 }
 
 
-@pytest.mark.parametrize("what", taking_turns(["text", "code", "no files", *BAD_STATE]))
+@pytest.mark.turns(3)
+@pytest.mark.parametrize("what", ["text", "code", "no files", *BAD_STATE])
 def test_strange_content_gives_one_sentence_on_resume(what: str, content: dict, here: Path, capsys) -> None:
     save(content | BAD_STATE[what] if what in BAD_STATE else strange(content)[what])
     mistakes.refused(fit, capsys, "--config", "run.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3")
@@ -336,8 +338,9 @@ NO_OPTIMIZERS = [
 ]
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("place", ["model.init_args.optimizer", "model.init_args.scheduler"])
-@pytest.mark.parametrize("value", taking_turns(NO_OPTIMIZERS), ids=str)
+@pytest.mark.parametrize("value", NO_OPTIMIZERS, ids=str)
 def test_a_class_path_is_a_class_of_what_its_place_wants(place: str, value: object, evil: Path, capsys) -> None:
     """In the user's own YAML too, by all that make something of it; nothing is called."""
     put(config := yaml.safe_load(Path("run.yaml").read_text()), place, value)

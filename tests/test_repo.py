@@ -87,6 +87,7 @@ def test_experiments_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "default_root_dir: runs/" in capsys.readouterr().out
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("path", HARDWARE, ids=lambda p: p.stem)
 def test_hardware_goes_with_an_experiment(path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """As a second --config; nothing but the Trainer changes."""

@@ -85,6 +85,7 @@ def close(found: Any, wanted: Any, what: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10, msg=lambda text: f"{what}: {text}")
 
 
+@pytest.mark.turns(3)
 @pytest.mark.filterwarnings("ignore:an advantage weight reached")
 @pytest.mark.parametrize(("kind", "case"), every_case())
 def test_a_class_comes_to_what_its_formula_says(

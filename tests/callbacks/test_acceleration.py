@@ -8,7 +8,6 @@ import pytest
 import torch
 from attrs import evolve
 from cases import case_of
-from rotation import taking_turns
 from tiny import arrange, batch_of, policy, units
 from training import fit, flat, make, pairs_file, resumed_equals_uninterrupted
 
@@ -29,6 +28,8 @@ from upo.methods.common.families import PairwiseMethod
 from upo.methods.common.stepwise import CoupledLoss
 from upo.methods.dpo import dpo_loss
 from upo.rewards.length import Words
+
+pytestmark = pytest.mark.turns(2)
 
 
 def test_by_hand():
@@ -120,7 +121,8 @@ def test_methods_say_whether_a_normaliser_cancels():
     assert [name for name, kind in METHODS.items() if case_of(kind).normaliser_cancels is not None] == SUMS
 
 
-@pytest.mark.parametrize("name", taking_turns(SUMS))
+@pytest.mark.turns(6)
+@pytest.mark.parametrize("name", SUMS)
 def test_the_gradient_says_whether_a_normaliser_cancels(name, tmp_path):
     """Of all terms, on a step of several micro-batches and on one pair; the method stays as it is."""
     method = every_method.make(METHODS[name])

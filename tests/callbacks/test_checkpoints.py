@@ -31,6 +31,8 @@ from upo.models.export import export
 from upo.runtime import disk
 from upo.runtime.checksums import check_sums, sha256_of, sums_file
 
+pytestmark = pytest.mark.turns(2)
+
 CONFIG = """
 model:
   class_path: DPO

@@ -19,6 +19,8 @@ from upo.models.checkpoint import load_model
 from upo.models.checkpoint_files import find_checkpoint
 from upo.rewards import Words
 
+pytestmark = pytest.mark.turns(2)
+
 SHAPE = {
     "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 24, "max_position_embeddings": 96, "initializer_range": 0.2,

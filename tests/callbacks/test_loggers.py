@@ -146,6 +146,7 @@ def test_tensorboard(without_account: Path) -> None:
     assert hparams["model"]["init_args"]["beta"] == 0.1
 
 
+@pytest.mark.turns(2)
 def test_any_logger_gets_configuration_metrics_and_evaluation(without_account: Path) -> None:
     main(["--config", write([{"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}}])])
     (folder,) = Path("csv").glob("*/version_0")

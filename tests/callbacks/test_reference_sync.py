@@ -12,6 +12,8 @@ from upo.callbacks.run_end import TrainedRun
 from upo.errors import UserError
 from upo.methods import DPO, KTO, SFT
 
+pytestmark = pytest.mark.turns(2)
+
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.6, 1.0])
 def test_alpha_weights_the_policy(alpha):

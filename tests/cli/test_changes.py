@@ -10,13 +10,14 @@ from typing import Any
 
 import mistakes
 import pytest
-from rotation import taking_turns
 from test_two_commands import CONFIG, RUN, here, steps  # noqa: F401
 
 from upo.cli.changes import changes, check_changes
 from upo.cli.main import main
 from upo.errors import UserError
 from upo.rewards import ShortSentences
+
+pytestmark = pytest.mark.turns(2)
 
 refused = partial(mistakes.refused, main)
 EASY = inspect.signature(ShortSentences.__init__).parameters["easy"].default
@@ -33,31 +34,29 @@ def killed(here: Path) -> Path:  # noqa: F811
     return here
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("override", "said"),
-    taking_turns(
-        pytest.param(*case)
-        for case in [
-            (["--model.beta", "0.5"], "model.beta: 0.1 -> 0.5"),
-            (["--model.optimizer.lr", "1"], "model.optimizer.lr: 5e-07 -> 1"),
-            (["--model.scheduler.total_iters", "3"], "model.scheduler.total_iters: 150 -> 3"),
-            (["--model", "IPO"], "model: upo.methods.DPO -> upo.methods.IPO"),
-            (
-                ["--model.policy.tokenizer", "tiny.byte_tokenizer"],
-                "model.policy.tokenizer: tiny.tokenizer -> tiny.byte_tok",
-            ),
-            (["--data.pairs_per_step", "4"], "data.pairs_per_step: 2 -> 4"),
-            (["--data.validation", "3"], "data.validation: 2 -> 3"),
-            (["--data.rewards", '{"x": {"class_path": "Words"}}'], "data.rewards.x: nothing -> upo.rewards.Words"),
-            (
-                ["--data.sources", '[{"name": "hh", "path": "pairs.jsonl", "limit": 5}]'],
-                "data.sources[0].limit: None -> 5",
-            ),
-            (["--seed_everything", "3"], "seed_everything: 0 -> 3"),
-            (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: None -> 1"),
-            (["--trainer.callbacks", '[{"class_path": "upo.callbacks.rounds.Rounds"}]'], "trainer.callbacks: "),
-        ]
-    ),
+    [
+        (["--model.beta", "0.5"], "model.beta: 0.1 -> 0.5"),
+        (["--model.optimizer.lr", "1"], "model.optimizer.lr: 5e-07 -> 1"),
+        (["--model.scheduler.total_iters", "3"], "model.scheduler.total_iters: 150 -> 3"),
+        (["--model", "IPO"], "model: upo.methods.DPO -> upo.methods.IPO"),
+        (
+            ["--model.policy.tokenizer", "tiny.byte_tokenizer"],
+            "model.policy.tokenizer: tiny.tokenizer -> tiny.byte_tok",
+        ),
+        (["--data.pairs_per_step", "4"], "data.pairs_per_step: 2 -> 4"),
+        (["--data.validation", "3"], "data.validation: 2 -> 3"),
+        (["--data.rewards", '{"x": {"class_path": "Words"}}'], "data.rewards.x: nothing -> upo.rewards.Words"),
+        (
+            ["--data.sources", '[{"name": "hh", "path": "pairs.jsonl", "limit": 5}]'],
+            "data.sources[0].limit: None -> 5",
+        ),
+        (["--seed_everything", "3"], "seed_everything: 0 -> 3"),
+        (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: None -> 1"),
+        (["--trainer.callbacks", '[{"class_path": "upo.callbacks.rounds.Rounds"}]'], "trainer.callbacks: "),
+    ],
 )
 def test_another_setting_is_refused(override: list[str], said: str, killed: Path, capsys) -> None:
     text = refused(capsys, *LAST, *override)

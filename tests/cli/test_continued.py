@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import mistakes
 import pytest
 import torch
-from rotation import taking_turns
 from test_two_commands import CONFIG, here  # noqa: F401
 
 from upo.callbacks.metrics_csv import read_metrics
@@ -18,6 +17,8 @@ from upo.cli.main import main
 from upo.data.example import Example, Response
 from upo.evaluation.measure import distinct_prompts
 from upo.runtime.run_folder import RunPaths
+
+pytestmark = pytest.mark.turns(2)
 
 refused = partial(mistakes.refused, main)
 
@@ -86,7 +87,8 @@ def test_a_finished_run_is_trained_further(first, then, number, more, here: Path
     assert RunPaths("parts").finished
 
 
-@pytest.mark.parametrize("length", taking_turns([(*STEPS, "3"), (*STEPS, "4"), (*EPOCHS, "2")]))
+@pytest.mark.turns(3)
+@pytest.mark.parametrize("length", [(*STEPS, "3"), (*STEPS, "4"), (*EPOCHS, "2")])
 def test_where_nothing_is_left_it_is_said(length, here: Path, capsys) -> None:  # noqa: F811
     fit("run", *length)
     before = (here / "run/summary.json").stat().st_mtime_ns, (here / "run/metrics.csv").read_text()
@@ -131,9 +133,8 @@ MORE = [
 NIGHTLY = [pytest.param(*case, marks=pytest.mark.nightly) for case in MORE]
 
 
-@pytest.mark.parametrize(
-    ("every", "hook", "step"), [*taking_turns((pytest.param(*case) for case in KILLS), days=6), *NIGHTLY]
-)
+@pytest.mark.turns(6)
+@pytest.mark.parametrize(("every", "hook", "step"), [*KILLS, *NIGHTLY])
 def test_each_step_and_each_cell_once_after_a_kill(every: str, hook: str, step: int, here: Path) -> None:  # noqa: F811
     """Killed at places where the row of a step was known in part: before and after it was validated, or saved."""
     length = (*STEPS, "7", *EVERY[every], "--checkpoint.every_n_train_steps", "1")

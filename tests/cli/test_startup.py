@@ -11,6 +11,7 @@ import pytest
 HEAVY = ("peft", "trl", "bitsandbytes", "datasets", "wandb", "accelerate", "sklearn", "textstat", "profanity_check")
 
 
+@pytest.mark.turns(2)
 def test_help_loads_nothing_heavy():
     """And begins with what is ours."""
     code = f"""

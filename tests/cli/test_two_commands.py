@@ -22,6 +22,8 @@ from upo.evaluate import main as evaluate
 from upo.rewards.length import Words
 from upo.runtime.lock import Lock, alone
 
+pytestmark = pytest.mark.turns(2)
+
 CONFIG = """
 model:
   class_path: DPO

@@ -15,6 +15,8 @@ from upo.data.report import DataReport
 from upo.data.tokenize import Encoder
 from upo.rollout.sampling import sample
 
+pytestmark = pytest.mark.turns(2)
+
 ASKED: tuple[Message, ...] = ({"role": "user", "content": "Why is the sky blue?"},)
 SAID = {"role": "assistant", "content": ANSWER}
 THINKS = {"deepseek_r1": ("<think>\n", ""), "nemotron3": ("<think>\n", "<think>")}

@@ -7,7 +7,6 @@ import pytest
 import torch
 import training
 from attrs import evolve
-from rotation import taking_turns
 
 from upo.data.module import PreferenceData
 from upo.data.rounds import Feed, Round, Split
@@ -53,7 +52,8 @@ def test_each_round_is_passed_through_once(tmp_path):
     assert done.data.round.number == 3 and len(done.data.read.train) == 8, "what was read is as it was"
 
 
-@pytest.mark.parametrize("saved", taking_turns([1, 2, 5, 6, 7, 8]))
+@pytest.mark.turns(3)
+@pytest.mark.parametrize("saved", [1, 2, 5, 6, 7, 8])
 def test_killed_and_resumed_it_goes_on_bit_for_bit(tmp_path, saved):
     """Checkpoints within a round and at its end; the process dies a step later."""
     whole = fit(tmp_path / "whole").watch

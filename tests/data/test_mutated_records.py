@@ -18,6 +18,8 @@ from upo.data.sources.__main__ import EXAMPLES
 from upo.data.usable import LONGEST, check_numbers, usable_part
 from upo.errors import UserError
 
+pytestmark = pytest.mark.turns(2)
+
 RECORDS: dict[str, list[dict[str, Any]]] = {}
 for _line in EXAMPLES.read_text(encoding="utf-8").splitlines():
     RECORDS.setdefault(json.loads(_line)["source"], []).append(json.loads(_line)["record"])

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import pytest
-from rotation import taking_turns
 
 from upo.data.example import Example
 from upo.data.lines import local_rows
@@ -99,9 +98,10 @@ def real(shared, name: str, place: str) -> tuple[list[Example], SourceReport]:
     return Source(name, **where).examples(report), report.of(name)
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("name", "place", "kept", "responses", "dropped", "altered"),
-    taking_turns(pytest.param(*row, id="-".join(row[:2])) for row in REAL),
+    [pytest.param(*row, id="-".join(row[:2])) for row in REAL],
 )
 def test_real_set(shared, name, place, kept, responses, dropped, altered):
     examples, report = real(shared, name, place)
@@ -199,9 +199,10 @@ def test_prmbench_marks_wrong_steps(shared):
 
 
 # PandaLM's mixed column and ODPO's one object with a key a post are no Arrow tables: these two exist as files alone
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("name", "place"),
-    taking_turns(pytest.param(*r[:2], id="-".join(r[:2])) for r in REAL if r[0] not in ("pandalm", "odpo_tldr")),
+    [pytest.param(*r[:2], id="-".join(r[:2])) for r in REAL if r[0] not in ("pandalm", "odpo_tldr")],
 )
 def test_hub_gives_the_same_as_the_file(shared, monkeypatch, name, place):
     """`datasets` reads the records into Arrow and back: absent keys become None, whole numbers may become floats."""

@@ -71,6 +71,7 @@ def test_impossible_splits(validation, message):
         split_by_prompt(EVERY, validation, seed=0)
 
 
+@pytest.mark.turns(2)
 def test_conversations_and_real_data(shared):
     hh = Source("hh", path=str(shared / "data" / "hh")).examples(DataReport())
     train, val = split_by_prompt(hh, 500, seed=0)

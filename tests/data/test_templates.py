@@ -148,6 +148,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.turns(2)
 @pytest.mark.slow
 def test_a_run_goes_on_with_the_date_of_its_first_start(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a kill, an evaluation, an export and a copy of its checkpoint; another run begins with its own day."""

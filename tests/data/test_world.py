@@ -32,6 +32,7 @@ def columns(measure, examples):
     return [v[0] for v in values], [v[1] for v in values]
 
 
+@pytest.mark.turns(2)
 def test_prompts_are_unique_and_tests_are_held_out(train):
     test = make(split="test", n=1000, seed=5)
     prompts = [[e.prompt[0]["content"] for e in examples] for examples in (make(n=8216), test)]

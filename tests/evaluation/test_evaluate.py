@@ -22,6 +22,8 @@ from upo.models.reference import FrozenReference
 from upo.rewards import Grade, Readability, Sentiment, Words
 from upo.rollout.sampling import sample
 
+pytestmark = pytest.mark.turns(2)
+
 WORDS = ("happy", "sad", "big", "little", "bad", "good", "lost", "kind", "dark", "red", "old", "new")
 
 

@@ -105,6 +105,7 @@ def test_seeds_that_agree_narrow_and_seeds_that_disagree_widen():
     assert apart.high - apart.low > 4 * (alike.high - alike.low)
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("seed_effect", [0.0, 0.3])
 @pytest.mark.parametrize("shared", [True, False])
 def test_crossed_covers_prompts_and_seeds(seed_effect: float, shared: bool):

@@ -38,6 +38,8 @@ from upo.rewards.length import Words
 from upo.rollout.preference_set import generate
 from upo.runtime.optimizers import checked
 
+pytestmark = pytest.mark.turns(2)
+
 UNITS = tiny.units([(5, [4, 7]), (3, [6, 2])])
 
 KINDS = {

@@ -25,6 +25,8 @@ from upo.models.reference import FrozenReference
 from upo.models.store import LogpsStore
 from upo.models.stored_reference import StoredLogps, StoredReference, tolerance, weights_hash
 
+pytestmark = pytest.mark.turns(2)
+
 ROWS = {DPO: 16, KTO: 32}
 """Responses of the eight pairs; KTO has a borrowed one to each."""
 

@@ -64,6 +64,7 @@ def test_cache_is_hit_and_partly_reused(tmp_path):
     assert len(without.seen) == 5
 
 
+@pytest.mark.turns(2)
 def test_cache_survives_a_truncated_file(tmp_path):
     whole = annotate(EXAMPLES, {"spy": Spy()}, tmp_path)
     (cache,) = tmp_path.iterdir()

@@ -18,6 +18,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.turns(3)
 @pytest.mark.slow
 def test_pairs_of_a_models_own_stories(stories260k: str, tmp_path: Path) -> None:
     options = {"self_prompts": 30, "prompt_tokens": 20, "responses": 4, "max_new_tokens": 24}
