@@ -107,6 +107,7 @@ def test_two_ranks_equal_one(method: str, baseline, upo_fit, tmp_path: Path) -> 
         "--trainer.strategy", "ddp", "--trainer.devices", "2", ranks=2,
     )  # fmt: skip
     assert done.code == 0, done.text
+    assert [row["seen/pairs"] for row in read_metrics(tmp_path / "ddp/metrics.csv") if "seen/pairs" in row][-1] == 96
     assert losses(tmp_path / "ddp") == pytest.approx(expected, abs=2e-5)
 
 

@@ -215,7 +215,8 @@ def test_a_configuration_reaches_the_hub(monkeypatch, folder):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     report = DataReport()
     Source("trl", path="owner/name", config="preference").examples(report)
-    assert asked == [("owner/name", {"name": "preference", "data_files": None, "split": "train"})]
+    how = {"name": "preference", "data_files": None, "split": "train", "streaming": False}
+    assert asked == [("owner/name", how)]
     assert report.of("trl").origin == "hub: owner/name, preference [train]"
     put(folder, "preference/train.jsonl", "edit/train.jsonl")
     assert prompts(folder, config="preference") == ["preference/train.jsonl"]
@@ -223,3 +224,26 @@ def test_a_configuration_reaches_the_hub(monkeypatch, folder):
         prompts(folder)
     with pytest.raises(UserError, match="has no folder `other`"):
         prompts(folder, config="other")
+
+
+def test_a_stream_is_read_as_far_as_needed(monkeypatch):
+    """`datasets` itself makes the stream; it breaks behind the third record."""
+    import datasets
+
+    read = []
+
+    def records():
+        for i in range(3):
+            read.append(i)
+            yield pair(f"p{i}")
+        raise ConnectionError("the line is dead\nand more")
+
+    def load_dataset(path, streaming, **_):
+        assert streaming
+        return datasets.IterableDataset.from_generator(records)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = {"name": "trl", "path": "owner/name", "streaming": True}
+    assert len(Source(**source, limit=2).examples(DataReport())) == 2 and read == [0, 1]
+    with pytest.raises(UserError, match="cannot be read from the hub: ConnectionError: the line is dead\n"):
+        Source(**source).examples(DataReport())

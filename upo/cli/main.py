@@ -27,6 +27,7 @@ from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, first_day, summarize
+from upo.callbacks.seen import Seen
 from upo.callbacks.throughput import Throughput
 from upo.cli.changes import check_changes
 from upo.cli.launch import bound_waiting, check_launch
@@ -190,7 +191,7 @@ class CLI(LightningCLI):
         for logger in given:
             loggers.prepare(logger, self.folder)
         every = [MetricsCSV(str(self.folder)), *given]
-        callbacks = [*(trainer.callbacks or []), Throughput(), ProgressLines(), RandomState()]
+        callbacks = [*(trainer.callbacks or []), Throughput(), Seen(), ProgressLines(), RandomState()]
         callbacks += [GracefulStop(self.signals)]
         plugins = [AtomicCheckpointIO(), *(trainer.plugins or [])]
         if type(trainer.strategy) is ModelParallelStrategy:

@@ -47,13 +47,17 @@ def rows_of(chosen: LocalFiles) -> Iterator[Row]:
         yield from _file_rows(file)
 
 
-def hub_rows(name: str, files: str | None, split: str, config: str | None = None) -> Iterator[Row]:
-    """Records of a data set of the Hugging Face hub, downloaded and cached by `datasets`."""
+def hub_rows(
+    name: str, files: str | None, split: str, config: str | None = None, streaming: bool = False
+) -> Iterator[Row]:
+    """Records of a data set of the Hugging Face hub, downloaded and cached by `datasets`, or read as they come."""
     import datasets
 
     named: dict[str, Any] = {"name": config} if config else {}
     try:
-        records = datasets.load_dataset(name, **named, data_files=files, split=split)
+        records = datasets.load_dataset(name, **named, data_files=files, split=split, streaming=streaming)
+        for i, record in enumerate(records, start=1):
+            yield Row(_without_nulls(record), f"{name}[{split}]:{i}")  # type: ignore[arg-type]
     except Exception as error:  # from no network to no such split: every library below raises its own kinds
         reason = str(error).strip().split("\n")[0]
         raise UserError(
@@ -61,8 +65,6 @@ def hub_rows(name: str, files: str | None, split: str, config: str | None = None
             f"{type(error).__name__}: {reason}\n"
             "If the hub is not reachable from here, give `local:` a file or folder with the same records."
         ) from error
-    for i, record in enumerate(records):
-        yield Row(_without_nulls(record), f"{name}[{split}]:{i + 1}")  # type: ignore[arg-type]
 
 
 def _without_nulls(record: Any) -> Any:

@@ -38,6 +38,8 @@ class Source:
         split: part of a hub data set or of a local folder whose file names hold splits (train, validation, test).
         config: configuration of a hub data set that has several (`name` in its documentation).
         files: which files of a folder or hub data set, e.g. "*/train.jsonl.gz"; by default all directly in the folder.
+        streaming: whether the records of a hub data set are read as they come, without a copy on the disk; with
+            `limit`, reading ends there.
         weight: how often each example is used an epoch, above 0: 0.5 takes a fixed random half, 2 takes each twice.
         limit: at most this many examples, the first ones.
         label: name in reports and in metrics by source; by default `name`.
@@ -50,6 +52,7 @@ class Source:
     split: str = "train"
     config: str | None = None
     files: str | None = None
+    streaming: bool = False
     weight: float = 1.0
     limit: int | None = None
     label: str | None = None
@@ -132,7 +135,8 @@ class Source:
                 return rows_of(chosen), str(path), chosen.note
         if self.path and _hub_name(self.path):
             name = f"{self.path}, {self.config}" if self.config else self.path
-            return hub_rows(self.path, self.files, self.split, self.config), f"hub: {name} [{self.split}]", ""
+            rows = hub_rows(self.path, self.files, self.split, self.config, self.streaming)
+            return rows, f"hub: {name} [{self.split}]", ""
         if self.path or self.local:
             raise UserError(
                 f"data source `{self.name}`: nothing at path={self.path}, local={self.local}\n"

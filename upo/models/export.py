@@ -12,7 +12,13 @@ from upo.runtime.run_folder import RunPaths, Which
 
 
 def export(
-    source: Path, folder: Path, overwrite: bool = False, merge: bool = False, checkpoint: Which = "last"
+    source: Path,
+    folder: Path,
+    overwrite: bool = False,
+    merge: bool = False,
+    checkpoint: Which = "last",
+    push: str | None = None,
+    public: bool = False,
 ) -> None:
     """Writes the policy of a run as a Hugging Face folder.
 
@@ -26,18 +32,26 @@ def export(
         overwrite: whether the contents of `folder` may be replaced.
         merge: whether to add an adapter to the weights below it; 4-bit weights are dequantized first.
         checkpoint: which one of a run folder: the newest, or the best by its checkpoint.monitor.
+        push: repository of the Hugging Face hub, OWNER/MODEL, that the folder is uploaded to; created if needed. Log in
+            first, by `hf auth login` or HF_TOKEN.
+        public: whether a repository that `push` creates can be seen by everybody.
 
     Raises:
-        UserError: no usable checkpoint, a folder that is not empty, or `merge` without an adapter.
+        UserError: no usable checkpoint, a folder that is not empty, `merge` without an adapter, or no way to `push`.
     """
     source, folder = Path(source), Path(folder)
     check_free(folder, overwrite)
+    from upo.models import push as hub
     from upo.models.adapter_files import write_adapter
     from upo.models.adapters import CONFIG
     from upo.models.checkpoint import model_from, quiet
     from upo.models.checkpoint_files import find_checkpoint, read_checkpoint
     from upo.models.merged_adapter import merged_from
 
+    if push is not None:
+        hub.check_push(push)
+    elif public:
+        raise UserError("--public says who sees a repository of --push; name one")
     file = find_checkpoint(source, checkpoint)
     if file is None:
         raise UserError(f"{source} is neither a run folder nor a checkpoint")
@@ -61,6 +75,8 @@ def export(
         card = model_card(run, file, content.get("global_step"), library="peft" if adapter_only else "transformers")
         (partial / "README.md").write_text(card)
     print(f"exported {file} to {folder}")
+    if push is not None:
+        print(f"uploaded to {hub.push(folder, push, public)}")
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
