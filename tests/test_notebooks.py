@@ -1,17 +1,15 @@
-"""The notebooks: stripped, on public functions alone, and executed from the first cell to the last."""
+"""The notebooks: stored with what they show, on public functions alone, executed from the first cell to the last."""
 
 import ast
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from rotation import taking_turns
+from run_notebooks import NOTEBOOKS, code_hash, execute, house_in, shown
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXPECTED = {
     "add_a_method": (2, [r"dead_zone: held-out accuracy 0\.\d+, margin", r"dpo: held-out accuracy"]),
     "batches_and_masks": (4, [r"desirable: \[True, False\]", r"response 1 \[(\d+), .*\nresponse 2 \[\1, "]),
@@ -42,13 +40,20 @@ def test_every_notebook_is_expected_and_listed() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_outputs_are_stripped(path: Path) -> None:
-    content = json.loads(path.read_text())
-    assert set(content["metadata"]) == {"kernelspec", "language_info"}
-    for cell in content["cells"]:
-        assert not cell["metadata"]
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == [] and cell["execution_count"] is None
+def test_outputs_are_those_of_the_code(path: Path) -> None:
+    """Stored by `python tests/run_notebooks.py`: readers on the web see tables and pictures; nothing of a machine."""
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(path, as_version=4)
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "outputs_of"}
+    again = f"python tests/run_notebooks.py {path.stem}"
+    assert notebook.metadata["outputs_of"] == code_hash(notebook), f"the code has changed since: {again}"
+    assert path.stat().st_size < 400_000
+    assert not any(cell.metadata for cell in notebook.cells)
+    text = path.read_text()
+    assert "site-packages" not in text and str(Path.home()) not in text and str(ROOT) not in text
+    outputs = [x for cell in notebook.cells if cell.cell_type == "code" for x in cell.outputs]
+    assert not any(x.output_type == "error" or x.get("name") == "stderr" for x in outputs)
+    expects(path.stem, *shown(notebook))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -68,50 +73,23 @@ def test_notebooks_read_like_tutorials(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of notebooks/ beside experiments/; the model that the first one trains is there for the others."""
-    folder = tmp_path_factory.mktemp("house")
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb*"))
-    (folder / "experiments").symlink_to(ROOT / "experiments")
-    return folder / "notebooks"
+    """One for all notebooks: the model that the first one trains is there for the others."""
+    return house_in(tmp_path_factory.mktemp("house"))
 
 
-def execute(name: str, house: Path, **replaced: str) -> tuple[str, int]:
-    """What a notebook prints, and how many pictures it shows; an error in a cell is raised here.
-
-    Args:
-        replaced: new values of variables that a cell sets, as source.
-    """
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    notebook = nbformat.read(house / f"{name}.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    for variable, value in replaced.items():
-        pattern = re.compile(rf"^{variable} = .*$", re.M)
-        assert any(pattern.search(cell.source) for cell in notebook.cells)
-        for cell in notebook.cells:
-            cell.source = pattern.sub(f"{variable} = {value}", cell.source)
-    shared = str((ROOT / os.environ.get("UPO_SHARED", "../shared")).resolve())
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    client = nbclient.NotebookClient(
-        notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(house)}}
-    )
-    client.execute(env=os.environ | {"PYTHONPATH": path, "UPO_SHARED": shared})
-    printed, pictures = [], 0
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
-        if output.output_type == "stream" and output.name == "stdout":
-            printed.append(output.text)
-        pictures += "image/png" in output.get("data", {})
-    return "".join(printed), pictures
+def expects(name: str, text: str, pictures: int) -> None:
+    least, expected = EXPECTED[name]
+    assert pictures >= least, f"{pictures} pictures"
+    for pattern in expected:
+        assert re.search(pattern, text), f"{pattern} not in:\n{text}"
 
 
 @pytest.mark.parametrize(
     "name", taking_turns(EXPECTED, suite=pytest.mark.slow, rest=pytest.mark.nightly, always=[QUICK])
 )
 def test_notebooks_run(name: str, house: Path) -> None:
-    text, pictures = execute(name, house)
-    least, expected = EXPECTED[name]
-    assert pictures >= least, f"{pictures} pictures"
-    for pattern in expected:
-        assert re.search(pattern, text), f"{pattern} not in:\n{text}"
+    pytest.importorskip("nbclient")
+    expects(name, *shown(execute(name, house)))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +102,7 @@ def test_notebooks_run(name: str, house: Path) -> None:
 )
 def test_the_switch_to_real_data(name: str, house: Path, stories260k: str) -> None:
     shorter = {"STEPS": "3", "HELD_OUT": "40"} if name == "implicit_rewards" else {}
-    text, pictures = execute(name, house, REAL="True", **shorter)
+    pytest.importorskip("nbclient")
+    text, pictures = shown(execute(name, house, REAL="True", **shorter))
     assert pictures >= min(1, EXPECTED[name][0])
     assert text.strip()

@@ -72,7 +72,8 @@ def test_what_the_hub_is_asked_for(monkeypatch):
 
     asked = []
 
-    def load_dataset(name, data_files, split):
+    def load_dataset(name, data_files, split, streaming):
+        assert not streaming
         asked.append((name, data_files, split))
         return datasets.Dataset.from_list([PAIR, {**PAIR, "chosen": None}])
 
