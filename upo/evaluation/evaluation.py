@@ -1,6 +1,5 @@
 """What is measured after training, in which order, and what is written."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -98,11 +97,12 @@ class Evaluation:
         from upo.data.codec import TextCodec
         from upo.evaluation import held_out_pairs, measure
         from upo.evaluation.benchmarks import benchmark
-        from upo.evaluation.report import write_report
+        from upo.evaluation.judging import by_judge
+        from upo.evaluation.outcome import Outcome
         from upo.evaluation.safety_figures import category_values, violation_figures
         from upo.evaluation.systems import PARTIAL, comparison_model, opponent_texts
         from upo.evaluation.tables import print_evaluation
-        from upo.evaluation.win_rates import by_judge, by_reward, win_figures
+        from upo.evaluation.win_rates import by_reward, win_figures
 
         self.check()
         rewards = data.rewards | (self.rewards or {})
@@ -133,10 +133,11 @@ class Evaluation:
             benchmarks = benchmark(policy, self.tasks, self.seed) if self.tasks else {}
         measure.objective(values, weights)
         category_values(asked, texts, rewards, values)
+        remarks: list[str] = []
         if isinstance(self.judge, Reward):
             by_reward(values)
         elif self.judge is not None:
-            by_judge(self.judge, asked, texts, values, folder / PARTIAL)
+            remarks = by_judge(self.judge, asked, texts, values, folder / PARTIAL)
         unsafe = {"percents": self.unsafe_percent, "eps": self.unsafe_eps, "rank": self.unsafe_rank}
         figures = (
             measure.text_figures(values, texts)
@@ -146,10 +147,11 @@ class Evaluation:
             | figures
             | benchmarks
         )
-        self._write(folder, figures, asked, texts, values, of_pairs, pairs)
-        write_report(folder, figures, asked, texts, values, of_pairs, self.settings())
+        Outcome(figures, asked, texts, values, of_pairs, pairs, remarks).write(folder, self.settings())
         (folder / PARTIAL).unlink(missing_ok=True)
         print_evaluation(figures, asked, texts, self.samples)
+        for remark in remarks:
+            print(remark)
         return figures
 
     def settings(self) -> dict[str, Any]:
@@ -202,35 +204,6 @@ class Evaluation:
             for own, x in zip(values["policy"], column, strict=True):
                 own[name] = x
         return {name: w.texts for name, w in systems.items()}, values
-
-    def _write(
-        self,
-        folder: Path,
-        figures: dict[str, float],
-        asked: "Sequence[Example]",
-        texts: dict[str, list[str]],
-        values: dict[str, list[dict[str, float]]],
-        of_pairs: dict[str, list[float]],
-        pairs: Sequence[Any],
-    ) -> None:
-        from upo.data.example import prompt_key
-        from upo.runtime.atomic_files import write_json
-        from upo.runtime.run_folder import RunPaths
-
-        folder.mkdir(parents=True, exist_ok=True)
-        keys = [prompt_key(example.prompt) for example in asked]
-        content = {
-            "settings": self.settings(),
-            "metrics": figures,
-            "prompts": [{"prompt": k, **{name: v[i] for name, v in values.items()}} for i, k in enumerate(keys)],
-            "pairs": [
-                {"prompt": prompt_key(unit.example.prompt), **{name: x[i] for name, x in of_pairs.items()}}
-                for i, unit in enumerate(pairs)
-            ],
-        }
-        write_json(RunPaths(folder).evaluation, content)
-        lines = [{"prompt": k, **{name: t[i] for name, t in texts.items()}} for i, k in enumerate(keys)]
-        RunPaths(folder).samples.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
 
 
 @contextmanager
