@@ -35,6 +35,7 @@ from upo.cli.resume import prepare_folder, run_alone, short_restore
 from upo.cli.stages import as_configs, beside, config_files, content_of, refuse_circles, run_earlier_stages
 from upo.data.module import PreferenceData
 from upo.errors import UserError, causes, root_cause, short_errors
+from upo.evaluation.benchmarks import Harness
 from upo.evaluation.evaluation import Evaluation
 from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
@@ -171,6 +172,8 @@ class CLI(LightningCLI):
             file = Path(self.checkpoint)
             if said := check_changes(file, settings_in(file), now, self.config.allow_changes):
                 rank_zero_only(print)(said)
+        if (asked := self.config.evaluation) is not None:  # before earlier stages train, too
+            Evaluation(tasks=asked.tasks, harness=Harness(**vars(asked.harness)), backend=asked.backend).check()
         self.signals.folder = self.folder
         self.held.enter_context(self.signals.handled())
         run_earlier_stages([beside(path, self.files) for path in self.config.after])
@@ -208,8 +211,6 @@ class CLI(LightningCLI):
 
     def fit(self) -> None:
         """Trains, evaluates, and closes the run folder with summary.json."""
-        if self.config_init.evaluation is not None:
-            self.config_init.evaluation.check()
         resumed = [RunPaths.of_checkpoint(Path(self.checkpoint))] if self.checkpoint else []
         self.datamodule.first_day = first_day(*resumed, RunPaths(self.folder))
         short_restore(self.trainer, self.checkpoint)

@@ -10,7 +10,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from upo.data.rewards import Reward
 from upo.errors import UserError
-from upo.evaluation.benchmarks import check_harness
+from upo.evaluation.benchmarks import Harness
 from upo.judges.base import Judge
 from upo.rollout.vllm import Backend, check_vllm
 
@@ -56,6 +56,8 @@ class Evaluation:
     or the policy's response (the paper does not say)."""
     tasks: list[str] | None = None
     """Benchmarks of lm-evaluation-harness by name, e.g. [hellaswag]; it has to be installed."""
+    harness: Harness = field(default_factory=Harness)
+    """How they are run."""
     max_new_tokens: PositiveInt = 128
     """Largest number of tokens of a generated response, with the token that ends it."""
     temperature: NonNegativeFloat = 1.0
@@ -74,10 +76,10 @@ class Evaluation:
     """Random seed of the sampling and of the choice of prompts."""
 
     def check(self) -> None:
-        """Raises a `UserError` where a package is missing that these settings ask for."""
+        """Raises a `UserError` where a package is missing that these settings ask for, or a task cannot be made."""
         check_vllm(self.backend)
         if self.tasks:
-            check_harness()
+            self.harness.check(self.tasks)
 
     def run(
         self,
@@ -130,7 +132,7 @@ class Evaluation:
             policy, reference, opponent, asked, data, codec.encoder, folder, rewards | judging
         )
         with _evaluating(policy):
-            benchmarks = benchmark(policy, self.tasks, self.seed) if self.tasks else {}
+            benchmarks = benchmark(policy, self.tasks, self.harness, self.seed) if self.tasks else {}
         measure.objective(values, weights)
         category_values(asked, texts, rewards, values)
         remarks: list[str] = []
@@ -159,6 +161,7 @@ class Evaluation:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["judge"] = None if self.judge is None else self.judge.fingerprint()
         plain["rewards"] = {name: reward.fingerprint() for name, reward in (self.rewards or {}).items()}
+        plain["harness"] = self.harness.settings()
         return plain | {"against": None if self.against is None else str(self.against)}
 
     def _sampling(self) -> dict[str, Any]:
