@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import upo.methods
 import upo.rewards  # noqa: F401  both make short class names known
-from upo.callbacks import loggers
+from upo.callbacks import logger_runs, loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO
 from upo.callbacks.checkpoints import Checkpoints
 from upo.callbacks.graceful_stop import GracefulStop, Signals
@@ -27,6 +27,7 @@ from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
 from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, first_day, summarize
+from upo.callbacks.spared import spare
 from upo.callbacks.throughput import Throughput
 from upo.cli.changes import check_changes
 from upo.cli.launch import bound_waiting, check_launch
@@ -39,7 +40,7 @@ from upo.evaluation.benchmarks import Harness
 from upo.evaluation.evaluation import Evaluation
 from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
-from upo.models.checkpoint_files import settings_in
+from upo.models.checkpoint_files import settings_in, step_of
 from upo.ops.memory import keep_memory
 from upo.parallel.sharding import is_sharded
 from upo.runtime.moved import no_such_file
@@ -174,6 +175,7 @@ class CLI(LightningCLI):
                 rank_zero_only(print)(said)
         if (asked := self.config.evaluation) is not None:  # before earlier stages train, too
             Evaluation(tasks=asked.tasks, harness=Harness(**vars(asked.harness)), backend=asked.backend).check()
+        logger_runs.set_store(self.config.trainer)
         self.signals.folder = self.folder
         self.held.enter_context(self.signals.handled())
         run_earlier_stages([beside(path, self.files) for path in self.config.after])
@@ -190,8 +192,9 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any):
         trainer, given = self.config_init.trainer, self.config_init.trainer.logger
         given = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+        logger_runs.prepare(given, self.folder, step_of(Path(self.checkpoint)) if self.checkpoint else None)
         for logger in given:
-            loggers.prepare(logger, self.folder)
+            spare(logger)
         every = [MetricsCSV(str(self.folder)), *given]
         callbacks = [*(trainer.callbacks or []), Throughput(), ProgressLines(), RandomState()]
         callbacks += [GracefulStop(self.signals)]
@@ -228,7 +231,7 @@ class CLI(LightningCLI):
                 figures = self.config_init.evaluation.run(method, data, self.folder)
                 loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
                 values |= figures
-            summarize(self.folder, values)
+            summarize(self.folder, values | loggers.losses(self.trainer.loggers))
             loggers.close(self.trainer.loggers, self.folder)
             print(f"results: {self.folder}")
 
