@@ -1,13 +1,16 @@
 """Loggers by class path: what reaches them, and one W&B run for one run folder, offline."""
 
 import contextlib
+import csv
 import json
 import os
+import signal
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from upo.callbacks import logger_runs, loggers
 from upo.cli.main import main
@@ -129,7 +132,7 @@ def test_a_forked_run_that_fails_ends_with_all_that_it_logged(
 
 
 def test_tensorboard(without_account: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="needs TensorBoard (the extra `tensorboard`)")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     main(["--config", write({"class_path": "TensorBoardLogger", "init_args": {"save_dir": "tb", "name": "runs"}})])
@@ -202,6 +205,57 @@ def test_mlflow_goes_on_in_the_same_run(without_account: Path, monkeypatch: pyte
     Path("runs/logged/loggers.json").write_text(json.dumps({"MLFlowLogger 0": "0" * 32}))
     main(["--config", "logged.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4"])
     assert [run.info.run_name for run in runs()] == ["logged"], "a run that is gone is begun anew"
+
+
+class Signal(pl.Callback):
+    """Sends a signal while the third step is made."""
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+
+class Buffered(Logger):
+    """Keeps what it got, and writes it down when it is told to save."""
+
+    name = version = "x"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.got: list[int] = []
+
+    def log_hyperparams(self, *args, **options) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.got += [step or 0] if "train/loss" in metrics else []
+
+    def finalize(self, status: str) -> None:
+        Path("buffered.json").write_text(json.dumps([status, self.got]))
+
+
+def test_the_step_at_which_a_signal_stops_reaches_all_loggers(without_account: Path) -> None:
+    given = [{"class_path": "CSVLogger", "init_args": {"save_dir": "csv", "name": "x"}},
+             {"class_path": "test_loggers.Buffered"}]  # fmt: skip
+    callbacks = json.dumps([{"class_path": "test_loggers.Signal"}])
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", write(given), "--trainer.max_steps", "5", "--trainer.callbacks", callbacks])
+    assert ended.value.code == 128 + signal.SIGTERM
+    ours = Path("runs/logged/metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in ours] == ["step", "0", "1", "2"]
+    assert json.loads(Path("buffered.json").read_text()) == ["failed", [0, 1, 2]]
+    rows = csv.DictReader(Path("csv/x/version_0/metrics.csv").read_text().splitlines())
+    assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1", "2"]
+
+
+@pytest.mark.slow
+def test_the_step_at_which_a_signal_stops_is_in_the_offline_run(without_account: Path) -> None:
+    callbacks = json.dumps([{"class_path": "test_loggers.Signal"}])
+    with pytest.raises(SystemExit):
+        main(["--config", write(WANDB), "--trainer.max_steps", "5", "--trainer.callbacks", callbacks])
+    assert "WANDB_SERVICE" not in os.environ, "W&B's service has written all of it and is gone"
+    (file,) = Path("wandb").glob("offline-run-*/*.wandb")
+    written = records(file)
+    assert written.count(b"trainer/global_step") >= 3 and written.count(b"train/grad_norm") >= 3
 
 
 class Failing(CSVLogger):

@@ -89,11 +89,14 @@ def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([line(columns), line(["---"] * len(columns)), *(line([row[c] for c in columns]) for row in rows)])
 
 
-def close(loggers: Sequence[Logger], folder: Path) -> None:
+def close(loggers: Sequence[Logger], folder: Path, failed: bool = False) -> None:
     """Ends W&B runs, so that the next run of this process starts its own; with `log_model` the report goes along.
 
     All that they logged is on the disk then. W&B's `finish` alone leaves up to 32 KiB, the report among them, with a
     service process, which writes them a moment later if it still lives.
+
+    Args:
+        failed: the run has not come to its end and has no report.
     """
     ours = [logger for logger in loggers if isinstance(logger, WandbLogger) and logger._experiment is not None]
     if not ours:
@@ -102,13 +105,23 @@ def close(loggers: Sequence[Logger], folder: Path) -> None:
 
     for logger in ours:
         with spared(logger):
-            if logger._log_model:
+            if logger._log_model and not failed:
                 report = wandb.Artifact(f"report-{logger.experiment.id}", type="report")
                 for file in sorted(file for pattern in REPORT for file in folder.glob(pattern)):
                     report.add_file(str(file), name=file.name)
                 logger.experiment.log_artifact(report)
-            logger.experiment.finish()
+            logger.experiment.finish(exit_code=int(failed))
     wandb.teardown()
+
+
+@contextmanager
+def closed_early(loggers: Sequence[Logger], folder: Path) -> Iterator[None]:
+    """Where training ends by a signal or an error, W&B has its last step, too."""
+    try:
+        yield
+    except BaseException:
+        close(loggers, folder, failed=True)
+        raise
 
 
 def losses(loggers: Sequence[Logger]) -> dict[str, float]:

@@ -217,7 +217,8 @@ class CLI(LightningCLI):
         resumed = [RunPaths.of_checkpoint(Path(self.checkpoint))] if self.checkpoint else []
         self.datamodule.first_day = first_day(*resumed, RunPaths(self.folder))
         short_restore(self.trainer, self.checkpoint)
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
+        with loggers.closed_early(self.trainer.loggers, self.folder):
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
         values = last_validation(self.trainer, self.datamodule, RunPaths(self.folder).metrics)
         if self.trainer.is_global_zero:
             run = TrainedRun(self.model, self.datamodule, self.folder)
