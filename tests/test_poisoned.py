@@ -417,6 +417,8 @@ FOREIGN = {
         "model.init_args.policy", {"path": "evil.tokenizer", "config": None, "tokenizer": None},
     ),
     "a data source": ("data.sources", [{"name": "evil.source"}]),
+    "a benchmark's file": ("evaluation.tasks", ["evil/task.yaml"]),
+    "a folder of benchmarks": ("evaluation.harness", {"include_path": "evil"}),
     "an address": (
         "evaluation.judge",
         {"class_path": "ChatJudge", "init_args": {"model": "m", "endpoint": "http://evil.example", "key": "SECRET"}},

@@ -1,15 +1,18 @@
 """Loggers by class path: what reaches them, and one W&B run for one run folder, offline."""
 
 import contextlib
+import csv
 import json
 import os
+import signal
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from upo.callbacks import loggers
+from upo.callbacks import logger_runs, loggers
 from upo.cli.main import main
 from upo.study.workers import Task, run_tasks
 
@@ -23,7 +26,7 @@ model:
       tokenizer: upo.data.sources.world.tokenizer
     reference: FrozenReference
 data: {sources: [{name: world, options: {n: 64}}], validation: 16, max_length: 96, pairs_per_step: 16}
-trainer: {default_root_dir: runs/logged, max_steps: 2, accelerator: cpu, enable_progress_bar: false}
+trainer: {default_root_dir: runs/logged, max_steps: 2, max_epochs: -1, accelerator: cpu, enable_progress_bar: false}
 evaluation:
   prompts: 8
   max_new_tokens: 8
@@ -129,7 +132,7 @@ def test_a_forked_run_that_fails_ends_with_all_that_it_logged(
 
 
 def test_tensorboard(without_account: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="needs TensorBoard (the extra `tensorboard`)")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     main(["--config", write({"class_path": "TensorBoardLogger", "init_args": {"save_dir": "tb", "name": "runs"}})])
@@ -144,6 +147,151 @@ def test_tensorboard(without_account: Path) -> None:
     assert text.startswith("| prompt | policy | reference | chosen |") and first["chosen"] in text
     hparams = yaml.safe_load(Path("tb/runs/version_0/hparams.yaml").read_text())
     assert hparams["model"]["init_args"]["beta"] == 0.1
+
+
+def test_tensorboard_goes_on_in_the_same_version(without_account: Path) -> None:
+    """What a killed run logged behind its checkpoint is hidden: each step is there once."""
+    pytest.importorskip("tensorboard", reason="needs TensorBoard (the extra `tensorboard`)")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "tb", "name": "runs"}}
+    main(
+        [
+            "--config",
+            write(logger),
+            "--trainer.max_steps",
+            "4",
+            "--checkpoint.every_n_train_steps",
+            "2",
+            "--checkpoint.save_top_k=-1",
+        ]
+    )
+    Path("runs/logged/checkpoints/step=4.ckpt").unlink()
+    Path("runs/logged/checkpoints/last.ckpt").unlink()
+    Path("runs/logged/summary.json").unlink()
+    main(["--config", "logged.yaml", "--ckpt_path", "last", "--trainer.max_steps", "5"])
+    assert [path.name for path in Path("tb/runs").iterdir()] == ["version_0"]
+    events = EventAccumulator("tb/runs/version_0")
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("policy/kl")] == [5]
+
+
+def test_mlflow_goes_on_in_the_same_run(without_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default in a store that MLflow takes; named like the folder; a run that a kill left RUNNING ends FINISHED."""
+    pytest.importorskip("mlflow", reason="needs MLflow (the extra `mlflow`)")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    main(["--config", write({"class_path": "MLFlowLogger"}), "--trainer.max_steps", "2"])
+    client = MlflowClient("sqlite:///mlflow.db")
+
+    def runs() -> list:
+        return client.search_runs([x.experiment_id for x in client.search_experiments()])
+
+    (first,) = runs()
+    assert first.info.run_name == "logged" and first.info.status == "FINISHED"
+    assert first.data.params["model/init_args/beta"] == "0.1" and "policy/kl" in first.data.metrics
+    client.update_run(first.info.run_id, status="RUNNING")  # as a kill leaves it
+    Path("runs/logged/summary.json").unlink()
+    main(["--config", "logged.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"])
+    (again,) = runs()
+    assert again.info.run_id == first.info.run_id and again.info.status == "FINISHED"
+    assert again.data.params["trainer/max_steps"] == "2" and again.data.tags["trainer/max_steps"] == "3"
+    history = client.get_metric_history(first.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == [0, 1, 2]
+
+    client.delete_run(first.info.run_id)
+    Path("runs/logged/loggers.json").write_text(json.dumps({"MLFlowLogger 0": "0" * 32}))
+    main(["--config", "logged.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4"])
+    assert [run.info.run_name for run in runs()] == ["logged"], "a run that is gone is begun anew"
+
+
+class Signal(pl.Callback):
+    """Sends a signal while the third step is made."""
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+
+class Buffered(Logger):
+    """Keeps what it got, and writes it down when it is told to save."""
+
+    name = version = "x"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.got: list[int] = []
+
+    def log_hyperparams(self, *args, **options) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.got += [step or 0] if "train/loss" in metrics else []
+
+    def finalize(self, status: str) -> None:
+        Path("buffered.json").write_text(json.dumps([status, self.got]))
+
+
+def test_the_step_at_which_a_signal_stops_reaches_all_loggers(without_account: Path) -> None:
+    given = [{"class_path": "CSVLogger", "init_args": {"save_dir": "csv", "name": "x"}},
+             {"class_path": "test_loggers.Buffered"}]  # fmt: skip
+    callbacks = json.dumps([{"class_path": "test_loggers.Signal"}])
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", write(given), "--trainer.max_steps", "5", "--trainer.callbacks", callbacks])
+    assert ended.value.code == 128 + signal.SIGTERM
+    ours = Path("runs/logged/metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in ours] == ["step", "0", "1", "2"]
+    assert json.loads(Path("buffered.json").read_text()) == ["failed", [0, 1, 2]]
+    rows = csv.DictReader(Path("csv/x/version_0/metrics.csv").read_text().splitlines())
+    assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1", "2"]
+
+
+@pytest.mark.slow
+def test_the_step_at_which_a_signal_stops_is_in_the_offline_run(without_account: Path) -> None:
+    callbacks = json.dumps([{"class_path": "test_loggers.Signal"}])
+    with pytest.raises(SystemExit):
+        main(["--config", write(WANDB), "--trainer.max_steps", "5", "--trainer.callbacks", callbacks])
+    assert "WANDB_SERVICE" not in os.environ, "W&B's service has written all of it and is gone"
+    (file,) = Path("wandb").glob("offline-run-*/*.wandb")
+    written = records(file)
+    assert written.count(b"trainer/global_step") >= 3 and written.count(b"train/grad_norm") >= 3
+
+
+class Failing(CSVLogger):
+    """Logs two steps, then its server is gone."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if step == 2:
+            raise ConnectionError("the server is gone")
+        super().log_metrics(metrics, step)
+
+
+class Unwilling(CSVLogger):
+    """Its server does not take the configuration."""
+
+    def log_hyperparams(self, *args, **options) -> None:
+        raise ValueError("too long")
+
+
+def test_a_logger_that_fails_ends_itself_and_not_the_run(without_account: Path, capsys: pytest.CaptureFixture) -> None:
+    given = [{"class_path": "test_loggers.Failing", "init_args": {"save_dir": "csv", "name": "failing"}},
+             {"class_path": "test_loggers.Unwilling", "init_args": {"save_dir": "csv", "name": "unwilling"}},
+             {"class_path": "CSVLogger", "init_args": {"save_dir": "csv", "name": "well"}}]  # fmt: skip
+    with pytest.warns(UserWarning, match="failed and gets nothing more") as warned:
+        main(["--config", write(given), "--trainer.max_steps", "4"])
+    said = [str(w.message) for w in warned if "gets nothing more" in str(w.message)]
+    assert len(said) == 2 and any("ConnectionError: the server is gone" in text for text in said)
+    out = capsys.readouterr().out
+    assert all(text in out for text in said), "and again beside the results"
+    assert json.loads(Path("runs/logged/summary.json").read_text())["lost_loggers"] == 2
+    steps = [row.split(",")[0] for row in Path("runs/logged/metrics.csv").read_text().splitlines()]
+    assert steps == ["step", "0", "1", "2", "3"]
+    assert list(Path("runs/logged/checkpoints").glob("step=4*.ckpt"))
+    well = Path("csv/well/version_0/metrics.csv").read_text()
+    assert "policy/kl" in well and len(well.splitlines()) >= 5
+    main(["--config", write(given[2:]), "--trainer.default_root_dir", "runs/other"])
+    assert "lost_loggers" not in json.loads(Path("runs/other/summary.json").read_text())
 
 
 @pytest.mark.turns(2)
@@ -164,16 +312,16 @@ def test_the_run_id(without_account: Path, monkeypatch: pytest.MonkeyPatch) -> N
     folder, file = Path("runs/mine"), Path("runs/mine/wandb_id.txt")
     with monkeypatch.context() as patch:
         patch.setattr(rank_zero_only, "rank", 1, raising=False)
-        loggers.prepare(WandbLogger(project="x"), folder)
+        logger_runs.prepare([WandbLogger(project="x")], folder)
         assert not file.exists()
     logger = WandbLogger(project="x", id="given")
-    loggers.prepare(logger, folder)
+    logger_runs.prepare([logger], folder)
     assert file.read_text() == "given" and logger._wandb_init["name"] == "mine"
     again = WandbLogger(project="x", id="other", name="my run")
-    loggers.prepare(again, folder)
+    logger_runs.prepare([again], folder)
     assert again._wandb_init["id"] == "given" and again._wandb_init["name"] == "my run"
     assert again._wandb_init["mode"] == "offline"
-    loggers.prepare(CSVLogger("csv"), Path("runs/untouched"))
+    logger_runs.prepare([CSVLogger("csv")], Path("runs/untouched"))
     assert not Path("runs/untouched").exists()
 
 
@@ -194,12 +342,30 @@ def test_offline_unless_there_is_a_key(
 ) -> None:
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(logger_runs, "reachable", lambda server: True)
     (without_account / ".netrc").write_text(netrc)
     (without_account / ".netrc").chmod(0o600)
     logger = WandbLogger(project="x")
-    loggers.prepare(logger, Path("runs/x"))
+    logger_runs.prepare([logger], Path("runs/x"))
     assert (logger._wandb_init.get("mode") == "offline") is offline
     assert offline or logger._wandb_init["resume"] == "allow", "or W&B would start the run anew"
+
+
+def test_offline_without_a_network_and_one_sentence_why(
+    without_account: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    logger = WandbLogger(project="x")
+    logger_runs.prepare([logger], Path("runs/x"))
+    assert logger._wandb_init["mode"] == "offline"
+    said = capsys.readouterr().out
+    assert said.startswith("W&B: http://127.0.0.1:9 cannot be reached, so the run is offline") and said.count("\n") == 1
+    monkeypatch.delenv("WANDB_API_KEY")
+    logger_runs.prepare([WandbLogger(project="x")], Path("runs/y"))
+    assert capsys.readouterr().out.startswith("W&B: no key is there")
+    logger_runs.prepare([WandbLogger(project="x", offline=True)], Path("runs/z"))
+    assert not capsys.readouterr().out, "which was asked for"
 
 
 def test_a_markdown_table_survives_bars_and_line_breaks() -> None:

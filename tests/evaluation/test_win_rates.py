@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from upo.data.example import Example, Response
+from upo.evaluation.judging import by_judge
 from upo.evaluation.measure import text_figures
-from upo.evaluation.win_rates import by_judge, by_reward, win_figures
+from upo.evaluation.win_rates import by_reward, win_figures
 from upo.judges import Judge, Verdict
 from upo.metrics.intervals import wilson
 

@@ -1,62 +1,32 @@
-"""Chat judges: both orders, strict answers, a fake endpoint that fails as real ones do, a local model."""
+"""Chat judges: both orders, strict answers, their question, a local model."""
 
-import json
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from judge_server import Reply, Server
 
 from upo.errors import UserError
 from upo.judges import ChatJudge, Verdict
-from upo.judges.chat import INSTRUCTION, combined, fill, read_answer, read_instruction
-from upo.judges.endpoint import Endpoint
+from upo.judges.answer import Answer
+from upo.judges.chat import INSTRUCTION, combined, fill, of_answers, read_answer, read_instruction
 from upo.judges.local import LocalChat
-
-
-class Server:
-    """An OpenAI-compatible endpoint; `answer` makes text or an HTTP state out of a question."""
-
-    def __init__(self, answer: Callable[[str], str | int]):
-        self.requests: list[dict] = []
-        self.keys: list[str | None] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append(body)
-                outer.keys.append(self.headers.get("Authorization"))
-                said = answer(body["messages"][0]["content"]) if self.path == "/v1/chat/completions" else 404
-                self.send_response(said if isinstance(said, int) else 200)
-                self.end_headers()
-                reply = {"choices": [{"message": {"content": said}}]} if isinstance(said, str) else {"error": "no"}
-                self.wfile.write(json.dumps(reply).encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(answer: Callable[[str], str | int]) -> Server:
+    def start(answer: Callable[[str], Reply]) -> Server:
         servers.append(Server(answer))
         return servers[-1]
 
     yield start
     for server in servers:
-        server.server.shutdown()
-        server.server.server_close()
+        server.stop()
 
 
 def shown(question: str) -> tuple[str, str]:
@@ -74,7 +44,8 @@ def test_the_better_response_wins_in_either_order(serve) -> None:
     server = serve(likes_longer)
     judge = ChatJudge("fake", server.url)
     found = judge(["q"] * 4, ["long one", "x", "ab", "same"], ["short", "longer", "cd", "same"])
-    assert found == [Verdict(1.0), Verdict(0.0), Verdict(0.5), Verdict(0.5)]
+    middle = {"first_place": 0.5}
+    assert found == [Verdict(1.0, **middle), Verdict(0.0, **middle), Verdict(0.5, **middle), Verdict(0.5)]
     assert len(server.requests) == 6, "both orders of three pairs; equal texts are not asked"
     pairs = [shown(r["messages"][0]["content"]) for r in server.requests]
     assert {(b, a) for a, b in pairs} == set(pairs)
@@ -83,13 +54,15 @@ def test_the_better_response_wins_in_either_order(serve) -> None:
 
 def test_a_judge_of_places_gives_ties_that_are_counted(serve) -> None:
     found = ChatJudge("fake", serve(lambda _: "A").url)(["q", "q"], ["a", "b"], ["c", "d"])
-    assert found == [Verdict(0.5, flipped=True)] * 2
+    assert found == [Verdict(0.5, flipped=True, first_place=1.0)] * 2
+    found = ChatJudge("fake", serve(lambda _: "B").url)(["q"], ["a"], ["c"])
+    assert found == [Verdict(0.5, flipped=True, first_place=0.0)]
 
 
 def test_what_is_no_verdict_has_no_outcome(serve) -> None:
     server = serve(lambda q: "Response A is better." if "odd" in q else "A" if shown(q)[0] == "good" else "B")
     found = ChatJudge("fake", server.url)(["odd", "even"], ["good"] * 2, ["bad"] * 2)
-    assert found == [Verdict(None), Verdict(1.0)]
+    assert found == [Verdict(None), Verdict(1.0, first_place=0.5)]
 
 
 @pytest.mark.parametrize(
@@ -102,41 +75,23 @@ def test_answers_are_read_strictly(text: str, value: float | None) -> None:
 
 
 def test_two_answers_make_a_verdict() -> None:
-    assert combined(1.0, 0.0) == Verdict(1.0)
-    assert combined(1.0, 0.5) == Verdict(0.75, flipped=True)
-    assert combined(0.5, 0.5) == Verdict(0.5)
+    assert combined(1.0, 0.0) == Verdict(1.0, first_place=0.5)
+    assert combined(1.0, 0.5) == Verdict(0.75, flipped=True, first_place=0.75)
+    assert combined(0.5, 0.5) == Verdict(0.5, first_place=0.5)
     assert combined(None, 0.0) == combined(1.0, None) == Verdict(None)
+
+
+def test_without_both_answers_there_is_a_reason() -> None:
+    refused, lost = Answer(missing="too long"), Answer(missing="cut", again=True)
+    assert of_answers(Answer("A"), refused) == of_answers(refused, lost) == of_answers(lost, refused)
+    assert of_answers(Answer("A"), refused) == Verdict(None, unjudged="too long")
+    assert of_answers(lost, Answer("B")) == Verdict(None, unjudged="cut", again=True)
+    assert of_answers(Answer("A"), Answer("B")) == Verdict(1.0, first_place=0.5)
 
 
 def test_braces_in_texts_mean_nothing() -> None:
     text = fill("{prompt}|{first}|{second}", "{first} {0}", "{second} \\1", "{prompt}")
     assert text == "{first} {0}|{second} \\1|{prompt}"
-
-
-def test_a_busy_endpoint_is_asked_again(serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = [503, 429]
-    server = serve(lambda _: states.pop() if states else "A")
-    monkeypatch.setenv("MY_KEY", "secret")
-    ask = Endpoint(server.url, "m", max_tokens=5, parallel=1, key="MY_KEY", timeout=5, retries=2, pause=0.01)
-    assert ask(["one", "two"]) == ["A", "A"]
-    assert len(server.requests) == 4 and set(server.keys) == {"Bearer secret"}
-    assert "secret" not in ChatJudge("m", server.url, key="MY_KEY").fingerprint()
-
-
-@pytest.mark.parametrize("state, words", [(401, "set NO_KEY"), (404, "refuses the request"), (500, "after 2 requests")])
-def test_an_endpoint_that_refuses_gives_one_sentence(state: int, words: str, serve) -> None:
-    server = serve(lambda _: state)
-    ask = Endpoint(server.url, "m", max_tokens=5, parallel=1, key="NO_KEY", timeout=5, retries=1, pause=0.01)
-    with pytest.raises(UserError, match=words):
-        ask(["q"])
-
-
-def test_an_endpoint_that_is_not_there() -> None:
-    ask = Endpoint("http://127.0.0.1:9", "m", max_tokens=5, parallel=2, key="K", timeout=1, retries=1, pause=0.01)
-    with pytest.raises(UserError, match="no answer after 2 requests"):
-        ask(["q", "r"])
-    with pytest.raises(UserError, match="no web address"):
-        Endpoint("localhost:8000", "m", max_tokens=5, parallel=2, key="K", timeout=1, retries=1)
 
 
 def test_the_instruction_ships_and_another_one_must_be_whole(tmp_path: Path) -> None:
@@ -164,7 +119,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_local_model_answers_greedily_and_long_questions_stay_open(chat_model: str) -> None:
     ask = LocalChat(chat_model, max_tokens=8, batch_size=2)
     questions = ["Is it A?", "word " * 40, "Or rather B, the other one?"]
-    answers = ask(questions)
+    answers = [answer.text for _, answer in ask(questions)]
     assert answers[1] == ""
     for i in (0, 2):
         ids = ask.tokenizer(f"<user>{questions[i]}<assistant>", add_special_tokens=False).input_ids
@@ -180,6 +135,6 @@ def test_a_local_judge_asks_both_orders(chat_model: str, tmp_path: Path, monkeyp
     judge = ChatJudge(chat_model, instruction=own, max_tokens=4)
     assert judge(["q"], ["a"], ["b"]) == [Verdict(None)], "random weights say nothing that can be read"
     asked: list[str] = []
-    monkeypatch.setattr(LocalChat, "__call__", lambda self, questions: asked.extend(questions) or ["A", "B"])
-    assert judge(["q"], ["a"], ["b"]) == [Verdict(1.0)]
+    monkeypatch.setattr(LocalChat, "_ask", lambda self, questions: asked.extend(questions) or ["A", "B"])
+    assert judge(["q"], ["a"], ["b"]) == [Verdict(1.0, first_place=0.5)]
     assert asked == ["q:a/b?", "q:b/a?"]

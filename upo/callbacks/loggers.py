@@ -1,22 +1,19 @@
-"""What loggers get besides metrics: one W&B run for one run folder, evaluation figures, samples, artifacts.
+"""What loggers get besides metrics: evaluation figures, samples, artifacts.
 
 Loggers are named by class path under `trainer.logger`; all of them get the resolved configuration and every metric.
 """
 
 import json
-import netrc
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
+from upo.callbacks.logger_runs import prepare
 from upo.callbacks.metrics_csv import MetricsCSV
+from upo.callbacks.spared import lost, spared
 from upo.errors import UserError
 from upo.runtime.class_paths import TRUST
 from upo.runtime.markdown import cell
@@ -33,37 +30,6 @@ REPORT = ("*.yaml", "*.json", "*.jsonl", "*.csv", "*.png", "*.html", "*.md")
 """Files of a run folder that make its report."""
 
 
-def prepare(logger: Logger, folder: Path) -> None:
-    """Gives a W&B logger the run that belongs to the folder: the same before and after a resume, named like it.
-
-    It is offline where neither the environment nor `wandb login` has left a key.
-    """
-    if not isinstance(logger, WandbLogger):
-        return
-    offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or _logged_in_to_wandb())
-    if offline:  # also with `log_model`: files wait beside the run until it is synchronised
-        logger._offline = True
-        logger._wandb_init["mode"] = "offline"
-    else:
-        logger._wandb_init["resume"] = logger._wandb_init.get("resume") or "allow"
-    file = RunPaths(folder).wandb_id
-    if rank_zero_only.rank == 0 and not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(logger._id or uuid.uuid4().hex[:8])
-    if file.exists():
-        logger._id = logger._wandb_init["id"] = file.read_text()
-    logger._wandb_init["name"] = logger._wandb_init.get("name") or folder.resolve().name
-
-
-def _logged_in_to_wandb() -> bool:
-    """Whether `wandb login` has left a key, for the public server or one's own."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 def log_evaluation(
     loggers: Sequence[Logger], figures: Mapping[str, float], folder: Path, step: int | None = None
 ) -> None:
@@ -78,20 +44,31 @@ def log_evaluation(
     rows = read_samples(run.samples, SAMPLES)
     columns = list(rows[0]) if rows else []
     for logger in loggers:
-        if isinstance(logger, MetricsCSV):
-            continue  # evaluation.json and summary.json stand beside it
-        logger.log_metrics(dict(figures), step)
-        if rows and isinstance(logger, WandbLogger):
-            logger.log_table("evaluation/samples", columns, [[row[c] for c in columns] for row in rows], step=step)
-            if run.report_html.is_file():
-                import wandb
+        if lost(logger) is None and not isinstance(logger, MetricsCSV):  # evaluation.json and summary.json stand beside
+            with spared(logger):
+                _log_evaluation(logger, figures, columns, rows, run, step)
 
-                picture = wandb.Image(str(run.evaluation_picture))
-                page = wandb.Html(run.report_html.read_text(), inject=False)
-                logger.experiment.log({"evaluation/report": page, "evaluation/picture": picture})
-        elif rows and isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("evaluation/samples", markdown(columns, rows), step)
-        logger.save()
+
+def _log_evaluation(
+    logger: Logger,
+    figures: Mapping[str, float],
+    columns: list[str],
+    rows: list[dict[str, str]],
+    run: RunPaths,
+    step: int | None,
+) -> None:
+    logger.log_metrics(dict(figures), step)
+    if rows and isinstance(logger, WandbLogger):
+        logger.log_table("evaluation/samples", columns, [[row[c] for c in columns] for row in rows], step=step)
+        if run.report_html.is_file():
+            import wandb
+
+            picture = wandb.Image(str(run.evaluation_picture))
+            page = wandb.Html(run.report_html.read_text(), inject=False)
+            logger.experiment.log({"evaluation/report": page, "evaluation/picture": picture})
+    elif rows and isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text("evaluation/samples", markdown(columns, rows), step)
+    logger.save()
 
 
 def read_samples(file: Path, number: int) -> list[dict[str, str]]:
@@ -112,11 +89,14 @@ def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([line(columns), line(["---"] * len(columns)), *(line([row[c] for c in columns]) for row in rows)])
 
 
-def close(loggers: Sequence[Logger], folder: Path) -> None:
+def close(loggers: Sequence[Logger], folder: Path, failed: bool = False) -> None:
     """Ends W&B runs, so that the next run of this process starts its own; with `log_model` the report goes along.
 
     All that they logged is on the disk then. W&B's `finish` alone leaves up to 32 KiB, the report among them, with a
     service process, which writes them a moment later if it still lives.
+
+    Args:
+        failed: the run has not come to its end and has no report.
     """
     ours = [logger for logger in loggers if isinstance(logger, WandbLogger) and logger._experiment is not None]
     if not ours:
@@ -124,13 +104,32 @@ def close(loggers: Sequence[Logger], folder: Path) -> None:
     import wandb
 
     for logger in ours:
-        if logger._log_model:
-            report = wandb.Artifact(f"report-{logger.experiment.id}", type="report")
-            for file in sorted(file for pattern in REPORT for file in folder.glob(pattern)):
-                report.add_file(str(file), name=file.name)
-            logger.experiment.log_artifact(report)
-        logger.experiment.finish()
+        with spared(logger):
+            if logger._log_model and not failed:
+                report = wandb.Artifact(f"report-{logger.experiment.id}", type="report")
+                for file in sorted(file for pattern in REPORT for file in folder.glob(pattern)):
+                    report.add_file(str(file), name=file.name)
+                logger.experiment.log_artifact(report)
+            logger.experiment.finish(exit_code=int(failed))
     wandb.teardown()
+
+
+@contextmanager
+def closed_early(loggers: Sequence[Logger], folder: Path) -> Iterator[None]:
+    """Where training ends by a signal or an error, W&B has its last step, too."""
+    try:
+        yield
+    except BaseException:
+        close(loggers, folder, failed=True)
+        raise
+
+
+def losses(loggers: Sequence[Logger]) -> dict[str, float]:
+    """What summary.json says of loggers that failed: how many; nothing where none did. Each is named in a line."""
+    reasons = [reason for logger in loggers if (reason := lost(logger)) is not None]
+    for reason in reasons:
+        print(reason)
+    return {"lost_loggers": float(len(reasons))} if reasons else {}
 
 
 @contextmanager
@@ -155,7 +154,7 @@ def same_run(folder: Path, trust: bool) -> Iterator[list[Logger]]:
         raise UserError(f"{RunPaths(folder).config} sets the W&B logger's {other[0]}; {TRUST}, or name another --out")
     options["log_model"] = False
     logger = WandbLogger(**options)
-    prepare(logger, folder)
+    prepare([logger], folder)
     try:
         yield [logger]
     finally:

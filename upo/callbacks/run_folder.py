@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import SaveConfigCallback
 
 from upo.callbacks.curves import draw_curves
+from upo.callbacks.logger_runs import log_configuration, remember
 from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.progress import check_length, nothing_left, stand_at
 from upo.errors import UserError
@@ -50,8 +51,8 @@ class RunFolder(SaveConfigCallback):
         report = data.report
         write_json(run.data_report, report.to_dict())
         wide_console().print(report.table())
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self.plain_config)
+        log_configuration(trainer.loggers, self.plain_config)
+        remember(trainer.loggers, run.folder)
 
     def _check_data(self, checkpoint: Path, fingerprint: str) -> None:
         """Refuses to go on with other training data, unless that is allowed."""

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import upo.methods
 import upo.rewards  # noqa: F401  both make short class names known
-from upo.callbacks import loggers
+from upo.callbacks import logger_runs, loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO
 from upo.callbacks.checkpoints import Checkpoints
 from upo.callbacks.graceful_stop import GracefulStop, Signals
@@ -28,6 +28,7 @@ from upo.callbacks.random_state import RandomState
 from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import RunFolder, first_day, summarize
 from upo.callbacks.seen import Seen
+from upo.callbacks.spared import spare
 from upo.callbacks.throughput import Throughput
 from upo.cli.changes import check_changes
 from upo.cli.launch import bound_waiting, check_launch
@@ -36,10 +37,11 @@ from upo.cli.resume import prepare_folder, run_alone, short_restore
 from upo.cli.stages import as_configs, beside, config_files, content_of, refuse_circles, run_earlier_stages
 from upo.data.module import PreferenceData
 from upo.errors import UserError, causes, root_cause, short_errors
+from upo.evaluation.benchmarks import Harness
 from upo.evaluation.evaluation import Evaluation
 from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
-from upo.models.checkpoint_files import settings_in
+from upo.models.checkpoint_files import settings_in, step_of
 from upo.ops.memory import keep_memory
 from upo.parallel.sharding import is_sharded
 from upo.runtime.moved import no_such_file
@@ -172,6 +174,9 @@ class CLI(LightningCLI):
             file = Path(self.checkpoint)
             if said := check_changes(file, settings_in(file), now, self.config.allow_changes):
                 rank_zero_only(print)(said)
+        if (asked := self.config.evaluation) is not None:  # before earlier stages train, too
+            Evaluation(tasks=asked.tasks, harness=Harness(**vars(asked.harness)), backend=asked.backend).check()
+        logger_runs.set_store(self.config.trainer)
         self.signals.folder = self.folder
         self.held.enter_context(self.signals.handled())
         run_earlier_stages([beside(path, self.files) for path in self.config.after])
@@ -188,8 +193,9 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any):
         trainer, given = self.config_init.trainer, self.config_init.trainer.logger
         given = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+        logger_runs.prepare(given, self.folder, step_of(Path(self.checkpoint)) if self.checkpoint else None)
         for logger in given:
-            loggers.prepare(logger, self.folder)
+            spare(logger)
         every = [MetricsCSV(str(self.folder)), *given]
         callbacks = [*(trainer.callbacks or []), Throughput(), Seen(), ProgressLines(), RandomState()]
         callbacks += [GracefulStop(self.signals)]
@@ -209,12 +215,11 @@ class CLI(LightningCLI):
 
     def fit(self) -> None:
         """Trains, evaluates, and closes the run folder with summary.json."""
-        if self.config_init.evaluation is not None:
-            self.config_init.evaluation.check()
         resumed = [RunPaths.of_checkpoint(Path(self.checkpoint))] if self.checkpoint else []
         self.datamodule.first_day = first_day(*resumed, RunPaths(self.folder))
         short_restore(self.trainer, self.checkpoint)
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
+        with loggers.closed_early(self.trainer.loggers, self.folder):
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
         values = last_validation(self.trainer, self.datamodule, RunPaths(self.folder).metrics)
         if self.trainer.is_global_zero:
             run = TrainedRun(self.model, self.datamodule, self.folder)
@@ -228,7 +233,7 @@ class CLI(LightningCLI):
                 figures = self.config_init.evaluation.run(method, data, self.folder)
                 loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
                 values |= figures
-            summarize(self.folder, values)
+            summarize(self.folder, values | loggers.losses(self.trainer.loggers))
             loggers.close(self.trainer.loggers, self.folder)
             print(f"results: {self.folder}")
 

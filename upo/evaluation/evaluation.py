@@ -1,6 +1,5 @@
 """What is measured after training, in which order, and what is written."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -11,7 +10,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from upo.data.rewards import Reward
 from upo.errors import UserError
-from upo.evaluation.benchmarks import check_harness
+from upo.evaluation.benchmarks import Harness
 from upo.judges.base import Judge
 from upo.rollout.vllm import Backend, check_vllm
 
@@ -57,6 +56,8 @@ class Evaluation:
     or the policy's response (the paper does not say)."""
     tasks: list[str] | None = None
     """Benchmarks of lm-evaluation-harness by name, e.g. [hellaswag]; it has to be installed."""
+    harness: Harness = field(default_factory=Harness)
+    """How they are run."""
     max_new_tokens: PositiveInt = 128
     """Largest number of tokens of a generated response, with the token that ends it."""
     temperature: NonNegativeFloat = 1.0
@@ -75,10 +76,10 @@ class Evaluation:
     """Random seed of the sampling and of the choice of prompts."""
 
     def check(self) -> None:
-        """Raises a `UserError` where a package is missing that these settings ask for."""
+        """Raises a `UserError` where a package is missing that these settings ask for, or a task cannot be made."""
         check_vllm(self.backend)
         if self.tasks:
-            check_harness()
+            self.harness.check(self.tasks)
 
     def run(
         self,
@@ -98,11 +99,12 @@ class Evaluation:
         from upo.data.codec import TextCodec
         from upo.evaluation import held_out_pairs, measure
         from upo.evaluation.benchmarks import benchmark
-        from upo.evaluation.report import write_report
+        from upo.evaluation.judging import by_judge
+        from upo.evaluation.outcome import Outcome
         from upo.evaluation.safety_figures import category_values, violation_figures
         from upo.evaluation.systems import PARTIAL, comparison_model, opponent_texts
         from upo.evaluation.tables import print_evaluation
-        from upo.evaluation.win_rates import by_judge, by_reward, win_figures
+        from upo.evaluation.win_rates import by_reward, win_figures
 
         self.check()
         rewards = data.rewards | (self.rewards or {})
@@ -130,13 +132,14 @@ class Evaluation:
             policy, reference, opponent, asked, data, codec.encoder, folder, rewards | judging
         )
         with _evaluating(policy):
-            benchmarks = benchmark(policy, self.tasks, self.seed) if self.tasks else {}
+            benchmarks = benchmark(policy, self.tasks, self.harness, self.seed) if self.tasks else {}
         measure.objective(values, weights)
         category_values(asked, texts, rewards, values)
+        remarks: list[str] = []
         if isinstance(self.judge, Reward):
             by_reward(values)
         elif self.judge is not None:
-            by_judge(self.judge, asked, texts, values, folder / PARTIAL)
+            remarks = by_judge(self.judge, asked, texts, values, folder / PARTIAL)
         unsafe = {"percents": self.unsafe_percent, "eps": self.unsafe_eps, "rank": self.unsafe_rank}
         figures = (
             measure.text_figures(values, texts)
@@ -146,10 +149,11 @@ class Evaluation:
             | figures
             | benchmarks
         )
-        self._write(folder, figures, asked, texts, values, of_pairs, pairs)
-        write_report(folder, figures, asked, texts, values, of_pairs, self.settings())
+        Outcome(figures, asked, texts, values, of_pairs, pairs, remarks).write(folder, self.settings())
         (folder / PARTIAL).unlink(missing_ok=True)
         print_evaluation(figures, asked, texts, self.samples)
+        for remark in remarks:
+            print(remark)
         return figures
 
     def settings(self) -> dict[str, Any]:
@@ -157,6 +161,7 @@ class Evaluation:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["judge"] = None if self.judge is None else self.judge.fingerprint()
         plain["rewards"] = {name: reward.fingerprint() for name, reward in (self.rewards or {}).items()}
+        plain["harness"] = self.harness.settings()
         return plain | {"against": None if self.against is None else str(self.against)}
 
     def _sampling(self) -> dict[str, Any]:
@@ -202,35 +207,6 @@ class Evaluation:
             for own, x in zip(values["policy"], column, strict=True):
                 own[name] = x
         return {name: w.texts for name, w in systems.items()}, values
-
-    def _write(
-        self,
-        folder: Path,
-        figures: dict[str, float],
-        asked: "Sequence[Example]",
-        texts: dict[str, list[str]],
-        values: dict[str, list[dict[str, float]]],
-        of_pairs: dict[str, list[float]],
-        pairs: Sequence[Any],
-    ) -> None:
-        from upo.data.example import prompt_key
-        from upo.runtime.atomic_files import write_json
-        from upo.runtime.run_folder import RunPaths
-
-        folder.mkdir(parents=True, exist_ok=True)
-        keys = [prompt_key(example.prompt) for example in asked]
-        content = {
-            "settings": self.settings(),
-            "metrics": figures,
-            "prompts": [{"prompt": k, **{name: v[i] for name, v in values.items()}} for i, k in enumerate(keys)],
-            "pairs": [
-                {"prompt": prompt_key(unit.example.prompt), **{name: x[i] for name, x in of_pairs.items()}}
-                for i, unit in enumerate(pairs)
-            ],
-        }
-        write_json(RunPaths(folder).evaluation, content)
-        lines = [{"prompt": k, **{name: t[i] for name, t in texts.items()}} for i, k in enumerate(keys)]
-        RunPaths(folder).samples.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ sends texts and a key to an address.
 """
 
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def check_foreign(config: Namespace, file: Path) -> None:
             raise UserError(
                 f"{file}: {place} sends texts, and the key in ${given.get('key')}, to {given['endpoint']}; {TRUST}"
             )
+    _check_benchmarks(config.evaluation, file)
     for source in config.data.sources:
         name = source["name"] if isinstance(source, dict | Namespace) else source.name
         if "." in name:
@@ -44,6 +46,14 @@ def _check_tokenizer(place: str, policy: Any, file: Path) -> None:
     name = str(policy.get("tokenizer") or policy.get("path"))
     if "." in name and "/" not in name and not Path(name).exists():
         _check_function(f"{place}.tokenizer", name, file)
+
+
+def _check_benchmarks(evaluation: Any, file: Path) -> None:
+    """A task's YAML may name code; those that come with the harness have a plain name."""
+    files = [x for x in evaluation.tasks or [] if not re.fullmatch(r"[\w-]+", x)]
+    folders = [x for x in (evaluation.harness.include_path,) if x is not None]
+    if named := files + folders:
+        raise UserError(f"{file}: evaluation names benchmarks in {named[0]}, which may be code; {TRUST}")
 
 
 def _check_function(place: str, path: str, file: Path) -> None:

@@ -45,6 +45,7 @@ def write_report(
     values: Mapping[str, list[dict[str, float]]],
     of_pairs: Mapping[str, list[float]],
     settings: Mapping[str, Any],
+    remarks: Sequence[str] = (),
 ) -> None:
     """Writes report.md, report.html (one file, picture included), evaluation.png and alpaca_eval.json.
 
@@ -53,11 +54,13 @@ def write_report(
         values: by system and prompt, what was measured.
         of_pairs: by name, what was measured on held-out pairs.
         settings: of the evaluation.
+        remarks: what a reader of the figures has to know, in sentences.
     """
     run, title = RunPaths(folder), f"Evaluation of {folder.resolve().name}"
     write_json(run.alpaca_eval, alpaca_eval(asked, texts["policy"], folder.resolve().name))
     draw_evaluation(run.evaluation_picture, figures, values, of_pairs)
-    tables = [*differences(values), *tables_of(figures, asked, texts, settings)]
+    said = [Table("Remarks", [["what to know of these figures"], *([remark] for remark in remarks)])] if remarks else []
+    tables = [*said, *differences(values), *tables_of(figures, asked, texts, settings)]
     run.report_markdown.write_text(markdown(title, tables))
     picture = base64.b64encode(run.evaluation_picture.read_bytes()).decode()
     run.report_html.write_text(as_html(title, tables, picture))

@@ -1,6 +1,9 @@
 """Questions to a Hugging Face chat model on this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from upo.judges.answer import Answer
+from upo.judges.base import CHUNK
 
 
 class LocalChat:
@@ -22,7 +25,12 @@ class LocalChat:
         self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         self.max_tokens, self.batch_size = max_tokens, batch_size
 
-    def __call__(self, questions: Sequence[str]) -> list[str]:
+    def __call__(self, questions: Sequence[str]) -> Iterator[tuple[int, Answer]]:
+        for start in range(0, len(questions), 2 * CHUNK):
+            texts = self._ask(questions[start : start + 2 * CHUNK])
+            yield from enumerate(map(Answer, texts), start)
+
+    def _ask(self, questions: Sequence[str]) -> list[str]:
         from upo.data.tokenize import Encoder
         from upo.models.model_config import context_of
         from upo.rollout.sampling import sample

@@ -59,6 +59,11 @@ class RunPaths:
         return self.folder / "wandb_id.txt"
 
     @property
+    def loggers(self) -> Path:
+        """Which runs of other loggers belong to it."""
+        return self.folder / "loggers.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the command that writes into the folder; it stays there, also when everything else is deleted."""
         return self.folder / ".lock"
