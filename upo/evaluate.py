@@ -76,7 +76,7 @@ def evaluate(
         method, data, evaluation = load_run(run, config, settings, checkpoint, trust)
         if here and not paths.config.is_file():
             raise UserError(f"{run} is no run folder; say with --out where the results go")
-        figures = evaluation.run(method, data, target)
+        figures = evaluation.run(method, data, target, paths.folder)
         if here:
             with same_run(paths.folder, trust) as loggers:
                 log_evaluation(loggers, figures, paths.folder)

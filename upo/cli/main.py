@@ -32,7 +32,7 @@ from upo.cli.changes import check_changes
 from upo.cli.launch import bound_waiting, check_launch
 from upo.cli.parser import ShortErrors
 from upo.cli.resume import prepare_folder, run_alone, short_restore
-from upo.cli.stages import as_configs, beside, config_files, content_of, refuse_circles, run_earlier_stages
+from upo.cli.stages import as_configs, beside, config_files, content_of, follow, refuse_circles, run_earlier_stages
 from upo.data.module import PreferenceData
 from upo.errors import UserError, causes, root_cause, short_errors
 from upo.evaluation.evaluation import Evaluation
@@ -76,6 +76,7 @@ class CLI(LightningCLI):
         """
         given = sys.argv[1:] if args is None else list(args)
         self.held, self.signals = held or ExitStack(), Signals(given)
+        self.names_folder = any(word.partition("=")[0] == "--trainer.default_root_dir" for word in given)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         for noise in QUIET:
@@ -132,7 +133,9 @@ class CLI(LightningCLI):
             type=list[str],
             default=[],
             help="YAMLs of earlier stages (an SFT run, say), relative to this YAML. Those without a finished run are "
-            "trained first; each leaves its model in <its run folder>/export, for model.policy.path",
+            "trained first; each leaves its model in <its run folder>/export, for model.policy.path. Where the command "
+            "line names --trainer.default_root_dir, a stage that has to be trained goes beside that folder, under the "
+            "name of its own, and paths to its model follow",
         )
         parser.add_argument(
             "--evaluation",
@@ -161,6 +164,9 @@ class CLI(LightningCLI):
         self.folder = Path(self.config.trainer.default_root_dir)
         for file in self.files:
             refuse_circles(Path(os.path.relpath(file)))
+        later = self.folder if self.names_folder else None
+        stages = [beside(path, self.files) for path in self.config.after]
+        self.config.model = follow(self.config.model, stages, later)
         asked = self.folder, self.config.ckpt_path, self.config.overwrite
         if not self.folder.is_dir():
             prepare_folder(*asked)  # what is wrong is said before a folder is made
@@ -173,7 +179,7 @@ class CLI(LightningCLI):
                 rank_zero_only(print)(said)
         self.signals.folder = self.folder
         self.held.enter_context(self.signals.handled())
-        run_earlier_stages([beside(path, self.files) for path in self.config.after])
+        run_earlier_stages(stages, later)
 
     def instantiate_classes(self) -> None:
         """What a constructor raises is told in a sentence with its place: a class of one's own, a missing package."""

@@ -1,6 +1,5 @@
 """What is measured after training, in which order, and what is written."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -85,12 +84,14 @@ class Evaluation:
         method: "Method",
         data: "PreferenceData",
         folder: Path,
+        run: Path | None = None,
     ) -> dict[str, float]:
         """Measures, prints, and writes evaluation.json (all figures, also by prompt), samples.jsonl and the report.
 
         Args:
             method: with weights; the reference, where it generates, is evaluated beside the policy.
             folder: where the files go; an evaluation that was interrupted there goes on where it was.
+            run: folder of the run, whose settings and curves the report shows; by default `folder`.
 
         Returns:
             All figures, flat name to number.
@@ -98,6 +99,7 @@ class Evaluation:
         from upo.data.codec import TextCodec
         from upo.evaluation import held_out_pairs, measure
         from upo.evaluation.benchmarks import benchmark
+        from upo.evaluation.files import write_results
         from upo.evaluation.report import write_report
         from upo.evaluation.safety_figures import category_values, violation_figures
         from upo.evaluation.systems import PARTIAL, comparison_model, opponent_texts
@@ -126,7 +128,7 @@ class Evaluation:
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)
         judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}
-        texts, values = self._written(
+        texts, values, read = self._written(
             policy, reference, opponent, asked, data, codec.encoder, folder, rewards | judging
         )
         with _evaluating(policy):
@@ -146,8 +148,8 @@ class Evaluation:
             | figures
             | benchmarks
         )
-        self._write(folder, figures, asked, texts, values, of_pairs, pairs)
-        write_report(folder, figures, asked, texts, values, of_pairs, self.settings())
+        write_results(folder, self.settings(), figures, asked, read, texts, values, of_pairs, pairs)
+        write_report(folder, figures, asked, texts, values, of_pairs, self.settings(), run)
         (folder / PARTIAL).unlink(missing_ok=True)
         print_evaluation(figures, asked, texts, self.samples)
         return figures
@@ -178,8 +180,9 @@ class Evaluation:
         encoder: Any,
         folder: Path,
         rewards: Mapping[str, Reward],
-    ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]]]:
-        """Texts and what is measured on them, by system (policy, reference, opponent, chosen) and prompt."""
+    ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]], list[str]]:
+        """Texts and what is measured on them, by system (policy, reference, opponent, chosen) and prompt, and prompts
+        as the policy reads them."""
         from upo.data.units import Unit
         from upo.evaluation.measure import fit_rewards, log_probs, measured, token_figures
         from upo.evaluation.systems import chosen_texts, of_samples, sampled
@@ -201,36 +204,8 @@ class Evaluation:
         for name, column in token_figures(logps).items():
             for own, x in zip(values["policy"], column, strict=True):
                 own[name] = x
-        return {name: w.texts for name, w in systems.items()}, values
-
-    def _write(
-        self,
-        folder: Path,
-        figures: dict[str, float],
-        asked: "Sequence[Example]",
-        texts: dict[str, list[str]],
-        values: dict[str, list[dict[str, float]]],
-        of_pairs: dict[str, list[float]],
-        pairs: Sequence[Any],
-    ) -> None:
-        from upo.data.example import prompt_key
-        from upo.runtime.atomic_files import write_json
-        from upo.runtime.run_folder import RunPaths
-
-        folder.mkdir(parents=True, exist_ok=True)
-        keys = [prompt_key(example.prompt) for example in asked]
-        content = {
-            "settings": self.settings(),
-            "metrics": figures,
-            "prompts": [{"prompt": k, **{name: v[i] for name, v in values.items()}} for i, k in enumerate(keys)],
-            "pairs": [
-                {"prompt": prompt_key(unit.example.prompt), **{name: x[i] for name, x in of_pairs.items()}}
-                for i, unit in enumerate(pairs)
-            ],
-        }
-        write_json(RunPaths(folder).evaluation, content)
-        lines = [{"prompt": k, **{name: t[i] for name, t in texts.items()}} for i, k in enumerate(keys)]
-        RunPaths(folder).samples.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+        read = [policy.tokenizer.decode(s.prompt_ids, clean_up_tokenization_spaces=False) for s in drawn["policy"]]
+        return {name: w.texts for name, w in systems.items()}, values, read
 
 
 @contextmanager

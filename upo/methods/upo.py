@@ -140,6 +140,10 @@ class AuxiliaryRewards(Method):
     def warming_up(self) -> bool:
         return self.global_step < self.value_warmup_steps
 
+    @property
+    def turning_points(self) -> dict[int, str]:
+        return super().turning_points | ({self.value_warmup_steps: "warm-up ends"} if self.value_warmup_steps else {})
+
     def heads(self) -> dict[str, SideHead]:
         def make() -> nn.Module:
             shape = (self.policy.hidden_size, self.value_dropout)
