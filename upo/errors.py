@@ -23,8 +23,10 @@ class RunFailed(UserError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that a mistyped word most likely meant."""
-    return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)
+    """The known name that a mistyped word most likely meant; of other case alone before others."""
+    known = sorted(known)
+    same = (name for name in known if name.lower() == word.lower())
+    return next(same, None) or next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

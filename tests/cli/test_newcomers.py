@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,11 @@ SHAPE = {
 WORLD = "upo.data.sources.world.tokenizer"
 
 
+FROM = {"folder": "no_tokenizer", "empty": "empty", "file": "notes.md", "adapter": "adapter"}
+FROM |= {"checkpoint": "run/checkpoints/last.ckpt"}
+"""What newcomers take for a model."""
+
+
 def config(folder: str, method: str = "DPO", **policy: object) -> dict:
     """A run of two steps."""
     own = {"config": SHAPE, "tokenizer": WORLD} | policy
@@ -33,7 +39,7 @@ def config(folder: str, method: str = "DPO", **policy: object) -> dict:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs, the export of one, and what lies about in a working directory."""
+    """A run, its export, and what lies about in a working directory."""
     folder = tmp_path_factory.mktemp("newcomer")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -43,13 +49,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("sft.yaml").write_text(yaml.safe_dump(config("run", "SFT")))
         fit(["sft.yaml"])
         import_module("upo.export").main(["run", "model"])
-        below = {"path": "model", "config": None, "tokenizer": None}
-        Path("other.yaml").write_text(yaml.safe_dump(config("other", "SFT", adapter={"r": 2, "alpha": 4}, **below)))
-        fit(["other.yaml"])
-        import_module("upo.export").main(["other", "adapter"])
-        wide = {**SHAPE, "hidden_size": 32}
-        Path("wide.yaml").write_text(yaml.safe_dump(config("wide", "SFT", config=wide)))
-        fit(["wide.yaml"])
         Path("empty.jsonl").touch()
         Path("pairs.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
         Path("columns.jsonl").write_text(json.dumps({"a": 1, "b": 2}) + "\n")
@@ -62,12 +61,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for file in Path("model").iterdir():
             if "token" not in file.name and "chat" not in file.name:
                 (Path("no_tokenizer") / file.name).write_bytes(file.read_bytes())
-        Path("from_folder.yaml").write_text(
-            yaml.safe_dump(config("new", path="no_tokenizer", config=None, tokenizer=None))
-        )
+        for name, path in FROM.items():
+            start = config("new", path=path, config=None, tokenizer=None)
+            Path(f"from_{name}.yaml").write_text(yaml.safe_dump(start))
         Path("empty_study.yaml").write_text("folder: study\nruns: []\n")
         Path("lost_base.yaml").write_text("folder: study\nruns: [{name: a, config: nowhere.yaml}]\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def further(made: Path) -> None:
+    """A run with an adapter, its export, and a run of a wider model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made)
+        below = {"path": "model", "config": None, "tokenizer": None}
+        Path("other.yaml").write_text(yaml.safe_dump(config("other", "SFT", adapter={"r": 2, "alpha": 4}, **below)))
+        fit(["other.yaml"])
+        import_module("upo.export").main(["other", "adapter"])
+        wide = {**SHAPE, "hidden_size": 32}
+        Path("wide.yaml").write_text(yaml.safe_dump(config("wide", "SFT", config=wide)))
+        fit(["wide.yaml"])
 
 
 @pytest.fixture
@@ -75,10 +88,16 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(made)
     monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    before = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
+    before = contents(made)
     yield
-    after = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
-    assert before == {path: at for path, at in after.items() if path in before}, "a mistake costs no file"
+    shutil.rmtree("new", ignore_errors=True)
+    after = contents(made)
+    assert before == {path: text for path, text in after.items() if path in before}, "a mistake costs no file"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files but the locks, which name their last holder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 QUICK = {
@@ -139,7 +158,6 @@ QUICK = {
     # ---- merge ---------------------------------------------------------------------------------------------------
     "merge run": "out",
     "merge run --out out": "two models",
-    "merge run wide --out out": "wide",
     "merge run nowhere --out out": "nowhere",
     "merge run model --out out --weights 0.5 0.6": "sum to 1",
     "merge run model --out out --weights 1": "--weights",
@@ -171,8 +189,8 @@ SLOW = {
     "fit own.yaml --model.loss_type ipo": "model.class_path",
     "fit own.yaml --model.policy.model_name_or_path gpt2": "policy.path",
     "fit own.yaml --model.optimizer adamw_torch": "AdamW",
-    "fit own.yaml --trainer.max_step 5": "did you mean `max_steps`?",
-    "fit own.yaml --trainer.devices many": "many",
+    "fit own.yaml --trainer.maxsteps 5": "did you mean `max_steps`?",
+    "fit own.yaml --trainer.devices many": "trainer: `devices`",
     "fit own.yaml --trainer.accelerator gpu": "trainer: ",
     "fit own.yaml --trainer.precision fp17": "precision",
     "fit own.yaml --trainer.strategy dpd": "dpd",
@@ -211,20 +229,21 @@ SLOW = {
     "fit own.yaml --data.rewards.polite Politeness": "Politeness",
     # ---- models --------------------------------------------------------------------------------------------------
     "fit from_folder.yaml": "no_tokenizer",
-    "fit own.yaml --model.policy.config null --model.policy.path empty": "empty",
-    "fit own.yaml --model.policy.config null --model.policy.path notes.md": "notes.md",
-    "fit own.yaml --model.policy.config null --model.policy.path run/checkpoints/last.ckpt": "last.ckpt",
-    "fit own.yaml --model.policy.config null --model.policy.path adapter": "is an adapter",
+    "fit from_empty.yaml": "empty",
+    "fit from_file.yaml": "notes.md",
+    "fit from_checkpoint.yaml": "last.ckpt",
+    "fit from_adapter.yaml": "is an adapter",
     "fit own.yaml --model.policy.config.hidden_size 32 --model.policy.adapter.path adapter": "adapter",
     "fit own.yaml --model.reference.path nowhere": "nowhere",
     # ---- evaluation, comparison ----------------------------------------------------------------------------------
-    "evaluate run --against nowhere --prompts 2": "nowhere",
-    "evaluate run --out own.yaml --prompts 2": "own.yaml",
-    "evaluate run --out own.yaml/x --prompts 2": "own.yaml",
+    "evaluate run --against nowhere --prompts 2 --max_new_tokens 8": "nowhere",
+    "evaluate run --out own.yaml --prompts 2 --max_new_tokens 8": "own.yaml",
+    "evaluate run --out own.yaml/x --prompts 2 --max_new_tokens 8": "own.yaml",
     "evaluate run --checkpoint best": "best",
-    "evaluate run --reference nowhere --prompts 2": "nowhere",
-    "evaluate run --config other.yaml --prompts 2": "other.yaml",
-    "evaluate run --objective.polite 1.0 --prompts 2": "polite",
+    "merge run wide --out out": "wide",
+    "evaluate run --reference nowhere --prompts 2 --max_new_tokens 8": "nowhere",
+    "evaluate run --config other.yaml --prompts 2 --max_new_tokens 8": "other.yaml",
+    "evaluate run --objective.polite 1.0 --prompts 2 --max_new_tokens 8": "polite",
 }  # fmt: skip
 """What a run says once its YAML has been parsed, and what needs models."""
 
@@ -242,7 +261,7 @@ def test_a_mistake_without_a_run(line: str, here: None, capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", SLOW)
-def test_a_mistake_with_a_run(line: str, here: None, capsys: pytest.CaptureFixture) -> None:
+def test_a_mistake_with_a_run(line: str, further: None, here: None, capsys: pytest.CaptureFixture) -> None:
     name, *args = shlex.split(line)
     assert SLOW[line] in refused(command(name), capsys, *args)
 
