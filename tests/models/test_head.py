@@ -141,7 +141,9 @@ def test_packed_is_padded_with_a_head_of_its_own_and_with_a_tied_one(kind, tied)
 
 def test_fields_that_a_config_does_not_have_are_refused():
     """transformers would keep them, and do nothing with them."""
-    with pytest.raises(UserError, match="llama has no `hiden_size`, which would do nothing; did you mean `hidden_size`"):
+    with pytest.raises(
+        UserError, match="llama has no `hiden_size`, which would do nothing; did you mean `hidden_size`"
+    ):
         policy("llama", hiden_size=64)
     with pytest.raises(UserError, match="llama has no `device_map`"):
         policy("llama", device_map="auto")

@@ -70,6 +70,7 @@ def shorten(message: str, parser: Any) -> list[str]:
     listed = next((i for i, line in enumerate(lines) if line.lstrip().startswith("- ")), 0)
     chosen = max(telling, key=lambda i: len(lines[i]) - len(lines[i].lstrip(" -")), default=listed)
     keys = [key for line in lines[: chosen + 1] for key in re.findall(r'Parser key "([\w.]+)"', line)]
+    keys += re.findall(r"^ *full_key: ([\w.\[\]]+)$", message, re.M)  # of an interpolation
     sentence = re.sub(r'^[ -]*(Parser key "[\w.]+":)?\s*', "", lines[chosen])
     sentence = sentence.replace("Expected a dot import path string:", "unknown class")
     if sentence.endswith(":") and chosen + 1 < len(lines):  # "Problem with given class_path 'x':", and the cause

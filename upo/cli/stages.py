@@ -60,18 +60,19 @@ def content_of(config: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{config} should hold keys such as `model:` and `data:`")
     for place, spec in _specs(content, ""):
-        if not isinstance(spec["class_path"], str):
-            raise UserError(f"{config}: {place}.class_path is {str(spec['class_path'])[:40]}; it names a class")
+        if not isinstance(named := spec.get("class_path", ""), str):
+            raise UserError(f"{config}: {place}.class_path is {str(named)[:40]}; it names a class")
         if other := sorted(map(str, spec.keys() - BESIDE)):
             near = nearest(other[0], BESIDE)
             hint = f"did you mean `{near}`?" if near else f"put `{other[0]}` under {place}.init_args"
-            raise UserError(f"{config}: {place}.{other[0]} stands beside class_path, where init_args belongs; {hint}")
+            there = " and ".join(sorted(spec.keys() & BESIDE))
+            raise UserError(f"{config}: {place}.{other[0]} stands beside {there}, where it does not belong; {hint}")
     return content
 
 
 def _specs(value: Any, place: str) -> Iterator[tuple[str, dict[Any, Any]]]:
     """All mappings of a config that name a class, and where they stand."""
-    if isinstance(value, dict) and "class_path" in value:
+    if isinstance(value, dict) and value.keys() & BESIDE:
         yield place, value
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from _specs(inner, f"{place}.{key}".removeprefix(".").replace(".init_args", ""))
