@@ -23,8 +23,10 @@ class RunFailed(UserError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that a mistyped word most likely meant."""
-    return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)
+    """The known name that a mistyped word most likely meant; of other case alone before others."""
+    known = sorted(known)
+    same = (name for name in known if name.lower() == word.lower())
+    return next(same, None) or next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -37,7 +39,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def short_errors(stopped: str | None = None) -> Iterator[None]:
-    """Around a command: a `UserError`, wrapped or not, a full disk, or Ctrl-C end it with a sentence and an exit code.
+    """Around a command: a `UserError`, wrapped or not, a full disk, a file or folder that cannot be read or made, or
+    Ctrl-C end it with a sentence and an exit code.
 
     Args:
         stopped: what to add after Ctrl-C, e.g. what is kept.
@@ -49,9 +52,13 @@ def short_errors(stopped: str | None = None) -> Iterator[None]:
         sys.exit(130)
     except Exception as error:
         if (told := next((x for x in causes(error) if isinstance(x, UserError)), None)) is None:
-            if (full := full_disk(error)) is None:
+            if (full := full_disk(error)) is not None:
+                text = f"no room is left to write {full.filename or 'a file'} ({full.strerror}); make room first"
+            elif (place := unusable(error)) is not None:
+                text = f"{place.filename} cannot be read or written ({place.strerror}); name another file or folder"
+            else:
                 raise
-            told = UserError(f"no room is left to write {full.filename or 'a file'} ({full.strerror}); make room first")
+            told = UserError(text)
         print(f"error: {told}", file=sys.stderr)
         sys.exit(told.code)
 
@@ -60,6 +67,19 @@ def full_disk(error: BaseException) -> OSError | None:
     """That error, or what led to it, which says that nothing more can be written."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the largest file that is allowed
     return next((x for x in causes(error) if isinstance(x, OSError) and x.errno in full), None)
+
+
+def unusable(error: BaseException) -> OSError | None:
+    """That error, if it says that a path cannot be used: not there, no folder, read-only, too long."""
+    paths = FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError
+    further = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+    if (
+        isinstance(error, OSError)
+        and error.filename is not None
+        and (isinstance(error, paths) or error.errno in further)
+    ):
+        return error
+    return None if error.__cause__ is None else unusable(error.__cause__)
 
 
 def root_cause(error: BaseException) -> str:

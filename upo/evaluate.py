@@ -71,12 +71,14 @@ def evaluate(
 
     paths = RunPaths.of_checkpoint(Path(run)) if run.endswith(".ckpt") else RunPaths(run)
     target = out or (paths.of_best if checkpoint == "best" else paths).folder
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; name a folder with --out")
     here = out is None and checkpoint == "last"  # beside what the run itself has written
     with alone(RunPaths(target).lock, f"another command works in {target}") if target.is_dir() else nullcontext():
         method, data, evaluation = load_run(run, config, settings, checkpoint, trust)
         if here and not paths.config.is_file():
             raise UserError(f"{run} is no run folder; say with --out where the results go")
-        figures = evaluation.run(method, data, target)
+        figures = evaluation.run(method, data, target, paths.folder)
         if here:
             with same_run(paths.folder, trust) as loggers:
                 log_evaluation(loggers, figures, paths.folder)

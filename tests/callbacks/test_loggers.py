@@ -87,9 +87,9 @@ def test_wandb_offline_end_to_end_and_resumed(without_account: Path) -> None:
         assert word.encode() in written, word
     table = json.loads(next(first.glob("files/media/table/evaluation/samples*.json")).read_text())
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert table["columns"] == ["prompt", "policy", "reference", "chosen"]
-    assert [row[1:] for row in table["data"]] == [[s["policy"], s["reference"], s["chosen"]] for s in samples]
-    assert table["data"][0][0].startswith("user: ")
+    assert table["columns"][:4] == ["prompt", "policy", "reference", "chosen"]
+    assert [row[1:4] for row in table["data"]] == [[s["policy"], s["reference"], s["chosen"]] for s in samples]
+    assert table["data"][0][0] == samples[0]["asked"] and "policy win_rate_vs_chosen" in table["columns"]
 
     (folder / "summary.json").unlink()
     main(["--config", config, "--ckpt_path", "last", "--trainer.max_steps", "3"])
@@ -144,7 +144,9 @@ def test_tensorboard(without_account: Path) -> None:
     assert events.Scalars("policy/kl")[0].step == 2, "the evaluated policy has taken two steps"
     first = json.loads(Path("runs/logged/samples.jsonl").read_text().splitlines()[0])
     text = events.Tensors("evaluation/samples/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert text.startswith("| prompt | policy | reference | chosen |") and first["chosen"] in text
+    assert (
+        text.startswith("| prompt | policy | reference | chosen | policy rewards/judge |") and first["chosen"] in text
+    )
     hparams = yaml.safe_load(Path("tb/runs/version_0/hparams.yaml").read_text())
     assert hparams["model"]["init_args"]["beta"] == 0.1
 
@@ -379,4 +381,7 @@ def test_samples_are_read_up_to_a_number(tmp_path: Path) -> None:
     rows = [{"prompt": f"user\x1fhi {i}\x1eassistant\x1fyes", "policy": "é"} for i in range(5)]
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     read = loggers.read_samples(file, 3)
-    assert len(read) == 3 and read[2] == {"prompt": "user: hi 2\nassistant: yes", "policy": "é"}
+    assert len(read) == 3 and read[2] == {"prompt": "user: hi 2\nassistant: yes", "policy": "é"}, "of earlier versions"
+    row = {"prompt": "user\x1fhi", "asked": "hi", "model_reads": "<u>hi", "policy": "é"}
+    file.write_text(json.dumps(row | {"scores": {"policy": {"rewards/mood": 0.5}}}))
+    assert loggers.read_samples(file, 3) == [{"prompt": "hi", "policy": "é", "policy rewards/mood": 0.5}]

@@ -1,5 +1,6 @@
 """The command line: what a run leaves behind, what it refuses, and how it says so."""
 
+import copy
 import csv
 import json
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 
 from upo.callbacks.metrics_csv import read_metrics
 from upo.cli.main import main
-from upo.cli.stages import run_earlier_stages
+from upo.cli.stages import follow, run_earlier_stages, stage_folder
 from upo.errors import UserError
 
 CONFIG = """
@@ -263,6 +264,34 @@ def test_a_stage_is_none_of_the_launchers_processes(tmp_path: Path, monkeypatch:
     assert "RANKED" in seen and not seen.keys() & set(launched)
 
 
+def test_a_stage_goes_beside_the_folder_that_the_command_line_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it has a finished run: then that one is taken, and what names its model stays."""
+    monkeypatch.chdir(tmp_path)
+    config, later = Path("first.yaml"), Path("elsewhere/second")
+    config.write_text("trainer: {default_root_dir: runs/first}")
+    model = {"policy": {"path": "runs/first/export"}, "reference": [{"path": "./runs/first/export"}, None], "beta": 0.1}
+    moved = follow(copy.deepcopy(model), [config, Path("missing.yaml")], later)
+    assert moved["policy"]["path"] == moved["reference"][0]["path"] == "elsewhere/first/export" and moved["beta"] == 0.1
+    commands = []
+    monkeypatch.setattr(
+        "upo.cli.stages.subprocess.Popen",
+        lambda command, env: commands.append(command) or SimpleNamespace(wait=lambda: 1),
+    )
+    for folder in (later, None):
+        with pytest.raises(UserError, match=r"first\.yaml failed"):
+            run_earlier_stages([config], folder)
+    assert commands[0][-2:] == ["--trainer.default_root_dir", "elsewhere/first"]
+    assert commands[1][-2:] == ["--config", "first.yaml"]
+
+    for finished, found in (("runs/first", "runs/first"), ("elsewhere/first", "elsewhere/first")):
+        Path(finished).mkdir(parents=True)
+        Path(finished, "summary.json").write_text("{}")
+        assert stage_folder(config, later) == Path(found)
+    assert stage_folder(config, None) == stage_folder(config, Path("elsewhere/first")) == Path("runs/first")
+
+
 def test_other_ranks_end_when_an_earlier_stage_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits for rank 0's export, which an earlier launch's failure does not forbid."""
     (config := tmp_path / "first.yaml").write_text(f"trainer: {{default_root_dir: {tmp_path}/runs/first}}")
@@ -295,3 +324,15 @@ def test_stages_chain_and_end_with_an_evaluation(upo_fit, tmp_path: Path) -> Non
     again = upo_fit("--config", "second.yaml", "--overwrite")
     assert again.code == 0, again.text
     assert (tmp_path / "runs/first/metrics.csv").stat().st_mtime_ns == first, "a finished stage is not trained again"
+
+
+@pytest.mark.slow
+def test_both_stages_lie_where_the_command_line_says(upo_fit, tmp_path: Path) -> None:
+    for name, text in STAGES.items():
+        (tmp_path / name).write_text(text)
+    done = upo_fit("--config", "second.yaml", "--trainer.default_root_dir", "elsewhere/second")
+    assert done.code == 0, done.text
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "elsewhere/first/export/model.safetensors").exists()
+    saved = yaml.safe_load((tmp_path / "elsewhere/second/config.yaml").read_text())
+    assert saved["model"]["init_args"]["policy"]["init_args"]["path"] == "elsewhere/first/export"

@@ -56,6 +56,7 @@ def test_the_table_is_printed_where_experiments_are() -> None:
         (["--model.loss_type", "ipo"], "model.class_path"),
         (["--model.policy.model_name_or_path", "x"], "policy.path"),
         (["--data.per_device_train_batch_size", "4"], "data.pairs_per_step"),
+        (["--model.policy.device_map", "auto"], "trainer.strategy"),
         (["--output_dir", "x"], "trainer.default_root_dir"),
         (["--trainer.num_train_epochs=2"], "trainer.max_epochs"),
         (["--model.optimizer", "AdamWW"], "did you mean `AdamW`?"),

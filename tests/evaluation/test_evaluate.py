@@ -97,6 +97,12 @@ def test_figures_are_means_of_what_is_written_by_prompt(noisy) -> None:
     texts = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     moods = Sentiment()([t["prompt"] for t in texts], [t["policy"] for t in texts])
     assert moods == [row["policy"]["rewards/mood"] for row in rows]
+    for text, row in zip(texts, rows, strict=True):
+        assert text["asked"] in text["model_reads"], "the user's words, and what stands around them for the model"
+        for system in ("policy", "reference", "chosen"):
+            names = {"rewards/length", "rewards/mood", "rewards/judge", "objective"}
+            names |= {name for name in row[system] if name.startswith("win_rate")}
+            assert text["scores"][system] == {name: row[system][name] for name in names}
 
 
 def test_the_same_checkpoint_twice_gives_the_same_figures(noisy, pairs: Path, tmp_path: Path) -> None:

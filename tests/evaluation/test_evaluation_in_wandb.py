@@ -63,8 +63,8 @@ def check(folder: Path, run: Path) -> int:
     (table,) = media.glob("table/evaluation/samples_*.json")
     content = json.loads(table.read_text())
     lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-    assert content["columns"] == ["prompt", "policy", "chosen"]
-    assert [row[1:] for row in content["data"]] == [[line["policy"], line["chosen"]] for line in lines]
+    assert content["columns"][:3] == ["prompt", "policy", "chosen"]
+    assert [row[1:3] for row in content["data"]] == [[line["policy"], line["chosen"]] for line in lines]
     figures = json.loads((run / "evaluation.json").read_text())["metrics"]
     (file,) = folder.glob("*.wandb")
     written = records(file)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from upo.data.example import Example, Response
-from upo.evaluation.meanings import meaning
 from upo.evaluation.report import differences, write_report
-from upo.evaluation.tables import SYSTEMS, is_bound
+from upo.evaluation.tables import SYSTEMS
+from upo.metrics.figures import is_bound
+from upo.metrics.meanings import meaning
 from upo.runtime.markdown import cell, fenced
 
 ASKED = [
@@ -76,6 +77,48 @@ def test_html_is_one_file_and_shows_texts_as_they_are(folder: Path) -> None:
     for text in (*TEXTS["policy"], *TEXTS["chosen"], ASKED[0].prompt, "0.500 (0.100 to 0.900)", "0.750", "seed"):
         assert any(text in cell for cell in page.cells), text
     assert (folder / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_settings_and_curves_of_the_run_stand_in_the_report(tmp_path: Path) -> None:
+    """Also in a report that lies elsewhere; texts have their scores beside them."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir(), elsewhere.mkdir()
+    policy = {"class_path": "upo.models.policy.Policy", "init_args": {"path": "start", "dtype": None}}
+    config = {
+        "seed_everything": 3,
+        "model": {"class_path": "upo.methods.dpo.DPO", "init_args": {"policy": policy, "beta": 0.25}},
+        "data": {"sources": [{"name": "hh", "options": {}}], "rewards": {}, "overlong": ["drop"]},
+        "trainer": {"max_steps": 7, "accelerator": "cpu"},
+    }
+    (run / "config.yaml").write_text(json.dumps(config))
+    (run / "curves.png").write_bytes(b"a picture")
+    write_report(elsewhere, FIGURES, ASKED, TEXTS, VALUES, {"rewards/margins": [1.0, -0.5]}, {"seed": 0}, run)
+    text = (elsewhere / "report.md").read_text()
+    assert "![training curves](../run/curves.png)" in text
+    table = text.partition("## Training settings")[2].strip().splitlines()[2:]
+    assert table == [
+        "| method | DPO |", "| method.policy | Policy |", "| method.policy.path | start |", "| method.beta | 0.25 |",
+        "| data.sources\\[0\\].name | hh |", "| data.overlong | drop |", "| trainer.max_steps | 7 |",
+        "| seed | 3 |",
+    ]  # fmt: skip
+    assert (elsewhere / "report.html").read_text().count("data:image/png;base64,") == 2
+    assert "a \\| b<br>c<br>(rewards/mood 0.1)" in text
+
+
+def test_few_values_are_bars_and_whole_numbers_have_bins_of_their_own(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from upo.evaluation.report_pictures import _distributions
+
+    axis = Figure().subplots()
+    rows = {"policy": [0.0, 1.0, 1.0], "chosen": [0.0, 0.0, 1.0]}
+    _distributions(axis, "x", {name: [{"x": x} for x in column] for name, column in rows.items()})
+    assert [patch.get_height() for patch in axis.patches] == [1, 2, 2, 1]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "1"]
+    axis = Figure().subplots()
+    _distributions(axis, "x", {"policy": [{"x": float(x)} for x in (*range(60), 0)]})
+    (outline,) = axis.patches
+    assert set(outline.get_xy()[:, 0]) == {-0.5 + 3 * i for i in range(21)}, "three whole numbers each"
 
 
 def test_markdown_tables_keep_their_columns(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoint -> Hugging Face folder -> the same model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,10 @@ def run_folder(folder: Path, policy) -> Path:
     }
     torch.save(content, folder / "checkpoints" / "step=7.ckpt")
     (folder / "config.yaml").write_text(CONFIG)
-    (folder / "summary.json").write_text('{"val/rewards/accuracies": 0.5123}')
+    figures = {"val/rewards/accuracies": 0.5123, "policy/kl": 0.25, "policy/win_rate_vs_chosen": 0.5}
+    figures |= {"policy/win_rate_vs_chosen_low": 0.4, "policy/win_rate_vs_chosen_high": 0.6, "policy/tokens": 7.0}
+    figures |= {"reference/win_rate_vs_chosen": 0.3} | {f"policy/rewards/r{i}": 0.1 * i for i in range(9)}
+    (folder / "summary.json").write_text(json.dumps(figures))
     return folder
 
 
@@ -55,9 +59,14 @@ def test_the_card_tells_method_data_metrics_and_configuration(tmp_path: Path) ->
     export(run_folder(tmp_path / "run", tiny.policy()), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    facts = ("method: DPO", "Anthropic/hh-rlhf", "starts from: start", "7 optimizer steps", "| 0.5123 |")
+    facts = ("method: DPO", "Anthropic/hh-rlhf", "starts from: start", "7 optimizer steps", "| 0.512 |")
     for fact in (*facts, CONFIG.strip()):
         assert fact in card
+    rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 10, "those that say most"
+    assert rows[0][:4] == ["| win_rate_vs_chosen", "0.500 (0.400 to 0.600)", "0.300", "higher"]
+    assert [row[0] for row in rows[1:4]] == ["| kl", "| val/rewards/accuracies", "| rewards/r0"]
+    assert all(row[4].removesuffix(" |").strip() for row in rows), "a sentence each"
 
 
 def test_files_that_transformers_would_not_write_are_kept(tmp_path: Path) -> None:

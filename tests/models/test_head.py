@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import SHAPES, policy
+from tiny import SHAPES, arrange, policy, units
 from torch import nn
 
 from upo.errors import UserError
@@ -119,3 +119,32 @@ def test_the_adapter_of_peft_itself():
     assert head.up is not None
     hidden = torch.randn(3, 32)
     torch.testing.assert_close(head.logits(hidden), inner.lm_head(hidden))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_packed_is_padded_with_a_head_of_its_own_and_with_a_tied_one(kind, tied):
+    """In value and in the gradient of the embeddings, which a tied head adds its own to."""
+    made = policy(kind, tie_word_embeddings=tied)
+    work = units([(5, [4, 7]), (3, [6, 2])])
+    found = []
+    for layout in ("packed", "padded"):
+        made.model.zero_grad()
+        logps = made(arrange(work, layout))["logps"]
+        logps.sum().backward()
+        found.append((logps.detach(), made.model.get_input_embeddings().weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    output = made.model.get_output_embeddings().weight
+    assert (output.data_ptr() == made.model.get_input_embeddings().weight.data_ptr()) == tied
+    assert torch.equal(found[1][1], output.grad) == tied
+
+
+def test_fields_that_a_config_does_not_have_are_refused():
+    """transformers would keep them, and do nothing with them."""
+    with pytest.raises(
+        UserError, match="llama has no `hiden_size`, which would do nothing; did you mean `hidden_size`"
+    ):
+        policy("llama", hiden_size=64)
+    with pytest.raises(UserError, match="llama has no `device_map`"):
+        policy("llama", device_map="auto")
+    policy("llama", rope_theta=5000.0)

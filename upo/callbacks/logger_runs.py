@@ -116,7 +116,7 @@ def _(logger: MLFlowLogger, folder: Path, run: Any, step: int | None) -> None:
     logger._run_name = logger._run_name or folder.resolve().name  # or MLflow draws one, the same by the same seed
     if run is None or logger._run_id not in (None, run) or rank_zero_only.rank != 0:
         return
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
 
     try:
         logger._mlflow_client.update_run(run, status="RUNNING")

@@ -42,51 +42,61 @@ def log_evaluation(
     """
     run = RunPaths(folder)
     rows = read_samples(run.samples, SAMPLES)
-    columns = list(rows[0]) if rows else []
     for logger in loggers:
         if lost(logger) is None and not isinstance(logger, MetricsCSV):  # evaluation.json and summary.json stand beside
             with spared(logger):
-                _log_evaluation(logger, figures, columns, rows, run, step)
+                _log_evaluation(logger, figures, rows, run, step)
 
 
 def _log_evaluation(
-    logger: Logger,
-    figures: Mapping[str, float],
-    columns: list[str],
-    rows: list[dict[str, str]],
-    run: RunPaths,
-    step: int | None,
+    logger: Logger, figures: Mapping[str, float], rows: list[dict[str, Any]], run: RunPaths, step: int | None
 ) -> None:
     logger.log_metrics(dict(figures), step)
-    if rows and isinstance(logger, WandbLogger):
-        logger.log_table("evaluation/samples", columns, [[row[c] for c in columns] for row in rows], step=step)
-        if run.report_html.is_file():
-            import wandb
+    log_table(logger, "evaluation/samples", rows, step)
+    if isinstance(logger, WandbLogger) and run.report_html.is_file():
+        import wandb
 
-            picture = wandb.Image(str(run.evaluation_picture))
-            page = wandb.Html(run.report_html.read_text(), inject=False)
-            logger.experiment.log({"evaluation/report": page, "evaluation/picture": picture})
-    elif rows and isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_text("evaluation/samples", markdown(columns, rows), step)
+        picture = wandb.Image(str(run.evaluation_picture))
+        page = wandb.Html(run.report_html.read_text(), inject=False)
+        logger.experiment.log({"evaluation/report": page, "evaluation/picture": picture})
     logger.save()
 
 
-def read_samples(file: Path, number: int) -> list[dict[str, str]]:
-    """The first prompts of a samples.jsonl with one text a writer, conversations with a line a turn."""
+def log_table(logger: Logger, name: str, rows: Sequence[Mapping[str, Any]], step: int | None) -> None:
+    """Rows, to a logger that can show them: W&B as a table, TensorBoard as text."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    if rows and isinstance(logger, WandbLogger):
+        logger.log_table(name, columns, [[row.get(c) for c in columns] for row in rows], step=step)
+    elif rows and isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text(name, markdown(columns, rows), step)
+
+
+def read_samples(file: Path, number: int) -> list[dict[str, Any]]:
+    """The first prompts of a samples.jsonl: what was asked, a text a writer, then the scores a column each."""
     if not file.is_file():
         return []
     with file.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line, _ in zip(lines, range(number), strict=False)]
-    return [row | {"prompt": row["prompt"].replace("\x1f", ": ").replace("\x1e", "\n")} for row in rows]
+    return [_readable(row) for row in rows]
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of samples.jsonl as a flat row; those of earlier versions hold no scores, and the prompt's key alone."""
+    key, scores = row["prompt"].replace("\x1f", ": ").replace("\x1e", "\n"), row.get("scores", {})
+    texts = {name: x for name, x in row.items() if name not in ("prompt", "asked", "model_reads", "scores")}
+    flat = {f"{name} {score}": x for name, own in scores.items() for score, x in own.items()}
+    return {"prompt": row.get("asked", key), **texts, **flat}
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table; what cells hold is shown as it is."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(map(cell, cells)) + " |"
 
-    return "\n".join([line(columns), line(["---"] * len(columns)), *(line([row[c] for c in columns]) for row in rows)])
+    return "\n".join(
+        [line(columns), line(["---"] * len(columns)), *(line([str(row.get(c, "")) for c in columns]) for row in rows)]
+    )
 
 
 def close(loggers: Sequence[Logger], folder: Path, failed: bool = False) -> None:

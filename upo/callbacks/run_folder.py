@@ -122,7 +122,8 @@ class RunFolder(SaveConfigCallback):
         for logger in trainer.loggers:
             logger.finalize("success")
         if trainer.max_steps != 0:  # a model that is evaluated as it is has no curves
-            draw_curves(Path(trainer.default_root_dir))
+            method: Any = pl_module
+            draw_curves(Path(trainer.default_root_dir), method.turning_points)
 
 
 def summarize(folder: Path, values: dict[str, float]) -> None:

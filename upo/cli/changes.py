@@ -26,6 +26,7 @@ FREE = {
 WATCHING = {
     *("LearningRateMonitor", "DeviceStatsMonitor", "TQDMProgressBar", "RichProgressBar", "ModelSummary"),
     *("RichModelSummary", "Timer", "ModelCheckpoint", "Checkpoints", "GenerationMetrics"),
+    "SampleTable",
 }
 """Callbacks that change nothing of what is learned."""
 

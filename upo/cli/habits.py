@@ -76,7 +76,11 @@ HABITS = (
     Habit(("n_examples", "total_steps"), "trainer.max_steps"),
     Habit(("bf16", "fp16", "mixed_precision"), "trainer.precision", "bf16-mixed"),
     Habit(("max_grad_norm", "gradient_clipping"), "trainer.gradient_clip_val"),
-    Habit(("deepspeed", "fsdp", "fsdp_config"), "trainer.strategy", "experiments/hardware has YAMLs for several GPUs"),
+    Habit(
+        ("deepspeed", "fsdp", "fsdp_config", "device_map"),
+        "trainer.strategy",
+        "experiments/hardware has YAMLs for several GPUs",
+    ),
     Habit(("output_dir", "save_dir", "cache_dir", "local_run_dir"), "trainer.default_root_dir"),
     Habit(("report_to", "use_wandb"), "trainer.logger", "lightning.pytorch.loggers.WandbLogger"),
     Habit(("logging_steps", "log_interval"), "trainer.log_every_n_steps"),

@@ -22,28 +22,26 @@ from upo.callbacks import logger_runs, loggers
 from upo.callbacks.checkpoint_io import AtomicCheckpointIO
 from upo.callbacks.checkpoints import Checkpoints
 from upo.callbacks.graceful_stop import GracefulStop, Signals
-from upo.callbacks.metrics_csv import MetricsCSV, last_validation
+from upo.callbacks.metrics_csv import MetricsCSV
 from upo.callbacks.progress_lines import ProgressLines
 from upo.callbacks.random_state import RandomState
-from upo.callbacks.run_end import RunCallback, TrainedRun
-from upo.callbacks.run_folder import RunFolder, first_day, summarize
+from upo.callbacks.run_folder import RunFolder, first_day
 from upo.callbacks.seen import Seen
 from upo.callbacks.spared import spare
 from upo.callbacks.throughput import Throughput
 from upo.cli.changes import check_changes
+from upo.cli.finish import finish_run
 from upo.cli.launch import bound_waiting, check_launch
 from upo.cli.parser import ShortErrors
 from upo.cli.resume import prepare_folder, run_alone, short_restore
-from upo.cli.stages import as_configs, beside, config_files, content_of, refuse_circles, run_earlier_stages
+from upo.cli.stages import as_configs, beside, config_files, content_of, follow, refuse_circles, run_earlier_stages
 from upo.data.module import PreferenceData
 from upo.errors import UserError, causes, root_cause, short_errors
 from upo.evaluation.benchmarks import Harness
 from upo.evaluation.evaluation import Evaluation
-from upo.evaluation.runs import load_run
 from upo.methods.common.base import Method
 from upo.models.checkpoint_files import settings_in, step_of
 from upo.ops.memory import keep_memory
-from upo.parallel.sharding import is_sharded
 from upo.runtime.moved import no_such_file
 from upo.runtime.run_folder import RunPaths
 
@@ -79,6 +77,7 @@ class CLI(LightningCLI):
         """
         given = sys.argv[1:] if args is None else list(args)
         self.held, self.signals = held or ExitStack(), Signals(given)
+        self.names_folder = any(word.partition("=")[0] == "--trainer.default_root_dir" for word in given)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         for noise in QUIET:
@@ -135,7 +134,9 @@ class CLI(LightningCLI):
             type=list[str],
             default=[],
             help="YAMLs of earlier stages (an SFT run, say), relative to this YAML. Those without a finished run are "
-            "trained first; each leaves its model in <its run folder>/export, for model.policy.path",
+            "trained first; each leaves its model in <its run folder>/export, for model.policy.path. Where the command "
+            "line names --trainer.default_root_dir, a stage that has to be trained goes beside that folder, under the "
+            "name of its own, and paths to its model follow",
         )
         parser.add_argument(
             "--evaluation",
@@ -164,6 +165,9 @@ class CLI(LightningCLI):
         self.folder = Path(self.config.trainer.default_root_dir)
         for file in self.files:
             refuse_circles(Path(os.path.relpath(file)))
+        later = self.folder if self.names_folder else None
+        stages = [beside(path, self.files) for path in self.config.after]
+        self.config.model = follow(self.config.model, stages, later)
         asked = self.folder, self.config.ckpt_path, self.config.overwrite
         if not self.folder.is_dir():
             prepare_folder(*asked)  # what is wrong is said before a folder is made
@@ -179,7 +183,7 @@ class CLI(LightningCLI):
         logger_runs.set_store(self.config.trainer)
         self.signals.folder = self.folder
         self.held.enter_context(self.signals.handled())
-        run_earlier_stages([beside(path, self.files) for path in self.config.after])
+        run_earlier_stages(stages, later)
 
     def instantiate_classes(self) -> None:
         """What a constructor raises is told in a sentence with its place: a class of one's own, a missing package."""
@@ -207,7 +211,11 @@ class CLI(LightningCLI):
             )
         try:
             made = super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
-        except (MisconfigurationException, ValueError) as error:  # no such accelerator, contradicting options
+        except (
+            MisconfigurationException,
+            ValueError,
+            TypeError,
+        ) as error:  # no such accelerator, contradicting options
             raise UserError(f"trainer: {error}") from error
         check_launch(made.num_devices, made.num_nodes)
         bound_waiting(made)
@@ -220,22 +228,7 @@ class CLI(LightningCLI):
         short_restore(self.trainer, self.checkpoint)
         with loggers.closed_early(self.trainer.loggers, self.folder):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
-        values = last_validation(self.trainer, self.datamodule, RunPaths(self.folder).metrics)
-        if self.trainer.is_global_zero:
-            run = TrainedRun(self.model, self.datamodule, self.folder)
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, RunCallback):
-                    callback.on_run_end(run)
-            if self.config.evaluation is not None:
-                method, data = run.method, run.data
-                if is_sharded(self.trainer.strategy):  # rank 0 alone goes on, with whole models
-                    method, data, _ = load_run(self.folder, trust=True)
-                figures = self.config_init.evaluation.run(method, data, self.folder)
-                loggers.log_evaluation(self.trainer.loggers, figures, self.folder, self.trainer.global_step)
-                values |= figures
-            summarize(self.folder, values | loggers.losses(self.trainer.loggers))
-            loggers.close(self.trainer.loggers, self.folder)
-            print(f"results: {self.folder}")
+        finish_run(self.trainer, self.model, self.datamodule, self.folder, self.config_init.evaluation)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -67,13 +67,17 @@ def shorten(message: str, parser: Any) -> list[str]:
     lines = [line for line in message.splitlines() if line.strip() and "NoneType" not in line]
     lines = [line for line in lines if not NOISE.search(line)] or lines
     telling = [i for i, line in enumerate(lines) if TELLING.search(line)]
-    chosen = max(telling, key=lambda i: len(lines[i]) - len(lines[i].lstrip(" -")), default=0)
+    listed = next((i for i, line in enumerate(lines) if line.lstrip().startswith("- ")), 0)
+    chosen = max(telling, key=lambda i: len(lines[i]) - len(lines[i].lstrip(" -")), default=listed)
     keys = [key for line in lines[: chosen + 1] for key in re.findall(r'Parser key "([\w.]+)"', line)]
+    keys += re.findall(r"^ *full_key: ([\w.\[\]]+)$", message, re.M)  # of an interpolation
     sentence = re.sub(r'^[ -]*(Parser key "[\w.]+":)?\s*', "", lines[chosen])
     sentence = sentence.replace("Expected a dot import path string:", "unknown class")
     if sentence.endswith(":") and chosen + 1 < len(lines):  # "Problem with given class_path 'x':", and the cause
         sentence = f"{sentence} {lines[chosen + 1].strip(' -')}"
     sentence = re.sub(r"Type typing\.Callable\[.*\] expects a function or a callable class: ", "", sentence)
+    if ABSTRACT in message:
+        sentence = "class_path is missing; it names the method"
     where = f"{'.'.join(keys)}: " if keys else ""
     result = [f"error: {where}{sentence[:300]}"]
     known = known_names(parser)
@@ -84,6 +88,9 @@ def shorten(message: str, parser: Any) -> list[str]:
             result.append(hint)
     return [*result[:2], "see --help, or --model.help CLASS for a method's arguments"]
 
+
+ABSTRACT = "Problem with given class_path 'upo.methods.common.base.Method'"
+"""What a `model:` without a class is taken for."""
 
 NOISE = re.compile(r"Expected a path but .* either not accessible or invalid")
 """What is said of every value that may also be the path of a file."""

@@ -33,21 +33,21 @@ def draw_curves(groups: "Sequence[Group]", path: Path) -> bool:
     from matplotlib.lines import Line2D
 
     colors = colors_of(group.family for group in groups)
-    columns = min(3, len(panels))
+    columns = min(2, len(panels))  # and large letters: to be read at 420 pixels
     height = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * height))
+    figure = Figure(figsize=(3.2 * columns, 2.4 * height))
     axes = figure.subplots(height, columns, squeeze=False)
     for axis, (name, title) in zip(axes.flat, panels, strict=False):
         for family, (steps, values) in curves[name]:
             axis.plot(steps, values, color=colors[family], linewidth=1, alpha=0.8)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step", fontsize=8)
+        axis.set_xlabel("step", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
     legend_below(figure, [Line2D([], [], color=color, label=family) for family, color in colors.items()])
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=200)
     return True
 
 

@@ -86,12 +86,14 @@ class Evaluation:
         method: "Method",
         data: "PreferenceData",
         folder: Path,
+        run: Path | None = None,
     ) -> dict[str, float]:
         """Measures, prints, and writes evaluation.json (all figures, also by prompt), samples.jsonl and the report.
 
         Args:
             method: with weights; the reference, where it generates, is evaluated beside the policy.
             folder: where the files go; an evaluation that was interrupted there goes on where it was.
+            run: folder of the run, whose settings and curves the report shows; by default `folder`.
 
         Returns:
             All figures, flat name to number.
@@ -128,7 +130,7 @@ class Evaluation:
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)
         judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}
-        texts, values = self._written(
+        texts, values, read = self._written(
             policy, reference, opponent, asked, data, codec.encoder, folder, rewards | judging
         )
         with _evaluating(policy):
@@ -149,7 +151,8 @@ class Evaluation:
             | figures
             | benchmarks
         )
-        Outcome(figures, asked, texts, values, of_pairs, pairs, remarks).write(folder, self.settings())
+        outcome = Outcome(figures, asked, read, texts, values, of_pairs, pairs, remarks)
+        outcome.write(folder, self.settings(), run)
         (folder / PARTIAL).unlink(missing_ok=True)
         print_evaluation(figures, asked, texts, self.samples)
         for remark in remarks:
@@ -183,8 +186,9 @@ class Evaluation:
         encoder: Any,
         folder: Path,
         rewards: Mapping[str, Reward],
-    ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]]]:
-        """Texts and what is measured on them, by system (policy, reference, opponent, chosen) and prompt."""
+    ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]], list[str]]:
+        """Texts and what is measured on them, by system (policy, reference, opponent, chosen) and prompt, and prompts
+        as the policy reads them."""
         from upo.data.units import Unit
         from upo.evaluation.measure import fit_rewards, log_probs, measured, token_figures
         from upo.evaluation.systems import chosen_texts, of_samples, sampled
@@ -206,7 +210,8 @@ class Evaluation:
         for name, column in token_figures(logps).items():
             for own, x in zip(values["policy"], column, strict=True):
                 own[name] = x
-        return {name: w.texts for name, w in systems.items()}, values
+        read = [policy.tokenizer.decode(s.prompt_ids, clean_up_tokenization_spaces=False) for s in drawn["policy"]]
+        return {name: w.texts for name, w in systems.items()}, values, read
 
 
 @contextmanager

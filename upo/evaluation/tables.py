@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from upo.data.example import Example, as_text
+from upo.metrics.figures import cell, first_preference, is_bound
 from upo.runtime.console import wide_console
 
 SYSTEMS = ("policy", "reference", "rival", "chosen")
@@ -36,27 +37,6 @@ def print_evaluation(
         for system in reversed(systems):
             table.add_row(system, shortened(texts[system][i]))
         console.print(table, markup=False)
-
-
-def first_preference(name: str) -> int:
-    """Sorts figures: what is traded against each other comes first and side by side, then the text's health."""
-    order = ("win_rate", "lc_win_rate", "objective", "rewards/", "violations/", "categories/", "kl")
-    return next((i for i, start in enumerate(order) if name.startswith(start)), len(order))
-
-
-def is_bound(name: str) -> bool:
-    """Whether it is an interval's end or count rather than a figure of its own."""
-    return name.endswith(("_low", "_high", "_n", "_se"))
-
-
-def cell(figures: Mapping[str, float], name: str) -> str:
-    """A figure with its interval where it has one; empty where it is missing."""
-    if name not in figures:
-        return ""
-    text = f"{figures[name]:.3f}"
-    if f"{name}_low" in figures:
-        text += f" ({figures[f'{name}_low']:.3f} to {figures[f'{name}_high']:.3f})"
-    return text
 
 
 def shortened(text: str, last: bool = False) -> str:

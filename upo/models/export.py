@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from upo.errors import UserError
+from upo.metrics.figures import headline_rows
 from upo.runtime.atomic_files import read_json, written_at_once
 from upo.runtime.markdown import cell, fenced
 from upo.runtime.run_folder import RunPaths, Which
@@ -23,7 +24,7 @@ def export(
     """Writes the policy of a run as a Hugging Face folder.
 
     The folder holds safetensors, tokenizer, generation config and a model card (method, data, configuration and
-    metrics of the run); `AutoModelForCausalLM.from_pretrained` loads it. For a run that trained an adapter it holds the
+    figures of the run); `AutoModelForCausalLM.from_pretrained` loads it. For a run that trained an adapter it holds the
     adapter in peft's format or, with `merge`, a full model; the change of log-probs by merging is printed.
 
     Args:
@@ -88,7 +89,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def model_card(run: RunPaths, file: Path, steps: int | None, library: str = "transformers") -> str:
-    """README.md of an exported model, from the configuration and metrics in its run folder.
+    """README.md of an exported model, from the configuration and the ten figures of its run that say most.
 
     Raises:
         UserError: what stands there is broken.
@@ -97,7 +98,7 @@ def model_card(run: RunPaths, file: Path, steps: int | None, library: str = "tra
     metrics = read_json(run.summary) if run.finished else {}
     try:
         method, start, sources = _facts(text)
-        rows = "\n".join(f"| {cell(name)} | {value:.4g} |" for name, value in metrics.items())
+        head, *rows = [[cell(x) for x in row] for row in headline_rows(metrics)]
     except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{run.folder}: config.yaml or summary.json is none of a run ({reason})") from None
@@ -109,7 +110,8 @@ def model_card(run: RunPaths, file: Path, steps: int | None, library: str = "tra
         f"- checkpoint: {cell(file.name)}, {cell(str(steps))} optimizer steps",
     ]
     if rows:
-        parts.append(f"## Metrics\n\n| name | value |\n|---|---|\n{rows}")
+        lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+        parts.append("## Figures\n\nOn held-out data, with 95 % intervals where there are any.\n\n" + "\n".join(lines))
     if text:
         parts.append(f"## Configuration\n\n{fenced(text.strip(), 'yaml')}")
     return "\n\n".join(parts) + "\n"

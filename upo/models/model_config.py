@@ -1,15 +1,20 @@
 """transformers configs of policies: read or made from scratch, with dropout off."""
 
 import copy
+import inspect
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upo.data.chat_format import ChatFormat
-from upo.errors import UserError, hub_errors
+from upo.errors import UserError, hub_errors, nearest
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+
+FURTHER = {"torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings"}
+"""Fields of many configs that transformers moves elsewhere when it reads them."""
 
 
 def read_config(path: str) -> "PretrainedConfig":
@@ -53,7 +58,7 @@ def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> 
         fields: of the config, with `model_type`; they take precedence over the tokenizer's values.
 
     Raises:
-        UserError: an unknown `model_type`, or values that it does not take.
+        UserError: an unknown `model_type`, fields that it does not have, or values that it does not take.
     """
     from transformers import AutoConfig
 
@@ -67,8 +72,18 @@ def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> 
         config = AutoConfig.for_model(**fields)
     except (ValueError, TypeError) as error:
         raise UserError(f"policy.config: {error}") from None
+    if unknown := sorted(fields.keys() - known_fields(config)):
+        near = nearest(unknown[0], known_fields(config))
+        hint = f"did you mean `{near}`?" if near else "leave it out"
+        raise UserError(f"policy.config: {config.model_type} has no `{unknown[0]}`, which would do nothing; {hint}")
     check_causal(config, "policy.config")
     return config
+
+
+def known_fields(config: "PretrainedConfig") -> set[str]:
+    """What a model's config can hold; transformers keeps any other field, and does nothing with it."""
+    read = {name for cls in type(config).__mro__ for name in inspect.signature(cls.__init__).parameters}
+    return {*read, *type(config)().to_dict(), *config.attribute_map, *FURTHER}
 
 
 def without_dropout(config: "PretrainedConfig") -> "PretrainedConfig":

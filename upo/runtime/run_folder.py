@@ -76,6 +76,11 @@ class RunPaths:
         return self.folder / "metrics.csv"
 
     @property
+    def training_samples(self) -> Path:
+        """What the policy wrote at some steps, a line a prompt and step, where the run has a `SampleTable`."""
+        return self.folder / "training_samples.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.folder / "checkpoints"

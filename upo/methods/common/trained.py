@@ -1,6 +1,7 @@
 """Lightning's hooks of a method other than the step: heads, optimizer, clipping, checkpoints."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ class Trained(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.step_values = StepValues()
+
+    turning_points: Mapping[int, str] = {}
+    """Optimizer steps at which the loss becomes another, with what happens there; curves mark them."""
 
     def heads(self) -> dict[str, SideHead]:
         """Modules trained beside the policy, by the name of the attribute that holds each."""
