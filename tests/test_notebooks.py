@@ -19,6 +19,10 @@ EXPECTED = {
     ),
     "compare_runs": (2, ["objective: [+-]", "KTO_0.0003"]),
     "implicit_rewards": (2, [r"policy and label agree in (6|7|8|9)\d", "flipped labels among all"]),
+    "your_own_data_and_reward": (
+        1,
+        [r"dropped: 1 x identical pair", r"not read: `annotator`", r"brevity.* +0\.\d\d +0\.\d\d"],
+    ),
     "why_modpo_stalls": (5, [r"-0\.5: 'gap \+?-?0\.\d+, wanted -4\.0'", r"-0\.5: 'gap -4\.00, wanted -4\.0'"]),
 }
 """How many pictures a notebook draws at least, and what it prints."""

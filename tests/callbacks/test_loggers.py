@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from upo.callbacks import logger_runs, loggers
@@ -207,6 +208,24 @@ def test_mlflow_goes_on_in_the_same_run(without_account: Path, monkeypatch: pyte
     Path("runs/logged/loggers.json").write_text(json.dumps({"MLFlowLogger 0": "0" * 32}))
     main(["--config", "logged.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4"])
     assert [run.info.run_name for run in runs()] == ["logged"], "a run that is gone is begun anew"
+
+
+@pytest.mark.parametrize(
+    ("given", "writes", "store"),
+    [
+        ({}, True, "sqlite:///mlflow.db"),
+        ({"save_dir": "./mlruns"}, True, "sqlite:///mlflow.db"),
+        ({"save_dir": "deep/logs"}, True, "sqlite:///deep/logs/mlflow.db"),
+        ({}, False, "sqlite:///:memory:"),
+        ({"tracking_uri": "http://mine:5000"}, True, "http://mine:5000"),
+    ],
+)
+def test_mlflows_store(given: dict, writes: bool, store: str, without_account: Path) -> None:
+    spec = Namespace(class_path="lightning.pytorch.loggers.MLFlowLogger", init_args=Namespace(**given))
+    other = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace(save_dir="csv"))
+    logger_runs.set_store(Namespace(logger=[spec, other], max_steps=2), writes)
+    assert spec.init_args.tracking_uri == store and vars(other.init_args) == {"save_dir": "csv"}
+    assert Path("deep/logs").is_dir() == ("deep" in store), "which SQLite does not make"
 
 
 class Signal(pl.Callback):

@@ -92,7 +92,7 @@ def test_settings_and_curves_of_the_run_stand_in_the_report(tmp_path: Path) -> N
     }
     (run / "config.yaml").write_text(json.dumps(config))
     (run / "curves.png").write_bytes(b"a picture")
-    write_report(elsewhere, FIGURES, ASKED, TEXTS, VALUES, {"rewards/margins": [1.0, -0.5]}, {"seed": 0}, run)
+    write_report(elsewhere, FIGURES, ASKED, TEXTS, VALUES, {"rewards/margins": [1.0, -0.5]}, {"seed": 0}, run=run)
     text = (elsewhere / "report.md").read_text()
     assert "![training curves](../run/curves.png)" in text
     table = text.partition("## Training settings")[2].strip().splitlines()[2:]

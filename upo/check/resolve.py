@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from upo.callbacks.generation_metrics import GenerationMetrics
+from upo.callbacks.logger_runs import set_store
 from upo.check.plan import Strategy
 from upo.cli.main import CLI
 from upo.cli.stages import beside, run_folder
@@ -28,6 +29,7 @@ class Resolved(CLI):
         for path in self.config.after:
             if not beside(path, self.files).exists():
                 raise UserError(f"after: no such file {path}")
+        set_store(self.config.trainer, writes=False)
 
     def instantiate_trainer(self, **_: Any) -> None: ...
 

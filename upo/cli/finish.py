@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 from upo.callbacks import loggers
-from upo.callbacks.progress import last_validation
+from upo.callbacks.metrics_csv import last_validation
 from upo.callbacks.run_end import RunCallback, TrainedRun
 from upo.callbacks.run_folder import summarize
 from upo.data.module import PreferenceData

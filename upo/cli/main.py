@@ -180,7 +180,7 @@ class CLI(LightningCLI):
                 rank_zero_only(print)(said)
         if (asked := self.config.evaluation) is not None:  # before earlier stages train, too
             Evaluation(tasks=asked.tasks, harness=Harness(**vars(asked.harness)), backend=asked.backend).check()
-        logger_runs.set_store(self.config.trainer)
+        logger_runs.set_store(self.config.trainer, writes=rank_zero_only.rank == 0)
         self.signals.folder = self.folder
         self.held.enter_context(self.signals.handled())
         run_earlier_stages(stages, later)
