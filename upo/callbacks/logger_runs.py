@@ -28,18 +28,21 @@ LONGEST_PARAMETER = 250
 """Characters of a parameter that Lightning sends to MLflow."""
 
 
-def set_store(trainer: Any) -> None:
+def set_store(trainer: Any, writes: bool) -> None:
     """Gives an MLflow logger without a store MLflow's own default: the one that Lightning names is refused by it.
 
     Args:
         trainer: the Trainer's part of a parsed configuration, changed in place.
+        writes: whether this process logs anything; the others leave the file alone, whose tables they would race for.
     """
     for _, spec in specs(trainer):
         given = spec.get("init_args")
         if spec["class_path"].endswith(".MLFlowLogger") and given is not None and not given.get("tracking_uri"):
             folder = Path(given.get("save_dir") or ".")
             folder = Path() if folder == Path("mlruns") else folder  # Lightning's default, for files
-            given["tracking_uri"] = f"sqlite:///{folder / 'mlflow.db'}"
+            if writes:
+                folder.mkdir(parents=True, exist_ok=True)
+            given["tracking_uri"] = f"sqlite:///{folder / 'mlflow.db' if writes else ':memory:'}"
 
 
 def prepare(loggers: Sequence[Logger], folder: Path, step: int | None = None) -> None:

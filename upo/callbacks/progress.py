@@ -5,6 +5,7 @@ it would skip steps, train nothing, or number them one too high.
 """
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -54,6 +55,21 @@ def check_length(trainer: pl.Trainer, steps: int, pairs: int, pairs_per_step: in
             f"data.pairs_per_step is {pairs_per_step}, but there are only {pairs} to train on: each step has these; "
             "lower data.pairs_per_step, or add data"
         )
+
+
+def check_turning_points(trainer: pl.Trainer, points: Mapping[int, str]) -> None:
+    """Warns where a run ends before its loss has become what its settings say.
+
+    Args:
+        points: steps, and what would happen there.
+    """
+    steps = trainer.estimated_stepping_batches
+    for step, what in points.items():
+        if step >= steps:
+            warnings.warn(
+                f"{what} at step {step}, and the run has only {steps:.0f}: what comes behind is never trained on; make "
+                "the run longer, or that number smaller"
+            )
 
 
 def validate_if_cut_off(trainer: pl.Trainer) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from upo.callbacks.curves import draw_curves
 from upo.callbacks.logger_runs import log_configuration, remember
 from upo.callbacks.metrics_csv import MetricsCSV
-from upo.callbacks.progress import check_length, nothing_left, stand_at
+from upo.callbacks.progress import check_length, check_turning_points, nothing_left, stand_at
 from upo.errors import UserError
 from upo.runtime.atomic_files import write_json
 from upo.runtime.console import wide_console
@@ -70,6 +70,7 @@ class RunFolder(SaveConfigCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and (steps := data.steps_of_epoch()) is not None:
             check_length(trainer, steps, len(data.train), data.pairs_per_step)
+            check_turning_points(trainer, method.turning_points)
         run = RunPaths(trainer.default_root_dir)
         if trainer.is_global_zero and run.finished:  # it goes on, and so is not finished any more
             run.summary.unlink()

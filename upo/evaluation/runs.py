@@ -35,7 +35,10 @@ def load_run(
     Raises:
         UserError: no such run, one that is broken, or whose configuration names code.
     """
-    from upo.models.loading import check_base
+    import torch
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    from upo.models.loading import check_base, check_start
 
     run = Path(run)
     file = find_checkpoint(run, checkpoint)
@@ -46,11 +49,14 @@ def load_run(
             raise UserError(what if run.exists() else f"no such run folder: {run}")
     quiet()
     method, data, settings = from_config(config, evaluation or {}, trust)
-    method.configure_model()
+    with isolate_rng():
+        torch.manual_seed(data.seed)  # random weights, if it starts from such, are those that it was trained from
+        method.configure_model()
     if file is not None:
         content = read_checkpoint(file)
         inherit_options(method.policy.tokenizer, options_in(content["policy_files"]))
         check_base(content, method.policy.base_sha256, method.policy.path)
+        check_start(content, method.reference and method.reference.start_sha256)
         try:
             for name, learned in content.get(type(data).__qualname__, {}).get("rewards", {}).items():
                 if name in data.rewards:

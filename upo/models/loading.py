@@ -119,6 +119,10 @@ BASE = "adapter_base"
 """Where a checkpoint of an adapter says what it was trained on."""
 
 
+START_SHA256 = "reference_start"
+"""Where a checkpoint says what random weights its reference copied."""
+
+
 def base_hash(model: nn.Module) -> str:
     """Of a model as it was read. What 4 bits have replaced is left out: libraries may round differently."""
     return tensors_hash((name, p) for name, p in model.named_parameters() if p.is_floating_point())
@@ -137,4 +141,18 @@ def check_base(content: dict[str, Any], found: str | None, path: str | None) -> 
         raise UserError(
             f"the checkpoint's adapter was trained on other weights than those at `{path}` now; bring that model back, "
             "or name its place as policy.path"
+        )
+
+
+def check_start(content: dict[str, Any], found: str | None) -> None:
+    """Compares random weights, made again from the seed, with those that a checkpoint's reference copied.
+
+    Raises:
+        UserError: they differ, so log-ratios and KL would be measured against another model.
+    """
+    if found is not None and content.get(START_SHA256, found) != found:
+        raise UserError(
+            "the reference is a copy of the policy's random start, and that comes out otherwise here than when the "
+            "checkpoint was made: go on with the same seed_everything, versions and kind of machine, or start from a "
+            "model with a policy.path"
         )

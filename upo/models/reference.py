@@ -16,6 +16,7 @@ from upo.data.rounds import Round
 from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.adapters import START, below, only
+from upo.models.loading import base_hash
 from upo.models.logps import DIVERGENCES
 from upo.models.policy import Policy
 from upo.ops.linear_head import LinearHead
@@ -35,6 +36,8 @@ class Reference(ABC):
     """Whether all log-ratios are 0 before the first step, which is then checked."""
     dtype: str | None = None
     """dtype of its parameters and arithmetic; None: the policy's."""
+    start_sha256: str | None = None
+    """Of the random weights that it copies from a policy without a path: no file has them, so a checkpoint has this."""
 
     @abstractmethod
     def build(self, policy: Policy) -> None:
@@ -97,6 +100,7 @@ class FrozenReference(Reference):
                     "set model.reference: AdapterReference, which needs no copy, unless a callback moves the reference"
                 )
             self.model = policy.frozen_copy()
+            self.start_sha256 = base_hash(self.model.model) if policy.path is None else None
             return
         self.model = policy.like(self.path)
         self.starts_as_policy = is_start(policy, self.path)

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from upo.errors import UserError
 from upo.methods.common.finite import StepValues
 from upo.methods.common.heads import SideHead
-from upo.models.loading import BASE, check_base
+from upo.models.loading import BASE, START_SHA256, check_base, check_start
 from upo.models.policy import Policy
 from upo.runtime.collectives import whole
 from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
@@ -78,6 +78,9 @@ class Trained(pl.LightningModule):
         checkpoint["policy_files"] = self.policy.files()
         if self.policy.base_sha256 is not None:
             checkpoint[BASE] = self.policy.base_sha256
+        if self.reference is not None and self.reference.start_sha256 is not None:
+            checkpoint[START_SHA256] = self.reference.start_sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_base(checkpoint, self.policy.base_sha256, self.policy.path)
+        check_start(checkpoint, self.reference and self.reference.start_sha256)
