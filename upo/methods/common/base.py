@@ -102,11 +102,6 @@ class Method(Trained):
         """All metrics that are plain means, without the prefix of a split."""
         return ["loss", *self.metric_names]
 
-    @property
-    def turning_points(self) -> dict[int, str]:
-        """Optimizer steps at which the loss becomes another, with what happens there; curves mark them."""
-        return {}
-
     def means(self, stage: Stage) -> Means:
         return self.train_means if stage == "train" else self.val_means
 

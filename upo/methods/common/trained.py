@@ -1,7 +1,9 @@
 """Lightning's hooks of a method other than the step: heads, optimizer, clipping, checkpoints."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +24,8 @@ class Trained(pl.LightningModule):
     policy: Policy
     make_optimizer: OptimizerCallable
     make_scheduler: LRSchedulerCallable
+    turning_points: Mapping[int, str] = MappingProxyType({})
+    """Optimizer steps at which the loss becomes another, with what happens there; curves mark them."""
 
     def __init__(self) -> None:
         super().__init__()
