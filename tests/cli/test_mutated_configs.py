@@ -111,7 +111,7 @@ def one_more(config: Any, rng: random.Random) -> tuple[str, tuple[str, ...]]:
     node = rng.choice([n for n, _ in places(config) if isinstance(n, dict)])
     key = rng.choice(["loss_type", "qqq", "1", "class_path", "init_args", "dict_kwargs", "__class__", "items", ""])
     node[key] = rng.choice([None, 1, "DPO", {}])
-    return f"{key!r} added", (key or "empty", *map(str, node))
+    return f"{key!r} added", (key or "empty", *names_of(node))
 
 
 def with_bytes(text: str, rng: random.Random) -> tuple[str, bytes, tuple[str, ...]]:

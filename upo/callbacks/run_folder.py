@@ -70,6 +70,7 @@ class RunFolder(SaveConfigCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and (steps := data.steps_of_epoch()) is not None:
             check_length(trainer, steps, len(data.train), data.pairs_per_step)
+            method: Any = pl_module
             check_turning_points(trainer, method.turning_points)
         run = RunPaths(trainer.default_root_dir)
         if trainer.is_global_zero and run.finished:  # it goes on, and so is not finished any more

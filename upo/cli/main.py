@@ -211,11 +211,7 @@ class CLI(LightningCLI):
             )
         try:
             made = super().instantiate_trainer(**kwargs, logger=every, plugins=plugins, callbacks=callbacks)
-        except (
-            MisconfigurationException,
-            ValueError,
-            TypeError,
-        ) as error:  # no such accelerator, contradicting options
+        except (MisconfigurationException, ValueError, TypeError) as error:  # contradicting options
             raise UserError(f"trainer: {error}") from error
         check_launch(made.num_devices, made.num_nodes)
         bound_waiting(made)

@@ -136,8 +136,8 @@ def tables_of(
             ],
         ),
         Table("Benchmarks", [["", "value", *MEANS], *([n, _with_error(figures, n), *meaning(n)] for n in tasks)]),
-        Table("Samples, with what was measured on each", [["prompt", *systems], *samples]),
-        Table("Settings of the evaluation", [["", "value"], *([name, str(value)] for name, value in settings.items())]),
+        Table("Samples", [["prompt", *systems], *samples]),
+        Table("Settings", [["", "value"], *([name, str(value)] for name, value in settings.items())]),
     ]
     return [table for table in found if len(table.rows) > 1]
 

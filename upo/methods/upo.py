@@ -126,10 +126,10 @@ class AuxiliaryRewards(Method):
         self.weight_clip, self.normalize_weights = weight_clip, normalize_weights
         self.value_loss, self.value_coefficient = value_loss.checked(lam), value_coefficient
         self.value_warmup_steps, self.value_dropout = value_warmup_steps, value_dropout
-        self.value_per_reward = value_per_reward
-        self.value_lr, self.value_grad_clip = float(value_lr), float(value_grad_clip)
         self.turning_points = {value_warmup_steps: "warm-up ends"} if value_warmup_steps else {}
-        self.train_weights, self.val_weights, self._warned = AdvantageWeights(), AdvantageWeights(), False
+        self.value_lr, self.value_grad_clip = float(value_lr), float(value_grad_clip)
+        self.train_weights, self.val_weights = AdvantageWeights(), AdvantageWeights()
+        self.value_per_reward, self._warned = value_per_reward, False
 
     @property
     def logged_names(self) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,13 +24,12 @@ class Trained(pl.LightningModule):
     policy: Policy
     make_optimizer: OptimizerCallable
     make_scheduler: LRSchedulerCallable
+    turning_points: Mapping[int, str] = MappingProxyType({})
+    """Optimizer steps at which the loss becomes another, with what happens there; curves mark them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.step_values = StepValues()
-
-    turning_points: Mapping[int, str] = {}
-    """Optimizer steps at which the loss becomes another, with what happens there; curves mark them."""
 
     def heads(self) -> dict[str, SideHead]:
         """Modules trained beside the policy, by the name of the attribute that holds each."""
