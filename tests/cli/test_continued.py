@@ -195,6 +195,16 @@ def test_a_run_that_ends_before_its_steps_says_so(here: Path, recwarn: pytest.Wa
     assert "max_epochs" not in warned(recwarn) and "pairs_per_step" not in warned(recwarn)
 
 
+def test_a_run_that_ends_before_its_warm_up_says_so(here: Path, recwarn: pytest.WarningsRecorder) -> None:  # noqa: F811
+    upo = ("--model", "UPO", "--model.reward_weights", '{"words": 0.1}', "--model.value_warmup_steps")
+    words = ("--data.rewards", '{"words": {"class_path": "Words"}}', *STEPS, "2")
+    fit("run", *upo, "2", *words)
+    assert "warm-up ends at step 2, and the run has only 2" in warned(recwarn)
+    recwarn.clear()
+    fit("other", *upo, "1", *words)
+    assert "warm-up" not in warned(recwarn)
+
+
 def test_steps_that_want_more_pairs_than_there_are(here: Path, recwarn: pytest.WarningsRecorder) -> None:  # noqa: F811
     fit("run", "--trainer.max_steps", "1", "--data.pairs_per_step", "7")
     assert "data.pairs_per_step is 7, but there are only 6 to train on" in warned(recwarn)

@@ -45,7 +45,6 @@ class Method(Trained):
     """Names of its metrics beside the loss, without the prefix of a split; each is a plain mean."""
     logged_statistics: ClassVar[tuple[str, ...]] = ()
     """Those of `metric_names` that are scalars of `statistics`, one per step; `update_metrics` gives the others."""
-    reference: Reference | None
     length_normalized: ClassVar[bool] = False
     """Whether the loss reads mean log-probs per token (`.mean`) instead of sums; shown in the list of methods."""
     reward_is_log_odds: ClassVar[bool] = False

@@ -14,6 +14,7 @@ from upo.methods.common.finite import StepValues
 from upo.methods.common.heads import SideHead
 from upo.models.loading import BASE, START_SHA256, check_base, check_start
 from upo.models.policy import Policy
+from upo.models.reference import Reference
 from upo.runtime.collectives import whole
 from upo.runtime.optimizers import check_strategy, check_trainer, checked, clip
 
@@ -22,6 +23,7 @@ class Trained(pl.LightningModule):
     """A policy and heads beside it, with their optimizer; `Method` adds data, loss and step."""
 
     policy: Policy
+    reference: Reference | None
     make_optimizer: OptimizerCallable
     make_scheduler: LRSchedulerCallable
     turning_points: Mapping[int, str] = MappingProxyType({})
