@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import wandb
 import yaml
-from test_loggers import records
+from wandb_files import records
 
 from upo.cli.main import main
 from upo.evaluate import main as evaluate
