@@ -6,7 +6,7 @@ import torch
 from attrs import evolve
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 from upo.data.batch import Batch
 from upo.data.example import Example, Response
@@ -19,6 +19,7 @@ from upo.data.sources import hh
 from upo.data.steps import StepData
 from upo.data.units import Group, Unit
 from upo.data.views import View
+from upo.models.model_config import known_fields
 from upo.models.policy import Policy
 
 CORPUS = (
@@ -92,7 +93,11 @@ def policy(kind: str = "llama", dtype: str = "float32", seed: int = 0, **config)
         "num_attention_heads": 4,
         "max_position_embeddings": 128,
     }
-    fields = {"model_type": kind, "initializer_range": 0.2, **shape, **SHAPES.get(kind, {}), **config}
+    common = {"initializer_range": 0.2, **shape}
+    if kind in CONFIG_MAPPING:  # some have other names for these, and fields that a config lacks are refused
+        known = known_fields(CONFIG_MAPPING[kind]())
+        common = {name: value for name, value in common.items() if name in known}
+    fields = {"model_type": kind, **common, **SHAPES.get(kind, {}), **config}
     made = Policy(config=fields, tokenizer="tiny.tokenizer", dtype=dtype)
     torch.manual_seed(seed)
     made.build()

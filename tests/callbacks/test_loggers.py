@@ -282,6 +282,7 @@ class Unwilling(CSVLogger):
         raise ValueError("too long")
 
 
+@pytest.mark.turns(2)
 def test_a_logger_that_fails_ends_itself_and_not_the_run(without_account: Path, capsys: pytest.CaptureFixture) -> None:
     given = [{"class_path": "test_loggers.Failing", "init_args": {"save_dir": "csv", "name": "failing"}},
              {"class_path": "test_loggers.Unwilling", "init_args": {"save_dir": "csv", "name": "unwilling"}},

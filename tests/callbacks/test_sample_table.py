@@ -25,6 +25,7 @@ def run(name: str, callbacks: list, *args: str) -> Path:
     return Path(name)
 
 
+@pytest.mark.turns(2)
 def test_samples_of_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     logged = []

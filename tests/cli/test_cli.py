@@ -307,7 +307,7 @@ def test_other_ranks_end_when_an_earlier_stage_has_failed(tmp_path: Path, monkey
         run_earlier_stages([config])
 
 
-@pytest.mark.turns(2)
+@pytest.mark.turns(3)
 def test_stages_chain_and_end_with_an_evaluation(upo_fit, tmp_path: Path) -> None:
     """No shared folder is needed: the synthetic world, a model from scratch, its export, DPO from there."""
     for name, text in STAGES.items():

@@ -72,11 +72,11 @@ def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> 
         config = AutoConfig.for_model(**fields)
     except (ValueError, TypeError) as error:
         raise UserError(f"policy.config: {error}") from None
+    check_causal(config, "policy.config")
     if unknown := sorted(fields.keys() - known_fields(config)):
         near = nearest(unknown[0], known_fields(config))
         hint = f"did you mean `{near}`?" if near else "leave it out"
         raise UserError(f"policy.config: {config.model_type} has no `{unknown[0]}`, which would do nothing; {hint}")
-    check_causal(config, "policy.config")
     return config
 
 

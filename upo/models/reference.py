@@ -100,7 +100,8 @@ class FrozenReference(Reference):
                     "set model.reference: AdapterReference, which needs no copy, unless a callback moves the reference"
                 )
             self.model = policy.frozen_copy()
-            self.start_sha256 = base_hash(self.model.model) if policy.path is None else None
+            if policy.path is None and policy.model.device.type != "meta":  # that rank's weights come from another one
+                self.start_sha256 = base_hash(self.model.model)
             return
         self.model = policy.like(self.path)
         self.starts_as_policy = is_start(policy, self.path)
