@@ -263,7 +263,7 @@ def test_a_folder_that_would_run_code_is_refused_before_pytorch_reads_it(here: P
         ("config.yaml", "!!python/object/apply:os.mkdir [harm]", compare, ["run"]),
         ("config.yaml", "model: 3\n", compare, ["run"]),
         ("summary.json", "{", export, ["run", "out"]),
-        ("summary.json", '{"x": "y"}', export, ["run", "out"]),
+        ("summary.json", '{"policy/objective": "y"}', export, ["run", "out"]),
         ("evaluation.json", "{", compare, ["run"]),
         ("evaluation.json", "[]", compare, ["run"]),
         ("evaluation.json", '{"settings": {}, "metrics": {}, "pairs": [], "prompts": [3]}', compare, ["run"]),

@@ -73,8 +73,10 @@ def shorten(message: str, parser: Any) -> list[str]:
     keys += re.findall(r"^ *full_key: ([\w.\[\]]+)$", message, re.M)  # of an interpolation
     sentence = re.sub(r'^[ -]*(Parser key "[\w.]+":)?\s*', "", lines[chosen])
     sentence = sentence.replace("Expected a dot import path string:", "unknown class")
-    if sentence.endswith(":") and chosen + 1 < len(lines):  # "Problem with given class_path 'x':", and the cause
-        sentence = f"{sentence} {lines[chosen + 1].strip(' -')}"
+    for line in lines[chosen + 1 :]:  # behind "Problem with given class_path 'x':" and places comes the cause
+        if not sentence.endswith(":"):
+            break
+        sentence = f"{sentence} {line.strip(' -')}"
     sentence = re.sub(r"Type typing\.Callable\[.*\] expects a function or a callable class: ", "", sentence)
     if ABSTRACT in message:
         sentence = "class_path is missing; it names the method"

@@ -63,8 +63,9 @@ def content_of(config: Path) -> dict[str, Any]:
         if not isinstance(named := spec.get("class_path", ""), str):
             raise UserError(f"{config}: {place}.class_path is {str(named)[:40]}; it names a class")
         for name in ("init_args", "dict_kwargs"):
-            if not isinstance(given := spec.get(name) or {}, dict):
-                raise UserError(f"{config}: {place}.{name} is {str(given)[:40]}; it holds arguments by name")
+            if not isinstance(given := spec.get(name, {}), dict):
+                what = "empty; leave it out" if given is None else f"{str(given)[:40]}; it holds arguments by name"
+                raise UserError(f"{config}: {place}.{name} is {what}")
         if other := sorted(map(str, spec.keys() - BESIDE)):
             near = nearest(other[0], BESIDE)
             hint = f"did you mean `{near}`?" if near else f"put `{other[0]}` under {place}.init_args"

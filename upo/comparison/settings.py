@@ -41,11 +41,11 @@ def _flat(value: Any, key: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """1.0 as 1, also inside of lists: YAMLs write either. What is null is left out."""
+    """1.0 as 1, also inside of lists: YAMLs write either. What is null or false is left out, see `identity`."""
     if isinstance(value, list):
         return [_plain(x) for x in value]
     if isinstance(value, dict):
-        return {name: _plain(x) for name, x in value.items() if x is not None}
+        return {name: _plain(x) for name, x in value.items() if x is not None and x is not False}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
