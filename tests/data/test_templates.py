@@ -137,7 +137,7 @@ def losses(folder: Path) -> list[str]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("upo.callbacks.run_folder.draw_curves", lambda folder: None)
+    monkeypatch.setattr("upo.callbacks.run_folder.draw_curves", lambda *_: None)
     turns = [{"role": "user"}, {"role": "assistant"}]
     rows = []
     for prompt, *answers in tiny.PAIRS:
