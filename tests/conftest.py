@@ -105,6 +105,22 @@ def smollm2(shared: Path) -> str:
     return str(folder)
 
 
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Any]]:
+    """Starts stand-ins for a judge's endpoint by what they answer; they end with the test."""
+    from judge_server import Server
+
+    servers: list[Server] = []
+
+    def start(answer: Callable[[str], Any]) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture(autouse=True)
 def own_wandb_service() -> Iterator[None]:
     """W&B's service writes relative to where it was started, and later processes would inherit it."""

@@ -1,7 +1,7 @@
 """A judge behind an endpoint within an evaluation: what is paid for is kept, what is missing is counted and said."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,19 +15,6 @@ from upo.judges import ChatJudge
 
 SHOWN = re.compile(r"\[Response A\]\n(.*?)\n\[End of response A\]\n\n\[Response B\]\n(.*?)\n\[End", re.S)
 N = 30
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(answer: Callable[[str], Reply]) -> Server:
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 @pytest.fixture

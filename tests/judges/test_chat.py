@@ -1,32 +1,17 @@
 """Chat judges: both orders, strict answers, their question, a local model."""
 
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from judge_server import Reply, Server
 
 from upo.errors import UserError
 from upo.judges import ChatJudge, Verdict
 from upo.judges.answer import Answer
 from upo.judges.chat import INSTRUCTION, combined, fill, of_answers, read_answer, read_instruction
 from upo.judges.local import LocalChat
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(answer: Callable[[str], Reply]) -> Server:
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 def shown(question: str) -> tuple[str, str]:

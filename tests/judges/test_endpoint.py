@@ -1,27 +1,12 @@
 """A judge's endpoint: what is asked again, what is counted, what ends asking."""
 
-from collections.abc import Callable, Iterator
-
 import pytest
-from judge_server import Reply, Server
+from judge_server import Reply
 
 from upo.errors import UserError
 from upo.judges import ChatJudge
 from upo.judges.answer import Answer
 from upo.judges.endpoint import IN_A_ROW, Endpoint, fields_of
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(answer: Callable[[str], Reply]) -> Server:
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 def asker(url: str, retries: int = 1, parallel: int = 1, **more) -> Endpoint:
