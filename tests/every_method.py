@@ -49,9 +49,9 @@ def metrics_of(kind: type[Method]) -> set[str]:
 
 
 METHODS = [pytest.param(getattr(upo.methods, name), id=name) for name in upo.methods.__all__]
-_QUARTER = taking_turns(METHODS, days=4, suite=pytest.mark.slow, rest=pytest.mark.nightly)
-CORE_OR_QUARTER = [x if x.id in CORE else y for x, y in zip(METHODS, _QUARTER, strict=True)]
-"""A quarter of the other methods is tested in the slow run of a day, all of them at night."""
+_SIXTH = taking_turns(METHODS, days=6, suite=pytest.mark.slow, rest=pytest.mark.nightly)
+CORE_OR_SIXTH = [x if x.id in CORE else y for x, y in zip(METHODS, _SIXTH, strict=True)]
+"""A sixth of the other methods is tested in the slow run of a day, all of them at night."""
 CORE_AND_THIRD = taking_turns(METHODS, always=CORE)
 """A third of the other methods is tested in the default run of a day, all of them in the slow one."""
 

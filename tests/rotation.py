@@ -36,14 +36,16 @@ def taking_turns(
 
 
 def put_off(items: Iterable[pytest.Item]) -> None:
-    """Tests marked `turns(days)` have one turn in so many days: on the others they wait for the next longer suite.
+    """Tests marked `turns(days)` have one turn in so many days, and those of the default suite one in the slow suite.
 
-    The cases of one test take turns among themselves.
+    The day after its turn in the default suite a test has one in the slow suite. On all other days it waits for the
+    night, as slow ones do on all but their own. The cases of one test take turns among themselves.
     """
     seen: dict[str, int] = {}
     for item in items:
         if mark := item.get_closest_marker("turns"):
             test = item.nodeid.partition("[")[0]
             place = seen[test] = seen.get(test, crc32(test.encode())) + 1
-            if (place + DAY) % mark.args[0]:
-                item.add_marker(pytest.mark.nightly if item.get_closest_marker("slow") else pytest.mark.slow)
+            if day := (place + DAY) % mark.args[0]:
+                short = item.get_closest_marker("slow") is None
+                item.add_marker(pytest.mark.slow if short and day == 1 else pytest.mark.nightly)

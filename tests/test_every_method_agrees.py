@@ -10,7 +10,7 @@ import torch
 import training
 from cases import case_of
 from every_method import (
-    CORE_OR_QUARTER,
+    CORE_OR_SIXTH,
     Watch,
     fit,
     make,
@@ -28,7 +28,7 @@ from upo.rewards.length import Words
 pairs, run = every_method.pairs, every_method.run
 
 
-@pytest.mark.parametrize("kind", CORE_OR_QUARTER)
+@pytest.mark.parametrize("kind", CORE_OR_SIXTH)
 def test_layouts_give_the_same_losses(kind, pairs, tmp_path):
     """At a rate at which rounding does not grow; micro-batches differ as well."""
     packed, padded = (fit(kind, pairs, tmp_path, 4, 1e-3, layout=layout).rows for layout in ("packed", "padded"))
@@ -76,7 +76,7 @@ def sum_of(policy: Policy, unit: Unit, k: int) -> torch.Tensor:
     return plain_logps(policy, unit.prompt, unit.responses[k]).sum()
 
 
-@pytest.mark.parametrize("kind", CORE_OR_QUARTER)
+@pytest.mark.parametrize("kind", CORE_OR_SIXTH)
 def test_resumed_in_the_midst_of_an_epoch_equals_uninterrupted(kind, pairs, tmp_path):
     """Bit for bit, what the method itself carries from step to step included."""
     options = {"source": case_of(kind).source, "pairs_per_step": 3, "tokens_per_microbatch": 600}
@@ -89,7 +89,7 @@ def test_resumed_in_the_midst_of_an_epoch_equals_uninterrupted(kind, pairs, tmp_
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("kind", [x for x in CORE_OR_QUARTER if x.id not in ("SFT", "DPO", "UPO")])
+@pytest.mark.parametrize("kind", [x for x in CORE_OR_SIXTH if x.id not in ("SFT", "DPO", "UPO")])
 def test_two_ranks_and_their_micro_batches_add_up_to_one(kind, run, monkeypatch):
     """Loss and gradient of a step, whatever it needs to know of the rest before its first backward pass."""
     data = run(kind).data.train
@@ -121,7 +121,7 @@ def moved(kind: type[Method]) -> Method:
     return method
 
 
-@pytest.mark.parametrize("kind", [x for x in CORE_OR_QUARTER if x.id not in ("SFT", "DPO", "KTO")])
+@pytest.mark.parametrize("kind", [x for x in CORE_OR_SIXTH if x.id not in ("SFT", "DPO", "KTO")])
 def test_mixed_precision_starts_where_full_precision_does(kind, pairs, run, tmp_path):
     mixed, full = fit(kind, pairs, tmp_path, 1, precision="bf16-mixed").rows[0], run(kind).rows[0]
     assert mixed["train/loss"] == pytest.approx(full["train/loss"], rel=2e-2)

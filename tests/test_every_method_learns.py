@@ -5,7 +5,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from cases import case_of
-from every_method import CORE, CORE_AND_THIRD, CORE_OR_QUARTER, LONG, SHORT, fit, metrics_of, reference_state, steps_of
+from every_method import CORE, CORE_AND_THIRD, CORE_OR_SIXTH, LONG, SHORT, fit, metrics_of, reference_state, steps_of
 
 from upo.data.layout import collate_responses
 from upo.evaluation.measure import log_probs, rewards
@@ -16,7 +16,7 @@ from upo.models.checkpoint import model_from
 pairs, run = every_method.pairs, every_method.run
 
 
-@pytest.mark.parametrize("kind", CORE_OR_QUARTER)
+@pytest.mark.parametrize("kind", CORE_OR_SIXTH)
 def test_learns_eight_pairs(kind, run, pairs, tmp_path):
     rows = run(kind).rows if steps_of(kind) == LONG else fit(kind, pairs, tmp_path).rows
     assert len(rows) == LONG

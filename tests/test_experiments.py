@@ -1,4 +1,4 @@
-"""Every experiment trains on its real data, and begins where its `Expected` line says. A fourteenth of them each day.
+"""Every experiment trains on its real data, and begins where its `Expected` line says. A twenty-first of them each day.
 
 Not here: paper/ (a GPU), hardware/ (no experiments), and what reads pairs that a model writes first: stories/, which
 tests/test_stories.py trains, and studies/.
@@ -41,7 +41,7 @@ def test_claims_are_read() -> None:
 @pytest.mark.parametrize(
     "path",
     taking_turns(
-        (pytest.param(p, id=p.stem) for p in YAMLS), days=14, suite=pytest.mark.slow, rest=pytest.mark.nightly
+        (pytest.param(p, id=p.stem) for p in YAMLS), days=21, suite=pytest.mark.slow, rest=pytest.mark.nightly
     ),
 )
 def test_two_steps_on_the_real_data(path: Path, upo_fit, tmp_path: Path, request: pytest.FixtureRequest) -> None:

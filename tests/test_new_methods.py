@@ -77,6 +77,7 @@ def run_tests(house: Path, *files: str, k: str) -> tuple[Counter[str], dict[str,
 
 
 @pytest.mark.slow
+@pytest.mark.turns(3)
 @pytest.mark.timeout(1800)
 def test_new_methods_pass_whatever_holds_for_all(house: Path) -> None:
     passed, others = run_tests(house, *over_all(house), k=" or ".join((*TOYS, *OVER_ALL, "toy_")))

@@ -27,7 +27,7 @@ EXPECTED = {
 }
 """How many pictures a notebook draws at least, and what it prints."""
 QUICK = "batches_and_masks"
-"""Executed in each slow suite, two of the others in that of a day."""
+"""Executed in each slow suite, one or two of the others in that of a day."""
 
 
 def code(path: Path) -> list[str]:
@@ -88,9 +88,7 @@ def expects(name: str, text: str, pictures: int) -> None:
         assert re.search(pattern, text), f"{pattern} not in:\n{text}"
 
 
-@pytest.mark.parametrize(
-    "name", taking_turns(EXPECTED, suite=pytest.mark.slow, rest=pytest.mark.nightly, always=[QUICK])
-)
+@pytest.mark.parametrize("name", taking_turns(EXPECTED, 6, pytest.mark.slow, pytest.mark.nightly, always=[QUICK]))
 def test_notebooks_run(name: str, house: Path) -> None:
     pytest.importorskip("nbclient")
     expects(name, *shown(execute(name, house)))

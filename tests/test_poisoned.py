@@ -31,7 +31,7 @@ from upo.models.checkpoint_files import check_resumable, is_plain, read_checkpoi
 from upo.models.lora import LoRA
 from upo.rewards.__main__ import main as rewards
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 ROOT = Path(__file__).parent.parent
 SHAPE = {

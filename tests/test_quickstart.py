@@ -15,7 +15,7 @@ YAMLS = [f"experiments/quickstart/{name}.yaml" for name in ("quickstart", "quick
 @pytest.fixture(
     scope="module",
     params=[
-        *taking_turns([pytest.param((YAMLS[:1], 1), id="UPO, one seed")], 2, pytest.mark.slow, pytest.mark.nightly),
+        *taking_turns([pytest.param((YAMLS[:1], 1), id="UPO, one seed")], 4, pytest.mark.slow, pytest.mark.nightly),
         pytest.param((YAMLS, 3), id="three seeds", marks=pytest.mark.nightly),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from upo.callbacks.metrics_csv import read_metrics
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 METHODS = ("DPO", "KTO", "UPO")
 

@@ -105,7 +105,11 @@ def test_an_unknown_case_is_refused():
 
 
 @pytest.mark.parametrize(
-    "apart", [pytest.param(False, marks=pytest.mark.nightly), pytest.param(True, marks=pytest.mark.slow)]
+    "apart",
+    [
+        pytest.param(False, marks=pytest.mark.nightly),
+        pytest.param(True, marks=[pytest.mark.slow, pytest.mark.turns(3)]),
+    ],
 )
 def test_a_small_case_ends_with_files(apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The packed forward against its padded twin, as a user would start it."""

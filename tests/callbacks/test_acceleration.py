@@ -29,7 +29,7 @@ from upo.methods.common.stepwise import CoupledLoss
 from upo.methods.dpo import dpo_loss
 from upo.rewards.length import Words
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 
 def test_by_hand():

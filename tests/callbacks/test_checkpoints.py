@@ -31,7 +31,7 @@ from upo.models.export import export
 from upo.runtime import disk
 from upo.runtime.checksums import check_sums, sha256_of, sums_file
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 CONFIG = """
 model:

@@ -18,7 +18,7 @@ from upo.check.__main__ import main
 from upo.check.find import find
 from upo.runtime import disk
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """

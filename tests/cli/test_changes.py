@@ -17,7 +17,7 @@ from upo.cli.main import main
 from upo.errors import UserError
 from upo.rewards import ShortSentences
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 refused = partial(mistakes.refused, main)
 EASY = inspect.signature(ShortSentences.__init__).parameters["easy"].default

@@ -18,7 +18,7 @@ from upo.data.example import Example, Response
 from upo.evaluation.measure import distinct_prompts
 from upo.runtime.run_folder import RunPaths
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 refused = partial(mistakes.refused, main)
 

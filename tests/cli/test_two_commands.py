@@ -22,7 +22,7 @@ from upo.evaluate import main as evaluate
 from upo.rewards.length import Words
 from upo.runtime.lock import Lock, alone
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 CONFIG = """
 model:

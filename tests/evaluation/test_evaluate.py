@@ -22,7 +22,7 @@ from upo.models.reference import FrozenReference
 from upo.rewards import Grade, Readability, Sentiment, Words
 from upo.rollout.sampling import sample
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 WORDS = ("happy", "sad", "big", "little", "bad", "good", "lost", "kind", "dark", "red", "old", "new")
 

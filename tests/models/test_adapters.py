@@ -38,7 +38,7 @@ from upo.rewards.length import Words
 from upo.rollout.preference_set import generate
 from upo.runtime.optimizers import checked
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 UNITS = tiny.units([(5, [4, 7]), (3, [6, 2])])
 

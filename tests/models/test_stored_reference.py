@@ -25,7 +25,7 @@ from upo.models.reference import FrozenReference
 from upo.models.store import LogpsStore
 from upo.models.stored_reference import StoredLogps, StoredReference, tolerance, weights_hash
 
-pytestmark = pytest.mark.turns(2)
+pytestmark = pytest.mark.turns(3)
 
 ROWS = {DPO: 16, KTO: 32}
 """Responses of the eight pairs; KTO has a borrowed one to each."""
@@ -142,7 +142,7 @@ def test_workers_and_double_precision(folder, tmp_path):
     "kind",
     [
         pytest.param(*x.values, id=x.id, marks=x.marks or pytest.mark.slow)
-        for x in every_method.CORE_OR_QUARTER
+        for x in every_method.CORE_OR_SIXTH
         if x.values[0].needs.reference is not None
     ],
 )

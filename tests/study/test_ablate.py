@@ -192,6 +192,7 @@ def statuses(folder: str = "runs/s") -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(4)
 def test_a_study_from_end_to_end(here: Path, capfd) -> None:
     """A stage, a generated set, a run that fails; then a second call, which trains nothing."""
     (here / "exp" / "sft.yaml").write_text(
@@ -236,6 +237,7 @@ def test_a_study_from_end_to_end(here: Path, capfd) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(4)
 def test_a_killed_run_goes_on(here: Path) -> None:
     """The other run of the study is trained all the same; the next call continues from the newest checkpoint."""
     more = {"trainer.max_steps": 12, "trainer.max_epochs": -1, "checkpoint.every_n_train_steps": 2}
@@ -272,6 +274,7 @@ def _writers(log: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(4)
 def test_runs_end_with_their_study(here: Path) -> None:
     """A study that is killed leaves no run behind; the same call again continues what was running. W&B offline."""
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p", "save_dir": "."}}
