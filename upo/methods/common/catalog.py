@@ -141,12 +141,14 @@ def losses(kind: type[Method]) -> list[Callable[..., object]]:
 def example(name: str) -> Path | None:
     """An experiment that trains the method, if the current folder has `experiments/`: that of the shortest name.
 
-    Those that need another command first (`first upo.generate ...`) come last; studies are left out.
+    Those that need another command first (`first upo.generate ...`) or train a large model come last; studies are left
+    out.
     """
     names = re.compile(rf"^  class_path: (upo\.methods\.(\w+\.)?)?{name}$", re.M)
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*/*.yaml"))}
     paths = [path for path, text in texts.items() if names.search(text)]
-    return min(paths, key=lambda path: ("# Command:   first" in texts[path], len(path.name)), default=None)
+    dear = "# Command:   first", "UPO_SMOLLM2"
+    return min(paths, key=lambda path: (any(x in texts[path] for x in dear), len(path.name)), default=None)
 
 
 def _arguments(kind: type, shown: set[str]) -> Iterator[str]:
