@@ -11,6 +11,7 @@ from upo.errors import UserError
 from upo.models.checkpoint import load_model
 from upo.rollout.ends import warn_unended
 from upo.rollout.sampling import Completion, draw, sample
+from upo.runtime.collectives import Ranks
 
 PROMPTS = [
     "How do I bake bread?",
@@ -39,6 +40,24 @@ def test_batches_do_not_matter(policy) -> None:
         for p, g in zip(PROMPTS, run(5), strict=True)
         for s in g
     )
+
+
+def test_ranks_share_the_responses(policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writes its part, and has all of them afterwards."""
+    from upo.rollout import sampling
+
+    settings = {"responses": 3, "max_new_tokens": 8, "batch_size": 2, "seed": 3}
+    parts: list[dict] = []
+    monkeypatch.setattr(sampling, "gather_objects", lambda own, ranks: (parts.append(own), parts)[1])
+    for rank in range(3):
+        if rank == 2:
+            found = sample(policy.model, policy.tokenizer, PROMPTS[:5], ranks=Ranks(2, 3), **settings)
+        else:
+            with pytest.raises(KeyError):  # until the others are there
+                sample(policy.model, policy.tokenizer, PROMPTS[:5], ranks=Ranks(rank, 3), **settings)
+    assert [len(part) for part in parts] == [5, 5, 5]
+    monkeypatch.undo()
+    assert ids(found) == ids(sample(policy.model, policy.tokenizer, PROMPTS[:5], **settings))
 
 
 def test_seeds_and_responses_differ(policy) -> None:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from lightning.pytorch.strategies import FSDPStrategy
 
 from upo.data.rewards import Reward
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
-from upo.parallel.sharding import is_sharded
+from upo.runtime.collectives import ALONE, Ranks
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
@@ -22,8 +23,8 @@ class GenerationMetrics(pl.Callback):
     `objective` (by the method's reward_weights), `win_rate_vs_chosen` (by `judge`), `tokens`, `words`, `repetition` and
     `ended`.
 
-    The same prompts and the same random numbers each time, so that steps differ by their weights alone. Each rank
-    writes all responses; models in shards are refused.
+    The same prompts and the same random numbers each time, so that steps differ by their weights alone. Ranks share the
+    responses; of a model in shards each one holds the whole for as long as it writes.
     """
 
     def __init__(
@@ -56,26 +57,30 @@ class GenerationMetrics(pl.Callback):
         return [f"val/generated/{name}" for name in found + ["win_rate_vs_chosen"] * (self.judge is not None)]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if is_sharded(trainer.strategy):
-            raise UserError("GenerationMetrics samples from whole models; remove it, or take trainer.strategy: ddp")
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError("GenerationMetrics does not work with FSDPStrategy; take upo.parallel.strategy.Sharded")
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            values = self.measure(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+            ranks = Ranks(trainer.global_rank, trainer.world_size)
+            values = self.measure(pl_module, trainer.datamodule, ranks)  # type: ignore[attr-defined]
             pl_module.log_dict({f"val/generated/{name}": x for name, x in values.items()}, batch_size=1)
 
-    def measure(self, method: Any, data: "PreferenceData") -> dict[str, float]:
-        """Means over the responses that the method's policy writes now."""
+    def measure(self, method: Any, data: "PreferenceData", ranks: Ranks = ALONE) -> dict[str, float]:
+        """Means over the responses that the method's policy writes now.
+
+        Args:
+            ranks: the ranks that share the sampling.
+        """
         from upo.evaluation import measure
         from upo.evaluation.systems import chosen_texts, of_samples
         from upo.evaluation.win_rates import by_reward
-        from upo.rollout.sampling import sample
+        from upo.rollout.sampling import sample_policy
 
         rewards = data.rewards | ({} if self.judge is None else {"judge": self.judge})
         asked = measure.distinct_prompts(measure.held_out_examples(data), self.prompts, self.seed)
-        tokenizer = method.policy.tokenizer
-        with method.policy.active():
-            written = sample(method.policy.model, tokenizer, [example.prompt for example in asked], **self.sampling)
+        tokenizer, prompts = method.policy.tokenizer, [example.prompt for example in asked]
+        written = sample_policy(method.policy, prompts, ranks=ranks, **self.sampling)
         systems = {"policy": of_samples([group[0] for group in written])}
         if self.judge is not None and (chosen := chosen_texts(asked, Encoder(tokenizer))) is not None:
             systems["chosen"] = chosen

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from lightning.pytorch.strategies import FSDPStrategy
 
 from upo.callbacks.loggers import log_table
 from upo.data.example import as_text
 from upo.errors import UserError
-from upo.parallel.sharding import is_sharded
 from upo.runtime.atomic_files import write_text
+from upo.runtime.collectives import ALONE, Ranks
 from upo.runtime.run_folder import RunPaths
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class SampleTable(pl.Callback):
         self.sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if is_sharded(trainer.strategy):
-            raise UserError("SampleTable samples from whole models; remove it, or take trainer.strategy: ddp")
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError("SampleTable does not work with FSDPStrategy; take upo.parallel.strategy.Sharded")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         file = RunPaths(trainer.default_root_dir).training_samples
@@ -61,9 +62,12 @@ class SampleTable(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps or not trainer.is_global_zero:
+        if step % self.every_n_steps:
             return
-        rows = self.rows(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        ranks = Ranks(trainer.global_rank, trainer.world_size)
+        rows = self.rows(pl_module, trainer.datamodule, ranks)  # type: ignore[attr-defined]
+        if ranks.rank:
+            return
         file = RunPaths(trainer.default_root_dir).training_samples
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
         lines = (json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
@@ -71,16 +75,17 @@ class SampleTable(pl.Callback):
         for logger in trainer.loggers:
             log_table(logger, "train/samples", rows, step - 1)  # where the metrics of this step stand
 
-    def rows(self, method: Any, data: "PreferenceData") -> list[dict[str, Any]]:
-        """Prompt, response and rewards, as the method's policy writes now."""
+    def rows(self, method: Any, data: "PreferenceData", ranks: Ranks = ALONE) -> list[dict[str, Any]]:
+        """Prompt, response and rewards, as the policy writes now; none on further `ranks`, which sample too."""
         from upo.evaluation import measure
         from upo.evaluation.systems import of_samples
-        from upo.rollout.sampling import sample
+        from upo.rollout.sampling import sample_policy
 
         asked = measure.distinct_prompts(measure.held_out_examples(data), self.prompts, self.seed)
-        with method.policy.active():
-            prompts = [example.prompt for example in asked]
-            written = sample(method.policy.model, method.policy.tokenizer, prompts, **self.sampling)
+        prompts = [example.prompt for example in asked]
+        written = sample_policy(method.policy, prompts, ranks=ranks, **self.sampling)
+        if ranks.rank:
+            return []
         texts = of_samples([group[0] for group in written])
         measure.fit_rewards(data.rewards, data)
         values = measure.measured(asked, {"policy": texts}, data.rewards)

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch.distributed.fsdp import FSDPModule
 
 from upo.data.rewards import Reward
 from upo.errors import UserError
 from upo.evaluation.benchmarks import Harness
 from upo.judges.base import Judge
 from upo.rollout.vllm import Backend, check_vllm
+from upo.runtime.collectives import ALONE, Ranks
 
 if TYPE_CHECKING:
     from upo.data.example import Example
     from upo.data.module import PreferenceData
-    from upo.evaluation.systems import Texts
     from upo.methods.common.base import Method
     from upo.models.policy import Policy
+    from upo.rollout.sampling import Completion
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed")
 """Settings that decide what is written."""
@@ -87,6 +89,7 @@ class Evaluation:
         data: "PreferenceData",
         folder: Path,
         run: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> dict[str, float]:
         """Measures, prints, and writes evaluation.json (all figures, also by prompt), samples.jsonl and the report.
 
@@ -94,17 +97,20 @@ class Evaluation:
             method: with weights; the reference, where it generates, is evaluated beside the policy.
             folder: where the files go; an evaluation that was interrupted there goes on where it was.
             run: folder of the run, whose settings and curves the report shows; by default `folder`.
+            ranks: the ranks that sample and score together, each with the whole models or its shards of them; the first
+                one alone measures rewards, asks the judge, runs benchmarks and writes.
 
         Returns:
-            All figures, flat name to number.
+            All figures, flat name to number; none on further ranks.
         """
         from upo.data.codec import TextCodec
         from upo.evaluation import held_out_pairs, measure
         from upo.evaluation.benchmarks import benchmark
         from upo.evaluation.judging import by_judge
         from upo.evaluation.outcome import Outcome
+        from upo.evaluation.runs import load_run
         from upo.evaluation.safety_figures import category_values, violation_figures
-        from upo.evaluation.systems import PARTIAL, comparison_model, opponent_texts
+        from upo.evaluation.systems import PARTIAL, comparison_model, opponent_texts, partial_file, systems_of
         from upo.evaluation.tables import print_evaluation
         from upo.evaluation.win_rates import by_reward, win_figures
 
@@ -125,23 +131,32 @@ class Evaluation:
         figures: dict[str, float] = {}
         with _evaluating(policy, reference, own):
             if pairs:
-                logps = measure.log_probs(policy, own or reference, pairs, data, "held-out pairs")
-                of_pairs = held_out_pairs.pair_values(logps, measure.rewards(method, logps, pairs, data))
+                logps = measure.log_probs(policy, own or reference, pairs, data, "held-out pairs", ranks=ranks)
+                of_pairs = held_out_pairs.pair_values(logps, measure.rewards(method, logps, pairs, data, ranks))
                 beta = getattr(method, "beta", None) if method.reference is not None else None
                 figures |= held_out_pairs.idealised_figures(logps, pairs, beta)
         judging = {"judge": self.judge} if isinstance(self.judge, Reward) else {}
-        texts, values, read = self._written(
-            policy, reference, opponent, asked, data, codec.encoder, folder, rewards | judging
-        )
-        with _evaluating(policy):
-            benchmarks = benchmark(policy, self.tasks, self.harness, self.seed) if self.tasks else {}
+        drawn, by_token = self._written(policy, reference, asked, data, folder, ranks)
+        if ranks.rank:
+            return {}
+        if self.tasks:
+            whole = load_run(folder, trust=True)[0].policy if isinstance(policy, FSDPModule) else policy
+            with _evaluating(whole):
+                figures |= benchmark(whole, self.tasks, self.harness, self.seed)
+        systems = systems_of(drawn, opponent, asked, codec.encoder)
+        texts = {name: system.texts for name, system in systems.items()}
+        measure.fit_rewards(rewards | judging, data)
+        values = measure.measured(asked, systems, rewards | judging)
+        for name, column in by_token.items():
+            for own, x in zip(values["policy"], column, strict=True):
+                own[name] = x
         measure.objective(values, weights)
         category_values(asked, texts, rewards, values)
         remarks: list[str] = []
         if isinstance(self.judge, Reward):
             by_reward(values)
         elif self.judge is not None:
-            remarks = by_judge(self.judge, asked, texts, values, folder / PARTIAL)
+            remarks = by_judge(self.judge, asked, texts, values, partial_file(folder))
         unsafe = {"percents": self.unsafe_percent, "eps": self.unsafe_eps, "rank": self.unsafe_rank}
         figures = (
             measure.text_figures(values, texts)
@@ -149,11 +164,12 @@ class Evaluation:
             | violation_figures(asked, rewards, values, **unsafe)
             | held_out_pairs.pair_figures(of_pairs, pairs, method.reward_is_log_odds)
             | figures
-            | benchmarks
         )
+        read = [policy.tokenizer.decode(s.prompt_ids, clean_up_tokenization_spaces=False) for s in drawn["policy"]]
         outcome = Outcome(figures, asked, read, texts, values, of_pairs, pairs, remarks)
         outcome.write(folder, self.settings(), run)
-        (folder / PARTIAL).unlink(missing_ok=True)
+        for file in folder.glob(PARTIAL):
+            file.unlink()
         print_evaluation(figures, asked, texts, self.samples)
         for remark in remarks:
             print(remark)
@@ -180,50 +196,37 @@ class Evaluation:
         self,
         policy: "Policy",
         reference: "Policy | None",
-        opponent: "Texts | None",
         asked: "Sequence[Example]",
         data: "PreferenceData",
-        encoder: Any,
         folder: Path,
-        rewards: Mapping[str, Reward],
-    ) -> tuple[dict[str, list[str]], dict[str, list[dict[str, float]]], list[str]]:
-        """Texts and what is measured on them, by system (policy, reference, opponent, chosen) and prompt, and prompts
-        as the policy reads them."""
+        ranks: Ranks,
+    ) -> "tuple[dict[str, list[Completion]], dict[str, list[float]]]":
+        """What policy and reference write to the prompts, and figures of the policy's responses by its log-probs."""
         from upo.data.units import Unit
-        from upo.evaluation.measure import fit_rewards, log_probs, measured, token_figures
-        from upo.evaluation.systems import chosen_texts, of_samples, sampled
+        from upo.evaluation.measure import log_probs, token_figures
+        from upo.evaluation.systems import sampled
 
         sampling = self._sampling() | {"batch_size": self.batch_size, "backend": self.backend}
         models = {name: model for name, model in (("policy", policy), ("reference", reference)) if model is not None}
         with _evaluating(*(models.values() if self.backend == "transformers" else ())):
-            drawn = {name: sampled(model, name, asked, folder, **sampling) for name, model in models.items()}
-        systems = {name: of_samples(own) for name, own in drawn.items()}
-        if opponent is not None:
-            systems["rival"] = opponent
-        if (chosen := chosen_texts(asked, encoder)) is not None:
-            systems["chosen"] = chosen
-        fit_rewards(rewards, data)
-        values = measured(asked, systems, rewards)
+            drawn = {name: sampled(model, name, asked, folder, ranks, **sampling) for name, model in models.items()}
         units = [Unit.of(s.prompt_ids, (s.ids,), e) for s, e in zip(drawn["policy"], asked, strict=True)]
         with _evaluating(policy, reference):
-            logps = log_probs(policy, reference, units, data, "KL and entropy", by_token=True)
-        for name, column in token_figures(logps).items():
-            for own, x in zip(values["policy"], column, strict=True):
-                own[name] = x
-        read = [policy.tokenizer.decode(s.prompt_ids, clean_up_tokenization_spaces=False) for s in drawn["policy"]]
-        return {name: w.texts for name, w in systems.items()}, values, read
+            logps = log_probs(policy, reference, units, data, "KL and entropy", by_token=True, ranks=ranks)
+        return drawn, token_figures(logps)
 
 
 @contextmanager
 def _evaluating(*policies: "Policy | None"):
     """Models in eval mode, on the accelerator where there is one; afterwards where and as they were."""
-    import torch
+    from upo.evaluation.measure import accelerator
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with ExitStack() as stack:
         for policy in policies:
             if policy is not None:
-                stack.callback(policy.to, next(policy.parameters()).device)
                 stack.callback(policy.train, policy.training)
-                policy.to(device).eval()
+                policy.eval()
+                if not isinstance(policy.holder, FSDPModule):  # shards stay where they are
+                    stack.callback(policy.to, next(policy.parameters()).device)
+                    policy.to(accelerator())
         yield

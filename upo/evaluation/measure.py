@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve
+from torch.distributed.fsdp import FSDPModule
 
 from upo.data.annotate import annotate
 from upo.data.codec import TextCodec
@@ -25,6 +26,7 @@ from upo.metrics.text import distinct_n, repetition
 from upo.models.logps import ResponseLogps
 from upo.models.policy import Policy
 from upo.models.scoring import score
+from upo.runtime.collectives import ALONE, Ranks
 
 if TYPE_CHECKING:
     from upo.data.module import PreferenceData
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
 
 INTERVALS = ("win_rate", "objective", "rewards/", "kl")
 """Beginnings of the per-prompt values whose means get an interval."""
+
+
+def accelerator() -> torch.device:
+    """Where models are evaluated."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def held_out_examples(data: "PreferenceData") -> list[Example]:
@@ -65,6 +72,7 @@ def log_probs(
     data: "PreferenceData",
     title: str,
     by_token: bool = False,
+    ranks: Ranks = ALONE,
 ) -> ResponseLogps:
     """Log-probs of all responses under policy and reference, on the CPU; prompt_index counts the units.
 
@@ -72,13 +80,14 @@ def log_probs(
         units: their prompts end with the policy's control token, where it has one; the reference reads its own there.
         by_token: adds to `outputs` what the distributions at the tokens say over the whole vocabulary: `entropy` of the
             policy and, beside a reference, `reverse_kl`, KL(policy || reference), both in nats.
+        ranks: the ranks that share the work; each gets the whole result.
     """
     groups, against, wanted = [unit.groups[0] for unit in units], None, ("entropy",) if by_token else ()
     if reference is not None:
         own, other = (control_ids(model.tokenizer) for model in (policy, reference))
         against = reference, groups if own == other else [_behind(group, own, other) for group in groups]
         wanted = ("entropy", "reverse_kl") if by_token else ()
-    found = score(policy, groups, wanted, against=against, title=title, **_budget(policy, data))
+    found = score(policy, groups, wanted, against=against, title=title, **_budget(policy, data, ranks))
     lengths = torch.tensor([n for group in groups for n in group.scored_lengths])
     return ResponseLogps(
         found.pop("logps"),
@@ -106,7 +115,7 @@ def token_figures(logps: ResponseLogps) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def rewards(
-    method: "Method", logps: ResponseLogps, units: Sequence[Unit], data: "PreferenceData"
+    method: "Method", logps: ResponseLogps, units: Sequence[Unit], data: "PreferenceData", ranks: Ranks = ALONE
 ) -> torch.Tensor | None:
     """The method's implicit reward of all responses [N], on the CPU; None where it defines none.
 
@@ -122,14 +131,14 @@ def rewards(
     def rewarded(responses: Responses, wanted: Collection[str]) -> dict[str, torch.Tensor]:
         return {"reward": method.reward(method.response_logps(responses, needs.for_reward))}
 
-    groups, budget = [unit.groups[0] for unit in units], _budget(method.policy, data)
+    groups, budget = [unit.groups[0] for unit in units], _budget(method.policy, data, ranks)
     return score(rewarded, groups, ("reward",), title="implicit rewards", **budget)["reward"]
 
 
-def _budget(policy: Policy, data: "PreferenceData") -> dict[str, Any]:
-    """How and where units are scored."""
-    device = next(policy.parameters()).device
-    return {"layout": data.layout, "max_tokens": data.tokens_per_microbatch, "device": device}
+def _budget(policy: Policy, data: "PreferenceData", ranks: Ranks) -> dict[str, Any]:
+    """How, where and by whom units are scored."""
+    device = accelerator() if isinstance(policy.holder, FSDPModule) else next(policy.parameters()).device
+    return {"layout": data.layout, "max_tokens": data.tokens_per_microbatch, "device": device, "ranks": ranks}
 
 
 def _behind(group: Group, control: list[int], other: list[int]) -> Group:

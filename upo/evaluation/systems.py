@@ -13,14 +13,20 @@ from upo.data.templates import inherit_options, options_of, with_template
 from upo.data.tokenize import Encoder
 from upo.data.views import pairs_of
 from upo.errors import UserError
+from upo.runtime.collectives import ALONE, Ranks
 from upo.runtime.run_folder import RunPaths
 
 if TYPE_CHECKING:
     from upo.models.policy import Policy
     from upo.rollout.sampling import Completion
 
-PARTIAL = ".evaluation.partial.jsonl"
+PARTIAL = ".evaluation.partial*.jsonl"
 """Responses and verdicts of an evaluation that is not finished, in the folder where its files will go."""
+
+
+def partial_file(folder: Path, rank: int = 0) -> Path:
+    """The file of this kind that a rank writes."""
+    return folder / PARTIAL.replace("*", f".rank{rank}" if rank else "")
 
 
 @frozen
@@ -34,17 +40,20 @@ class Texts:
     """Whether such a token closed it."""
 
 
-def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path, **settings: Any) -> "list[Completion]":
+def sampled(
+    policy: "Policy", name: str, asked: Sequence[Example], folder: Path, ranks: Ranks = ALONE, **settings: Any
+) -> "list[Completion]":
     """One response a prompt; those that an interrupted evaluation in `folder` left are not sampled again.
 
     Args:
         name: of the system, for the progress bar.
+        ranks: the ranks that share the work; each gets all responses.
         settings: of `upo.rollout.sampling.sample`.
     """
     from upo.evaluation.kept import Kept
     from upo.models.reference_source import weights_hash
     from upo.rollout.ends import stop_tokens, warn_unended
-    from upo.rollout.sampling import sample
+    from upo.rollout.sampling import sample_policy
 
     prompts = [example.prompt for example in asked]
     encoder = Encoder(policy.tokenizer)
@@ -52,10 +61,9 @@ def sampled(policy: "Policy", name: str, asked: Sequence[Example], folder: Path,
     if further := sorted(stop_tokens(policy.model, encoder) - {encoder.eos}):
         decided.append(further)
     what = json.dumps(decided, sort_keys=True)
-    kept = Kept(folder / PARTIAL, hashlib.sha256(what.encode()).hexdigest())
+    kept = Kept(partial_file(folder, ranks.rank), hashlib.sha256(what.encode()).hexdigest())
     title = f"{name}'s responses"
-    with policy.active():
-        written = sample(policy.model, policy.tokenizer, prompts, **settings, progress=title, kept=kept)
+    written = sample_policy(policy, prompts, **settings, progress=title, kept=kept, ranks=ranks)
     found = [group[0] for group in written]
     warn_unended(f"the {name}", found, settings["max_new_tokens"])
     return found
@@ -68,19 +76,31 @@ def comparison_model(policy: "Policy", path: str) -> "Policy":
         UserError: its vocabulary differs by more than added tokens.
     """
     from upo.models.checkpoint import load_model
+    from upo.models.policy import Policy
 
     model, tokenizer = load_model(path)
     known, others = (t.get_vocab().items() for t in (policy.tokenizer, tokenizer))
     if not (known <= others or others <= known):
         raise UserError(f"{path} has another vocabulary than the policy; name a reference that shares it")
     inherit_options(with_template(tokenizer, policy.text["chat_template"]), options_of(policy.tokenizer))
-    other = policy.with_model(model, tokenizer)
+    other = Policy(path, tokenizer=path, **policy.text)
+    other.tokenizer = tokenizer
+    other.adopt(model)
     return other.requires_grad_(False).eval()
 
 
 def of_samples(drawn: "Sequence[Completion]") -> Texts:
     """Texts as a model wrote them."""
     return Texts([s.text for s in drawn], [len(s.ids) for s in drawn], [s.finish_reason == "stop" for s in drawn])
+
+
+def systems_of(
+    drawn: "Mapping[str, Sequence[Completion]]", opponent: Texts | None, asked: Sequence[Example], encoder: Encoder
+) -> dict[str, Texts]:
+    """Everyone who answers, by name: models, the other run as `rival`, the data as `chosen`."""
+    systems = {name: of_samples(own) for name, own in drawn.items()}
+    others = {"rival": opponent, "chosen": chosen_texts(asked, encoder)}
+    return systems | {name: texts for name, texts in others.items() if texts is not None}
 
 
 def chosen_texts(examples: Sequence[Example], encoder: Encoder) -> Texts | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from upo.errors import UserError, hub_errors
 from upo.models import quantization
@@ -101,10 +102,14 @@ def new_model(config: "PretrainedConfig", dtype: torch.dtype, quantization_confi
 
 
 def tensors_hash(tensors: Iterable[tuple[str, Tensor]], *about: Any) -> str:
-    """sha256 over tensors by name, with their shapes and types, and over anything else that JSON can say."""
+    """sha256 over tensors by name, with their shapes and types, and over anything else that JSON can say.
+
+    Of what is sharded it is that of this rank's part.
+    """
 
     def digest(item: tuple[str, Tensor]) -> str:
         name, x = item
+        x = x.to_local() if isinstance(x, DTensor) else x
         raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         return hashlib.sha256(f"{name} {x.dtype} {tuple(x.shape)} ".encode() + hashlib.sha256(raw).digest()).hexdigest()
 

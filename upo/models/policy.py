@@ -38,6 +38,8 @@ class Policy(SavesAdapterOnly, WritesText):
     model: "PreTrainedModel"
     packable: int | None
     """How long a prompt and its response may be in the packed layout, in tokens; None for any length."""
+    reshards: bool = True
+    """Whether a strategy that shards it frees a layer's weights after the layer's forward pass."""
     provides: ClassVar[frozenset[str]] = frozenset(
         {"logps", *linear_logps.NAMES, *DIVERGENCES, "hidden", "layers", "prompt_hidden", "prompt_mean"}
     )

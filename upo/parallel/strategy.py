@@ -140,7 +140,19 @@ class Sharded(ModelParallelStrategy):
                 )
             fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard, offload_policy=offload, **options)
         assert isinstance(policy, FSDPModule)
+        policy.reshards = reshard
         return policy
+
+    def shard_reference(self, reference: Reference | None) -> None:
+        """Shards what training has let go, a stored reference's model, to evaluate with it."""
+        if not isinstance(reference, StoredReference):
+            return
+        if self.global_rank:
+            reference.weights_sha256 = None  # rank 0 compares the weights; the others have shapes
+        with self.tensor_init_context():
+            holder = reference.load_model().holder
+        if not isinstance(holder, FSDPModule):
+            self._shard_policy(holder, True, None if reference.dtype else self.param_dtype)
 
     def model_to_device(self) -> None:
         """What is sharded lies where it belongs."""

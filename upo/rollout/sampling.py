@@ -20,11 +20,15 @@ from upo.data.example import Prompt
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
 from upo.models.model_config import context_of
+from upo.parallel.gathered import gathered
 from upo.rollout.ends import stop_tokens, up_to
 from upo.rollout.vllm import Backend, Write, engine
+from upo.runtime.collectives import ALONE, Ranks, gather_objects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from upo.models.policy import Policy
 
 
 @frozen
@@ -62,6 +66,7 @@ def sample(
     progress: str | None = None,
     kept: MutableMapping[str, Any] | None = None,
     backend: Backend = "transformers",
+    ranks: Ranks = ALONE,
 ) -> list[list[Completion]]:
     """`responses` continuations of each prompt, in the order of the prompts.
 
@@ -80,6 +85,7 @@ def sample(
             that is there as a whole is not sampled again.
         backend: vllm is faster on GPUs, where it is installed; it draws from the same distribution, by other random
             numbers. It is untested on real GPUs.
+        ranks: the ranks that share the work, each with the whole model; each gets all responses.
     """
     from tqdm import tqdm
 
@@ -88,6 +94,7 @@ def sample(
     prompt_ids = [_shorten(ids, context, max_new_tokens, encoder.bos) for ids in encoder.prompts(prompts)]
     rows = [(i, k) for i in range(len(prompts)) for k in range(responses)]
     rows.sort(key=lambda row: -len(prompt_ids[row[0]]))
+    rows = rows[ranks.rank :: ranks.size]
     stops = stop_tokens(model, encoder)
     never = never_written(tokenizer, stops)
     settings = {"temperature": temperature, "top_p": top_p, "never": never, "stops": stops}
@@ -117,7 +124,14 @@ def sample(
             if kept is not None:
                 kept.update({f"{i}.{k}": asdict(sampled[i, k]) for i, k in batch})
             bar.update(len(batch))
-    return [[sampled[i, k] for k in range(responses)] for i in range(len(prompts))]
+    every = {row: own for part in gather_objects(sampled, ranks) for row, own in part.items()}
+    return [[every[i, k] for k in range(responses)] for i in range(len(prompts))]
+
+
+def sample_policy(policy: "Policy", prompts: Sequence[Prompt], **settings: Any) -> list[list[Completion]]:
+    """`sample` from a policy, whose model may be in shards (then every rank calls this) or shared with another one."""
+    with policy.active(), gathered(policy):
+        return sample(policy.model, policy.tokenizer, prompts, **settings)
 
 
 def draw(
@@ -192,6 +206,7 @@ def _continue(model: "PreTrainedModel", prompts: list[list[int]], choose: _Draw,
         max_new_tokens=choose.uniform.shape[1],
         do_sample=False,
         logits_processor=[choose],
+        synced_gpus=False,  # each rank has its own prompts, and the whole model
         use_cache=True,
     )
     return out[:, width:].tolist()

@@ -1,6 +1,7 @@
 """Collectives that also work without any process group."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +38,15 @@ def max_over_ranks(x: Tensor) -> Tensor:
 def whole(x: Tensor) -> Tensor:
     """The whole tensor of a shard, on every rank; any other tensor itself."""
     return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def gather_objects(x: Any, ranks: Ranks) -> list[Any]:
+    """What each of the ranks has, in their order, on every rank; anything that can be pickled."""
+    if ranks.size == 1:
+        return [x]
+    found: list[Any] = [None] * ranks.size
+    dist.all_gather_object(found, x)
+    return found
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, slice]:
