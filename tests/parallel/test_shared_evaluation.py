@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_sharded import config, sharded, train  # noqa: F401  a fixture
+from test_sharded import sharded, train  # noqa: F401  a fixture
 
 from upo.callbacks.metrics_csv import read_metrics
 from upo.runtime.run_folder import RunPaths
@@ -38,8 +38,8 @@ def test_ranks_evaluate_as_one_does(
     method: str,
     way: str,
     more: tuple[str, ...],
-    train: Callable,
-    tmp_path: Path,  # noqa: F811
+    train: Callable,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     args = ("--trainer.max_steps", "3", "--data.validation", "3", "--evaluation", json.dumps(EVALUATION), *more)
     train(method, "one", *args)
