@@ -20,7 +20,7 @@ from upo.data.example import Prompt
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
 from upo.models.model_config import context_of
-from upo.parallel.gathered import gathered
+from upo.models.gathered import gathered
 from upo.rollout.ends import stop_tokens, up_to
 from upo.rollout.vllm import Backend, Write, engine
 from upo.runtime.collectives import ALONE, Ranks, gather_objects
