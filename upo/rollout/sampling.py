@@ -19,8 +19,8 @@ from upo.data.control import never_written
 from upo.data.example import Prompt
 from upo.data.tokenize import Encoder
 from upo.errors import UserError
-from upo.models.model_config import context_of
 from upo.models.gathered import gathered
+from upo.models.model_config import context_of
 from upo.rollout.ends import stop_tokens, up_to
 from upo.rollout.vllm import Backend, Write, engine
 from upo.runtime.collectives import ALONE, Ranks, gather_objects
