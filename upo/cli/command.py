@@ -16,7 +16,7 @@ class ShortErrors(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         set_parsing_settings(docstring_parse_attribute_docstrings=True)  # dataclasses have their help below the fields
         safe_parsing()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # a mistyped option must not be another one
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         config = super().parse_args(*args, **kwargs)

@@ -24,7 +24,7 @@ class ShortErrors(LightningArgumentParser):
         # a run has no such fields; looking for them in the source of every class takes a second at each start
         set_parsing_settings(docstring_parse_attribute_docstrings=False)
         safe_parsing()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # a mistyped option must not be another one
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """`--overwrite` and `--allow_changes` need no value."""
