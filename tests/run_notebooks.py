@@ -39,7 +39,7 @@ def execute(name: str, house: Path, **replaced: str) -> Any:
     shared = str((ROOT / os.environ.get("UPO_SHARED", "../shared")).resolve())
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     client = nbclient.NotebookClient(
-        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(house)}}
+        notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(house)}}
     )
     client.execute(env=os.environ | {"PYTHONPATH": path, "UPO_SHARED": shared, "COLUMNS": "120"})
     return notebook

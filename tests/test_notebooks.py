@@ -12,6 +12,15 @@ from run_notebooks import NOTEBOOKS, code_hash, execute, house_in, shown
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
     "add_a_method": (2, [r"dead_zone: held-out accuracy 0\.\d+, margin", r"dpo: held-out accuracy"]),
+    "an_instruct_model": (
+        0,
+        [
+            r"<\|im_start\|>assistant",
+            r"it is the start again: True",
+            r"the merged model writes the same: True",
+            r"readability, higher is easier +0\.\d\d +0\.\d\d",
+        ],
+    ),
     "batches_and_masks": (4, [r"desirable: \[True, False\]", r"response 1 \[(\d+), .*\nresponse 2 \[\1, "]),
     "chat_with_a_checkpoint": (
         0,
@@ -28,6 +37,8 @@ EXPECTED = {
 """How many pictures a notebook draws at least, and what it prints."""
 QUICK = "batches_and_masks"
 """Executed in each slow suite, one or two of the others in that of a day."""
+INSTRUCT = "an_instruct_model"
+"""Needs a model that no package holds: executed at night, where it lies."""
 
 
 def code(path: Path) -> list[str]:
@@ -88,7 +99,10 @@ def expects(name: str, text: str, pictures: int) -> None:
         assert re.search(pattern, text), f"{pattern} not in:\n{text}"
 
 
-@pytest.mark.parametrize("name", taking_turns(EXPECTED, 6, pytest.mark.slow, pytest.mark.nightly, always=[QUICK]))
+@pytest.mark.parametrize(
+    "name",
+    taking_turns(sorted(EXPECTED.keys() - {INSTRUCT}), 6, pytest.mark.slow, pytest.mark.nightly, always=[QUICK]),
+)
 def test_notebooks_run(name: str, house: Path) -> None:
     pytest.importorskip("nbclient")
     expects(name, *shown(execute(name, house)))
@@ -108,3 +122,10 @@ def test_the_switch_to_real_data(name: str, house: Path, stories260k: str) -> No
     text, pictures = shown(execute(name, house, REAL="True", **shorter))
     assert pictures >= min(1, EXPECTED[name][0])
     assert text.strip()
+
+
+@pytest.mark.nightly
+def test_an_instruct_model(house: Path, smollm2: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPO_SMOLLM2", smollm2)
+    pytest.importorskip("nbclient")
+    expects(INSTRUCT, *shown(execute(INSTRUCT, house, STEPS="2")))

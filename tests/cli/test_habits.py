@@ -58,6 +58,7 @@ def test_the_table_is_printed_where_experiments_are() -> None:
         (["--data.per_device_train_batch_size", "4"], "data.pairs_per_step"),
         (["--model.policy.device_map", "auto"], "trainer.strategy"),
         (["--output_dir", "x"], "trainer.default_root_dir"),
+        (["--trainer.max_step", "3"], "max_steps"),
         (["--trainer.num_train_epochs=2"], "trainer.max_epochs"),
         (["--model.optimizer", "AdamWW"], "did you mean `AdamW`?"),
         (["--model.optimizer", "torch.optim.AdamWW"], "did you mean `AdamW`?"),

@@ -23,11 +23,11 @@ CALLBACKS = [
 WHILE = ("--trainer.callbacks", json.dumps(CALLBACKS))
 STORED = ("--model.reference", "StoredReference", "--model.reference.folder", "kept")
 CASES = [
-    pytest.param("DPO", "sharded", WHILE, id="DPO, while it trains"),
+    pytest.param("DPO", "sharded", WHILE, marks=pytest.mark.slow, id="DPO, while it trains"),
     pytest.param("KTO", "DDP", WHILE, marks=pytest.mark.nightly, id="KTO, DDP, while it trains"),
     pytest.param("UPO", "DDP", (), marks=pytest.mark.slow, id="UPO, DDP"),
     pytest.param("UPO", "sharded", (), marks=pytest.mark.slow, id="UPO"),
-    pytest.param("LoRA", "sharded", (), marks=pytest.mark.slow, id="LoRA"),
+    pytest.param("LoRA", "sharded", (), marks=pytest.mark.nightly, id="LoRA"),
     pytest.param("LoRA", "sharded", STORED, marks=pytest.mark.nightly, id="LoRA, stored reference"),
     pytest.param("QLoRA", "sharded", (), marks=pytest.mark.nightly, id="QLoRA"),
 ]
