@@ -33,6 +33,12 @@ CASES = [
 ]
 
 
+def generated(paths: RunPaths) -> list[dict[str, float]]:
+    """What was measured of the policy's responses at each validation."""
+    rows = [{k: x for k, x in row.items() if "/generated/" in k} for row in read_metrics(paths.metrics)]
+    return [row for row in rows if row]
+
+
 @pytest.mark.parametrize(("method", "way", "more"), CASES)
 def test_ranks_evaluate_as_one_does(
     method: str,
@@ -51,6 +57,6 @@ def test_ranks_evaluate_as_one_does(
     assert found == pytest.approx(expected, abs=1e-4)  # sums of log-probs, whose weights differ by 1e-6
     if more == WHILE:
         assert two.training_samples.read_text() == one.training_samples.read_text() != ""
-        rows = [[row for row in read_metrics(p.metrics) if "val/generated/words" in row] for p in (one, two)]
-        assert rows[0] and rows[0] == [pytest.approx(row, abs=1e-4) for row in rows[1]]
+        expected, found = (generated(p) for p in (one, two))
+        assert expected and found == [pytest.approx(row, abs=1e-4) for row in expected]
     assert not list((tmp_path / "two").glob(".evaluation*"))
