@@ -1,4 +1,4 @@
-"""A run whose first steps do not reach what it trains ends with a sentence; a loss that is flat for a while does not."""
+"""A run whose first steps do not reach what it trains ends with a sentence; one with a flat loss goes on."""
 
 from collections.abc import Callable
 from pathlib import Path
