@@ -7,7 +7,7 @@ A new method is tested as soon as `upo.methods.__all__` names it; what is specia
 import copy
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from cases import case_of
+from lightning.pytorch.strategies import Strategy
 from rotation import taking_turns
 from tiny import PAIRS
 
@@ -102,10 +103,10 @@ def reference_state(method: Method) -> dict[str, torch.Tensor]:
     return copy.deepcopy(method.reference.load_model().state_dict())
 
 
-def make(kind: type[Method], lr: float = 1e-2) -> Method:
+def make(kind: type[Method], lr: float = 1e-2, **further: object) -> Method:
     config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     config |= {"intermediate_size": 48, "max_position_embeddings": 256}
-    options = dict(case_of(kind).options)
+    options = dict(case_of(kind).options) | further
     if kind.needs.reference is not None:
         options["reference"] = FrozenReference()
     torch.manual_seed(0)
@@ -124,10 +125,17 @@ def fit(
     steps: int = LONG,
     lr: float = 1e-2,
     precision: str = "32-true",
+    strategy: Strategy | str = "auto",
+    devices: int = 1,
+    options: Mapping[str, object] = {},
     **data: object,
 ) -> SimpleNamespace:
-    """One step is all eight pairs, in several micro-batches."""
-    case, method, watch = case_of(kind), make(kind, lr), Watch()
+    """One step is all eight pairs, in several micro-batches.
+
+    Args:
+        options: of the method, beside those of its case.
+    """
+    case, method, watch = case_of(kind), make(kind, lr, **options), Watch()
     module = PreferenceData(
         (Source(case.source, path=pairs),),
         rewards={"length": Words()},
@@ -139,7 +147,7 @@ def fit(
     trainer = pl.Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", gradient_clip_val=1.0, logger=False, callbacks=[watch],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        use_distributed_sampler=False, precision=precision,
+        use_distributed_sampler=False, precision=precision, strategy=strategy, devices=devices,
     )  # fmt: skip
     torch.manual_seed(1)
     trainer.fit(method, datamodule=module)

@@ -1,6 +1,8 @@
 """4-bit weights stay as they were read on CPUs for which bitsandbytes has an order of its own."""
 
+import ast
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from training import fit, make
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
+import upo
 from upo.export import export
 from upo.methods import DPO
 from upo.models.checkpoint import load_model
@@ -109,6 +112,18 @@ def test_a_forward_pass_leaves_weights_as_they_were_read(read, base, tmp_path):
     with torch.no_grad():
         model(input_ids=torch.arange(8)[None])
     assert layers and all(torch.equal(x, layer.weight) for x, layer in zip(before, layers, strict=True))
+
+
+def test_whoever_reads_a_model_keeps_its_layout() -> None:
+    """By the code: each function that calls `from_pretrained` of a model."""
+    readers = []
+    for file in Path(upo.__file__).parent.rglob("*.py"):
+        for function in (x for x in ast.walk(ast.parse(file.read_text())) if isinstance(x, ast.FunctionDef)):
+            code = ast.unparse(function)
+            if re.search(r"AutoModel\w*\.from_pretrained\(", code) and file.parent.name != "bench":
+                readers.append(f"{file.stem}.{function.name}")
+                assert "quantization.keep_layout(model)" in code, readers[-1]
+    assert len(readers) >= 4, readers
 
 
 @pytest.mark.usefixtures("cpu")

@@ -28,6 +28,8 @@ def check(method: Any, callbacks: Sequence[Any]) -> None:
     reference = method.reference
     if reference is not None and type(reference) not in (FrozenReference, AdapterReference, StoredReference):
         raise UserError(f"{type(reference).__name__} works on whole models; set model.reference: FrozenReference")
+    if own := [name for name, _ in method.named_parameters(recurse=False)]:
+        raise UserError(f"{type(method).__name__}.{own[0]} is no part of a module; put it into one that `heads` names")
     if moving := [type(c).__name__ for c in callbacks if isinstance(c, MovingReference)]:
         raise UserError(f"{moving[0]} moves whole models only; take trainer.strategy: ddp")
 

@@ -112,6 +112,7 @@ class Sharded(ModelParallelStrategy):
             if head is not method.policy and any(True for _ in head.parameters()):
                 receive(head, self.root_device)
                 self.trained.append(fully_shard(head, mesh=self.mesh, reshard_after_forward=False))
+        receive(method, self.root_device)  # its buffers: were one without values, Lightning would empty every tensor
         torch.set_rng_state(self.broadcast(torch.get_rng_state()))  # ranks that made shapes have drawn nothing
 
     def _shard_policy(

@@ -18,6 +18,7 @@ from upo.data.steps import REFERENCE_LOGPS
 from upo.data.views import View
 from upo.errors import UserError
 from upo.methods.common.finite import check_means, check_start
+from upo.methods.common.first_steps import learnable
 from upo.methods.common.needs import SUMS, Needs, check_needs
 from upo.methods.common.term import LossTerm, common, total
 from upo.methods.common.trained import Trained
@@ -153,6 +154,8 @@ class Method(Trained):
         logps = self.response_logps(batch.responses, self.needs)
         terms = self.terms(batch, logps, statistics)
         loss = total(terms.values(), step.counts)
+        if stage == "train":
+            self.first_steps.watch(logps)
         if batch.dummy:
             return 0.0 * loss
         self.step_values.add(loss, terms, logps)
@@ -182,7 +185,7 @@ class Method(Trained):
             4. The same for the last one, whose loss is returned: Lightning runs its backward pass, in which sharded
                and replicated policies exchange their gradients.
             5. `configure_gradient_clipping`: the norm is logged, gradients are clipped, each group to its limit; a loss
-               or a norm that is not finite ends the run here.
+               or a norm that is not finite ends the run here, as do first steps that do not reach what is trained.
             6. The optimizer's update, then the scheduler's.
             7. Callbacks (`on_train_batch_end`): moving references, metrics.csv, checkpoints.
         """
@@ -195,9 +198,10 @@ class Method(Trained):
         statistics = self.step_statistics(step, "train")
         world_size = self.trainer.world_size  # strategies average gradients over ranks; losses are shares of a sum
         scale = self.trainer.precision_plugin.pre_backward  # Lightning calls it for the last one; fp16 needs it for all
-        for batch in step.micro_batches[:-1]:
-            scale(self.loss_of(batch, step, statistics, "train") * world_size, self).backward()
-        loss = self.loss_of(step.micro_batches[-1], step, statistics, "train") * world_size
+        for batch in step.micro_batches:
+            loss = learnable(self.loss_of(batch, step, statistics, "train") * world_size)
+            if batch is not step.micro_batches[-1]:
+                scale(loss, self).backward()
         self._log("train")
         return loss
 

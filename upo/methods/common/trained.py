@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from upo.errors import UserError
 from upo.methods.common.finite import StepValues
+from upo.methods.common.first_steps import FirstSteps
 from upo.methods.common.heads import SideHead
 from upo.models.loading import BASE, START_SHA256, check_base, check_start
 from upo.models.policy import Policy
@@ -31,7 +32,7 @@ class Trained(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.step_values = StepValues()
+        self.step_values, self.first_steps = StepValues(), FirstSteps()
 
     def heads(self) -> dict[str, SideHead]:
         """Modules trained beside the policy, by the name of the attribute that holds each."""
@@ -69,11 +70,13 @@ class Trained(pl.LightningModule):
         self.log_dict({"train/grad_norm": norms[0], "train/lr": optimizer.param_groups[0]["lr"]})
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16: it skips such a step
         self.step_values.check([] if scaled else norms, self.global_step, Path(self.trainer.default_root_dir))
+        self.first_steps.check(self, optimizer, norms[0])
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Does nothing: `training_step` clears gradients before its first micro-batch."""
 
     def on_train_start(self) -> None:
+        self.first_steps = FirstSteps()
         check_trainer(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
