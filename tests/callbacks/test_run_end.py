@@ -65,7 +65,7 @@ def test_after_training_and_before_evaluation_and_summary(stories260k, tmp_path,
     """In the callbacks' order; the evaluation meets the reference of the start, and the targets are there."""
     evaluated = []
 
-    def run(self: Any, method: Any, data: Any, folder: Path) -> dict[str, float]:
+    def run(self: Any, method: Any, data: Any, folder: Path, **_: Any) -> dict[str, float]:
         evaluated.append(state(method, folder))
         return {}
 
