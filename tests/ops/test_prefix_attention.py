@@ -60,7 +60,7 @@ def test_blocks_equal_segments(heads: int) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(rows, h, width, 16) for h in (4, heads, heads))
     real = (responses.prompt_segment_ids >= 0)[:, :, None, None]
-    a = blocks(responses, compiled=False).attend(q, k, v, 0.3)
+    a = blocks(responses, is_compiled=False).attend(q, k, v, 0.3)
     b = segments(responses).attend(q, k, v, 0.3)
     torch.testing.assert_close(a * real, b * real, rtol=1e-5, atol=1e-6)
 

@@ -18,11 +18,14 @@ def hidden_states(
     """The last hidden states [R T, D], which the output head reads; with `every`, those after each layer before them.
 
     Args:
-        plan: of the packed attention, for those who look at it afterwards; made here by default.
+        plan: of the packed attention, for those who look at it afterwards; made here by default, of the batch as
+            `prefix_attention.arranged` gives it.
 
     Raises:
         UserError: the model's layers do not call the attention that the packed layout needs.
     """
+    size = responses.input_ids.numel()
+    responses = prefix_attention.arranged(responses) if responses.layout == "packed" else responses
     options = {"input_ids": responses.input_ids, "use_cache": False, "output_hidden_states": every}
     if responses.layout == "packed":
         plan = prefix_attention.plan(responses) if plan is None else plan
@@ -33,4 +36,5 @@ def hidden_states(
             f"{model.config.model_type} did not call the packed attention: its tokens would see other responses; "
             "set data.layout: padded"
         )
-    return [x.flatten(0, 1) for x in (*(outputs.hidden_states[1:] if every else ()), outputs.last_hidden_state)]
+    states = [x.flatten(0, 1) for x in (*(outputs.hidden_states[1:] if every else ()), outputs.last_hidden_state)]
+    return states if size == responses.input_ids.numel() else [x[:size] for x in states]

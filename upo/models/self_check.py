@@ -62,7 +62,7 @@ def _limit(model: "PreTrainedModel", name: str, longest: int | None) -> int | No
     if longest == 0:
         return 0
     packed = collate_responses(groups, "packed", row_tokens=64, pad_id=0).to(model.device)
-    plan = prefix_attention.plan(packed)
+    plan = prefix_attention.plan(prefix_attention.arranged(packed))
     try:
         ours = hidden_states(model, packed, plan=plan)[-1][packed.logit_positions]
     except Exception as error:  # whatever a model's own code makes of inputs that it does not know

@@ -5,15 +5,24 @@ no backward pass on CPUs, where `prefix_attention.Segments` computes the same pi
 """
 
 import functools
+import math
 from typing import Any
 
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import pad
 
 from upo.data.layout import Responses
 from upo.errors import UserError
+
+BLOCK = 128
+"""Tokens of a block of FlexAttention's masks; rows are multiples of it."""
+LEAST = 2 * BLOCK
+"""The shortest row: a number of blocks that is 1 would be compiled anew."""
+KINDS = 64
+"""How often a function is compiled: for training, reference and validation of each model and dtype in a process."""
 
 
 def check_rows(query: Tensor, key: Tensor, value: Tensor, size: int) -> None:
@@ -43,7 +52,7 @@ class Blocks:
     ) -> Tensor:
         """query [R, heads, T, D], key and value [R, key heads, T, D] -> [R, T, heads, D]."""
         check_rows(query, key, value, self.mask.shape[0] * self.mask.shape[2])
-        attention: Any = _compiled() if self.compiled else flex_attention
+        attention: Any = compiled(flex_attention) if self.compiled else flex_attention
         grouped = query.shape[1] != key.shape[1]
         out = attention(
             query, key, value, _capped(cap) if cap else None, block_mask=self.mask, scale=scale, enable_gqa=grouped
@@ -51,20 +60,32 @@ class Blocks:
         return out.transpose(1, 2).contiguous()
 
 
-def blocks(responses: Responses, compiled: bool = True) -> Blocks:
+def one_row(packed: Responses) -> Responses:
+    """The same flat positions as a single row, and behind them padding up to a multiple of `BLOCK` tokens.
+
+    Batches then differ in one number alone, which is never small: kernels are compiled once for all of them.
+    """
+    size = packed.input_ids.numel()
+    more = max(LEAST, math.ceil(size / BLOCK) * BLOCK) - size
+    fill = {"input_ids": 0, "position_ids": 0, "prompt_segment_ids": -1, "response_segment_ids": -1}
+    return evolve(packed, **{n: pad(getattr(packed, n).view(1, -1), (0, more), value=x) for n, x in fill.items()})
+
+
+def blocks(responses: Responses, is_compiled: bool = True) -> Blocks:
     """The block mask of a batch; built once per batch and used by every layer."""
     prompt, response = responses.prompt_segment_ids, responses.response_segment_ids
 
     rows, width = prompt.shape
-    mask = create_block_mask(  # a lambda: FlexAttention counts the arguments, and type checks in tests wrap functions
+    create: Any = compiled(create_block_mask) if is_compiled else create_block_mask
+    mask = create(  # a lambda: FlexAttention counts the arguments, and type checks in tests wrap functions
         lambda row, head, q, k: (
             (prompt[row, q] == prompt[row, k])
             & ((response[row, k] == -1) | (response[row, q] == response[row, k]))
             & (q >= k)
         ),
-        rows, None, width, width, device=str(prompt.device), _compile=compiled,
+        rows, None, width, width, device=str(prompt.device),
     )  # fmt: skip
-    return Blocks(mask, compiled)
+    return Blocks(mask, is_compiled)
 
 
 @functools.cache
@@ -74,5 +95,28 @@ def _capped(cap: float) -> Any:
 
 
 @functools.cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+def compiled(function: Any) -> Any:
+    """A function compiled for rows of any length; what cannot be compiled as a whole is an error.
+
+    Where PyTorch has compiled a function too often (8 times, if nothing is said) it would run it as it is written from
+    then on: attention with all its scores, 34 GB for 16k tokens and 32 heads.
+
+    Raises:
+        UserError: when called; the limit is reached.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    fast: Any = torch.compile(function, dynamic=True, fullgraph=True)
+
+    def call(*args: Any, **options: Any) -> Any:
+        with config.patch(recompile_limit=KINDS, fail_on_recompile_limit_hit=True):
+            try:
+                return fast(*args, **options)
+            except FailOnRecompileLimitHit as error:
+                raise UserError(
+                    f"attention of packed rows was compiled for {KINDS} kinds of batches and models already; set "
+                    "data.layout: padded, or put fewer models into one process"
+                ) from error
+
+    return call

@@ -52,7 +52,11 @@ class FirstSteps:
         if self.number < STEPS:
             for x in (logps.logps, *logps.outputs.values()):
                 if x.requires_grad and x.numel():
-                    x.register_hook(lambda gradient: self.derivatives.append(gradient.abs().amax().float()))
+                    x.register_hook(self._note)
+
+    def _note(self, derivative: Tensor | None) -> None:
+        if derivative is not None:  # of what a loss does not use
+            self.derivatives.append(derivative.abs().amax().float())
 
     def check(self, method: Any, optimizer: Optimizer, norm: Tensor) -> None:
         """Looks at the gradients of a step, after its backward passes; all ranks call it.
