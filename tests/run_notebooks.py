@@ -75,9 +75,9 @@ def store(name: str, house: Path) -> None:
                 if output.output_type == "execute_result":
                     output.execution_count = None
             cell.outputs = kept
-    for place, name in PLACES.items():  # as a reader's would be
+    for place, public in PLACES.items():  # as a reader's would be
         if place in os.environ:
-            notebook = nbformat.from_dict(json.loads(json.dumps(notebook).replace(os.environ[place], name)))
+            notebook = nbformat.from_dict(json.loads(json.dumps(notebook).replace(os.environ[place], public)))
     nbformat.write(notebook, ROOT / "notebooks" / f"{name}.ipynb")
 
 

@@ -82,7 +82,7 @@ class FirstSteps:
         depends = bool(self.derivatives) and bool(torch.stack(self.derivatives).max() > FLAT)
         found = torch.tensor([depends, *(name in self.reached for name in trained)], device=norm.device).int()
         depends, *reached = max_over_ranks(found).tolist()
-        check_reached(dict(zip(trained, reached, strict=True)), whole_model=method.policy.adapter is None)
+        check_reached(dict(zip(trained, map(bool, reached), strict=True)), whole_model=method.policy.adapter is None)
         if depends and not torch.stack(self.norms).any():
             raise RunFailed(
                 "the policy's gradient was exactly 0 in the first steps, though the loss depends on its log-probs: it "
