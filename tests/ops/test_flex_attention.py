@@ -14,7 +14,7 @@ from torch.nn.attention import flex_attention as library
 from upo.data.layout import Responses
 from upo.errors import UserError
 from upo.models.logps import AXIS
-from upo.ops import flex_attention, prefix_attention
+from upo.ops import flex_attention
 from upo.ops.flex_attention import BLOCK, LEAST, blocks, one_row
 from upo.ops.prefix_attention import segments
 
@@ -48,7 +48,7 @@ def test_padding_behind_a_row_changes_nothing(kind: str, monkeypatch: pytest.Mon
         seen.append(made.input_ids.numel())
         return made
 
-    monkeypatch.setattr(prefix_attention, "arranged", lengthened)
+    monkeypatch.setattr(flex_attention, "arranged", lengthened)
     longer = policy(packed, names)
     assert seen == [256] and len(names) == 8
     for name, x in plain.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch.distributed.fsdp import FSDPModule
 
 from upo.errors import UserError
 
@@ -83,12 +84,15 @@ class Harness:
         return f"lm-evaluation-harness knows no task `{task}`{where}; {hint}`lm-eval ls tasks` lists all"
 
 
-def benchmark(policy: "Policy", tasks: Sequence[str], harness: Harness, seed: int = 0) -> dict[str, float]:
+def benchmark(
+    policy: "Policy", tasks: Sequence[str], harness: Harness, seed: int = 0, run: Path | None = None
+) -> dict[str, float]:
     """Runs tasks of the harness on the policy, exported as a Hugging Face folder.
 
     Args:
         tasks: names that the harness knows, e.g. `arc_easy`.
         seed: of its few-shot examples and bootstraps.
+        run: folder of its run, whose newest checkpoint is taken where the policy is in shards.
 
     Returns:
         `tasks/<task>/<metric>`, and `..._se` where the harness gives a standard error.
@@ -98,12 +102,16 @@ def benchmark(policy: "Policy", tasks: Sequence[str], harness: Harness, seed: in
     """
     import lm_eval
 
+    from upo.models.export import export
     from upo.models.merged_adapter import merged
 
     with tempfile.TemporaryDirectory() as folder:
-        model = policy.model if policy.adapter is None else merged(copy.deepcopy(policy.model))
-        model.save_pretrained(folder)
-        policy.tokenizer.save_pretrained(folder)
+        if run is not None and isinstance(policy, FSDPModule):
+            export(run, Path(folder), overwrite=True, merge=policy.adapter is not None)
+        else:
+            model = policy.model if policy.adapter is None else merged(copy.deepcopy(policy.model))
+            model.save_pretrained(folder)
+            policy.tokenizer.save_pretrained(folder)
         seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
         device = str(next(policy.parameters()).device)
         loading = {"pretrained": folder, "dtype": str(policy.dtype).removeprefix("torch."), "trust_remote_code": False}

@@ -108,7 +108,6 @@ class Evaluation:
         from upo.evaluation.benchmarks import benchmark
         from upo.evaluation.judging import by_judge
         from upo.evaluation.outcome import Outcome
-        from upo.evaluation.runs import load_run
         from upo.evaluation.safety_figures import category_values, violation_figures
         from upo.evaluation.systems import PARTIAL, comparison_model, opponent_texts, partial_file, systems_of
         from upo.evaluation.tables import print_evaluation
@@ -140,9 +139,8 @@ class Evaluation:
         if ranks.rank:
             return {}
         if self.tasks:
-            whole = load_run(folder, trust=True)[0].policy if isinstance(policy, FSDPModule) else policy
-            with _evaluating(whole):
-                figures |= benchmark(whole, self.tasks, self.harness, self.seed)
+            with _evaluating(policy):
+                figures |= benchmark(policy, self.tasks, self.harness, self.seed, folder)
         systems = systems_of(drawn, opponent, asked, codec.encoder)
         texts = {name: system.texts for name, system in systems.items()}
         measure.fit_rewards(rewards | judging, data)

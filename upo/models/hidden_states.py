@@ -6,7 +6,7 @@ from torch import Tensor
 
 from upo.data.layout import Responses
 from upo.errors import UserError
-from upo.ops import prefix_attention
+from upo.ops import flex_attention, prefix_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,13 +19,13 @@ def hidden_states(
 
     Args:
         plan: of the packed attention, for those who look at it afterwards; made here by default, of the batch as
-            `prefix_attention.arranged` gives it.
+            `flex_attention.arranged` gives it.
 
     Raises:
         UserError: the model's layers do not call the attention that the packed layout needs.
     """
     size = responses.input_ids.numel()
-    responses = prefix_attention.arranged(responses) if responses.layout == "packed" else responses
+    responses = flex_attention.arranged(responses) if responses.layout == "packed" else responses
     options = {"input_ids": responses.input_ids, "use_cache": False, "output_hidden_states": every}
     if responses.layout == "packed":
         plan = prefix_attention.plan(responses) if plan is None else plan

@@ -10,7 +10,7 @@ from upo.data.layout import collate_responses
 from upo.data.units import Group
 from upo.errors import UserError
 from upo.models.hidden_states import hidden_states
-from upo.ops import prefix_attention
+from upo.ops import flex_attention, prefix_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ def _limit(model: "PreTrainedModel", name: str, longest: int | None) -> int | No
     if longest == 0:
         return 0
     packed = collate_responses(groups, "packed", row_tokens=64, pad_id=0).to(model.device)
-    plan = prefix_attention.plan(prefix_attention.arranged(packed))
+    plan = prefix_attention.plan(flex_attention.arranged(packed))
     try:
         ours = hidden_states(model, packed, plan=plan)[-1][packed.logit_positions]
     except Exception as error:  # whatever a model's own code makes of inputs that it does not know

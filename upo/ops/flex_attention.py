@@ -60,6 +60,11 @@ class Blocks:
         return out.transpose(1, 2).contiguous()
 
 
+def arranged(packed: Responses) -> Responses:
+    """A packed batch in rows that suit the attention of its device; flat positions stay the same."""
+    return one_row(packed) if packed.input_ids.is_cuda else packed
+
+
 def one_row(packed: Responses) -> Responses:
     """The same flat positions as a single row, and behind them padding up to a multiple of `BLOCK` tokens.
 

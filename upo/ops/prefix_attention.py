@@ -18,7 +18,7 @@ from upo.data.layout import Responses
 from upo.errors import UserError
 from upo.ops import cpu_attention
 from upo.ops.capped_attention import capped_attention
-from upo.ops.flex_attention import Blocks, blocks, check_rows, one_row
+from upo.ops.flex_attention import Blocks, blocks, check_rows
 
 NAME = "upo_prefix"
 """Name of this attention in transformers, after `register`."""
@@ -179,11 +179,6 @@ def _group(first: Tensor, lengths: Tensor, prompt_lengths: Tensor, prompt_first:
     causal = torch.ones(len(offsets), len(offsets), dtype=torch.bool).tril().expand(len(first), -1, -1)
     in_prompt = (prompt_offsets < prompt_lengths)[:, None].expand(-1, len(offsets), -1)
     return Group(queries, keys, torch.cat([in_prompt, causal], 2)[:, None], real)
-
-
-def arranged(responses: Responses) -> Responses:
-    """A packed batch in rows that suit the attention of its device; flat positions stay the same."""
-    return one_row(responses) if responses.input_ids.is_cuda else responses
 
 
 def plan(responses: Responses) -> Segments | Blocks:

@@ -89,8 +89,7 @@ def sample(
     """
     from tqdm import tqdm
 
-    encoder = Encoder(tokenizer)
-    context = context_of(model.config)
+    encoder, context = Encoder(tokenizer), context_of(model.config)
     prompt_ids = [_shorten(ids, context, max_new_tokens, encoder.bos) for ids in encoder.prompts(prompts)]
     rows = [(i, k) for i in range(len(prompts)) for k in range(responses)]
     rows.sort(key=lambda row: -len(prompt_ids[row[0]]))

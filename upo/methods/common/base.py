@@ -179,15 +179,13 @@ class Method(Trained):
         In order:
             1. Gradients are cleared, here: Lightning's own call would come between this and the last backward pass.
             2. `statistics(step)`: values of the GLOBAL step that the loss needs, without gradient.
-            3. For every micro-batch but the last: `response_logps` (forward pass of the policy, and of the reference
-               where nothing is stored), `terms`, division by the step's global counts, `update_metrics`, backward
-               pass. Gradients add up.
-            4. The same for the last one, whose loss is returned: Lightning runs its backward pass, in which sharded
-               and replicated policies exchange their gradients.
-            5. `configure_gradient_clipping`: the norm is logged, gradients are clipped, each group to its limit; a loss
+            3. For every micro-batch: `response_logps` (forward pass of the policy, and of the reference where nothing
+               is stored), `terms`, division by the step's global counts, `update_metrics`, backward pass. Gradients
+               add up. The last one's loss is returned: Lightning runs its backward pass, in which sharded and
+               replicated policies exchange their gradients.
+            4. `configure_gradient_clipping`: the norm is logged, gradients are clipped, each group to its limit; a loss
                or a norm that is not finite ends the run here, as do first steps that do not reach what is trained.
-            6. The optimizer's update, then the scheduler's.
-            7. Callbacks (`on_train_batch_end`): moving references, metrics.csv, checkpoints.
+            5. The optimizer's update, the scheduler's, then callbacks: moving references, metrics.csv, checkpoints.
         """
         self.step_values.clear()
         optimizer = self.optimizers(use_pl_optimizer=False)
