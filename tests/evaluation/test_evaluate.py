@@ -14,7 +14,7 @@ from upo.data.units import Unit
 from upo.errors import UserError
 from upo.evaluate import Evaluation, main
 from upo.evaluation.measure import distinct_prompts, held_out_examples, log_probs, token_figures
-from upo.evaluation.systems import PARTIAL, sampled
+from upo.evaluation.systems import partial_file, sampled
 from upo.judges import Judge, Verdict
 from upo.methods import DPO, SFT
 from upo.models.policy import Policy
@@ -132,10 +132,10 @@ def test_a_killed_evaluation_goes_on_where_it_was(noisy, pairs: Path, tmp_path: 
     settings = Evaluation(**SETTINGS, batch_size=8, objective={"length": 0.1, "mood": 2.0})
     with pytest.raises(KeyboardInterrupt):
         settings.run(dpo, data(pairs), tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [PARTIAL]
+    assert [p.name for p in tmp_path.iterdir()] == [partial_file(tmp_path).name]
     again = settings.run(dpo, data(pairs), tmp_path)
     assert asked == [8] * 7, "six batches, the fifth twice"
-    assert again == pytest.approx(figures, abs=1e-4) and not (tmp_path / PARTIAL).exists()
+    assert again == pytest.approx(figures, abs=1e-4) and not partial_file(tmp_path).exists()
 
 
 def test_other_weights_take_nothing_from_a_killed_evaluation(noisy, pairs: Path, tmp_path: Path, stories260k) -> None:
